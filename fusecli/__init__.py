@@ -1,0 +1,55 @@
+"""fusecli: fuse image features into text features by cross-attention.
+
+    from fusecli import ImageTextFusion     the torch module, a drop-in for the published one
+    from fusecli import load_module, save_module
+    from fusecli import FuseOptions, fuse_files     what `fusecli fuse` does, from Python
+
+Names are imported when they are first used, so that `import fusecli` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fusecli.config import FusionConfig
+    from fusecli.errors import FuseError
+    from fusecli.fuse import FuseOptions, fuse_files
+    from fusecli.module import ImageTextFusion
+    from fusecli.report import Report
+    from fusecli.weights import load_module, save_module
+
+__all__ = [
+    "FuseError",
+    "FuseOptions",
+    "FusionConfig",
+    "ImageTextFusion",
+    "Report",
+    "fuse_files",
+    "load_module",
+    "save_module",
+]
+
+_HOME = {
+    "FuseError": "errors",
+    "FuseOptions": "fuse",
+    "FusionConfig": "config",
+    "ImageTextFusion": "module",
+    "Report": "report",
+    "fuse_files": "fuse",
+    "load_module": "weights",
+    "save_module": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fusecli' has no attribute {name!r}")
+    return getattr(import_module(f"fusecli.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,218 @@
+"""The few array operations that fusion needs, for numpy and for torch.
+
+Both classes have the same methods, so that `attention.py` is written once. What they hand out
+is workspace: the next call with the same name overwrites it. Fresh memory for every chunk
+would cost more than the products that fill it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any  # numpy.ndarray or torch.Tensor, never both in one job
+
+
+class NumpyArrays:
+    """float32 on the CPU."""
+
+    name = "numpy"
+    narrow = False
+    one_kernel = False  # whether `attention` exists
+
+    def __init__(self) -> None:
+        self._flat: dict[str, NDArray[np.float32]] = {}
+
+    def give(self, name: str, *shape: int) -> Array:
+        """Workspace of a shape; the contents are whatever was there."""
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.size < size:
+            flat = self._flat[name] = np.empty(size, np.float32)
+        return flat[:size].reshape(shape)
+
+    def load(self, array: NDArray[Any]) -> Array:
+        """Bring an array to where it is computed with."""
+        return array
+
+    def unload(self, array: Array) -> NDArray[np.float32]:
+        """Bring a result back, as float32."""
+        result: NDArray[np.float32] = array
+        return result
+
+    def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
+        """`[R, in]` by `[out, in]` to `[R, out]`."""
+        out = self.give(name, rows.shape[0], weight.shape[0])
+        np.matmul(rows, weight.T, out=out)
+        if bias is not None:
+            out += bias
+        return out
+
+    def per_head(self, name: str, rows: Array, weight: Array) -> Array:
+        """`[R, H, a]` by `[H, a, b]` to `[R, H, b]`, head by head."""
+        out = self.give(name, rows.shape[0], rows.shape[1], weight.shape[2])
+        np.matmul(rows.swapaxes(0, 1), weight, out=out.swapaxes(0, 1))
+        return out
+
+    def batched(self, name: str, left: Array, right: Array) -> Array:
+        """`[n, a, b]` by `[n, b, c]` to `[n, a, c]`."""
+        out = self.give(name, left.shape[0], left.shape[1], right.shape[2])
+        return np.matmul(left, right, out=out)
+
+    def heads_to_scores(self, q: Array, k: Array) -> Array:
+        """q `[n, T, H, d]`, k `[n, P, H, d]` to `[n, H, T, P]`."""
+        (n, T, H, _), P = q.shape, k.shape[1]
+        out = self.give("scores", n, H, T, P)
+        return np.matmul(q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), out=out)
+
+    def heads_to_context(self, a: Array, v: Array) -> Array:
+        """a `[n, H, T, P]`, v `[n, P, H, d]` to `[n, T, H, d]`."""
+        n, H, T, _ = a.shape
+        out = self.give("context", n, T, H, v.shape[3])
+        np.matmul(a, v.swapaxes(1, 2), out=out.swapaxes(1, 2))
+        return out
+
+    def softmax(self, scores: Array, axis: int, real: Array | None, null: bool) -> Array:
+        """In place, over one axis; `real` (broadcast) tells which tokens take part."""
+        if real is not None:
+            np.copyto(scores, -np.inf, where=~real)
+        top = scores.max(axis=axis, keepdims=True)
+        if null:
+            np.maximum(top, 0, out=top)
+        scores -= top
+        np.exp(scores, out=scores)
+        total = scores.sum(axis=axis, keepdims=True)
+        if null:  # the null token's own score is 0
+            total += np.exp(-top)
+        scores /= total
+        return scores
+
+    def rearranged(self, name: str, array: Array, order: tuple[int, ...]) -> Array:
+        """A contiguous copy with the axes in another order."""
+        view = array.transpose(order)
+        out = self.give(name, *view.shape)
+        np.copyto(out, view)
+        return out
+
+    def permuted(self, array: Array, order: tuple[int, ...]) -> Array:
+        """A view with the axes in another order."""
+        return array.transpose(order)
+
+    def ones(self, *shape: int) -> Array:
+        return np.ones(shape, np.float32)
+
+    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array:
+        """Softmax(q k') v in one kernel that never stores the weights, where there is one."""
+        raise NotImplementedError
+
+    def repeated(self, name: str, rows: Array, times: int) -> Array:
+        """`[n, D]` to `[n, times, D]`."""
+        out = self.give(name, rows.shape[0], times, rows.shape[1])
+        np.copyto(out, rows[:, None, :])
+        return out
+
+    def layer_norm(self, rows: Array, weight: Array, bias: Array) -> Array:
+        """Over the last axis, eps 1e-5 as torch has it."""
+        centred = rows - rows.mean(axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        return centred / np.sqrt(variance + 1e-5) * weight + bias
+
+
+class TorchArrays:
+    """Any device and type that torch has.
+
+    Args:
+        device: as torch names it.
+        dtype: "float32", "bfloat16" or "float16".
+    """
+
+    name = "torch"
+    one_kernel = True
+
+    def __init__(self, device: str, dtype: str) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = torch.device(device)
+        self._dtype = getattr(torch, dtype)
+        self.narrow = dtype != "float32"
+        self._flat: dict[str, Any] = {}
+
+    def give(self, name: str, *shape: int) -> Array:
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = self._torch.empty(size, dtype=self._dtype, device=self._device)
+            self._flat[name] = flat
+        return flat[:size].view(shape)
+
+    def load(self, array: NDArray[Any]) -> Array:
+        kind = self._torch.bool if array.dtype == np.bool_ else self._dtype
+        if not array.flags.writeable:  # torch warns; nothing here writes to it
+            array = array.copy()
+        return self._torch.from_numpy(array).to(self._device, kind)
+
+    def unload(self, array: Array) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = array.float().cpu().numpy()
+        return result
+
+    def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
+        out = self.give(name, rows.shape[0], weight.shape[0])
+        if bias is None:
+            return self._torch.mm(rows, weight.t(), out=out)
+        return self._torch.addmm(bias, rows, weight.t(), out=out)
+
+    def per_head(self, name: str, rows: Array, weight: Array) -> Array:
+        out = self.give(name, rows.shape[0], rows.shape[1], weight.shape[2])
+        for head in range(weight.shape[0]):
+            self._torch.mm(rows[:, head], weight[head], out=out[:, head])
+        return out
+
+    def batched(self, name: str, left: Array, right: Array) -> Array:
+        out = self.give(name, left.shape[0], left.shape[1], right.shape[2])
+        return self._torch.bmm(left, right, out=out)
+
+    def heads_to_scores(self, q: Array, k: Array) -> Array:
+        # float16 ends at 65504, and the product of two heads can go beyond it.
+        q, k = (q.float(), k.float()) if self.narrow else (q, k)
+        return self._torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1))
+
+    def heads_to_context(self, a: Array, v: Array) -> Array:
+        return self._torch.matmul(a.to(v.dtype), v.transpose(1, 2)).transpose(1, 2).contiguous()
+
+    def softmax(self, scores: Array, axis: int, real: Array | None, null: bool) -> Array:
+        torch = self._torch
+        if real is not None:
+            scores = scores.masked_fill(~real, -math.inf)
+        if not null:
+            return torch.softmax(scores, axis)
+        top = scores.amax(axis, keepdim=True).clamp(min=0)
+        e = torch.exp(scores - top)
+        return e / (e.sum(axis, keepdim=True) + torch.exp(-top))
+
+    def rearranged(self, name: str, array: Array, order: tuple[int, ...]) -> Array:
+        return array.permute(order).contiguous()
+
+    def permuted(self, array: Array, order: tuple[int, ...]) -> Array:
+        return array.permute(order)
+
+    def ones(self, *shape: int) -> Array:
+        return self._torch.ones(shape, device=self._device)
+
+    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array:
+        mask = None if real is None else real[:, None, None, :]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        kernel = self._torch.nn.functional.scaled_dot_product_attention
+        # The scale is in the query's weights already.
+        return kernel(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2)
+
+    def repeated(self, name: str, rows: Array, times: int) -> Array:
+        out = self.give(name, rows.shape[0], times, rows.shape[1])
+        return out.copy_(rows[:, None, :].expand(out.shape))
+
+    def layer_norm(self, rows: Array, weight: Array, bias: Array) -> Array:
+        norm = self._torch.nn.functional.layer_norm
+        return norm(rows, (rows.shape[-1],), weight, bias)

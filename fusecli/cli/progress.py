@@ -1,0 +1,64 @@
+"""What a running command tells the person in front of it, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from fusecli.cli.main import printable
+
+_PATIENCE = 1.0  # seconds before a bar appears: a short job needs none
+_PLAIN_EVERY = 30.0  # seconds between lines where stderr is no terminal
+
+
+class Progress:
+    """Notes at once, and for long jobs a bar with rate and time left.
+
+    Args:
+        verb: what is being done.
+        quiet: say nothing.
+        warnings: pass warnings on.
+    """
+
+    def __init__(self, verb: str, quiet: bool, warnings: bool = True) -> None:
+        self._verb, self._quiet, self._warnings = verb, quiet, warnings
+        self._began = self._said = time.monotonic()
+        self._bar: Any = None
+
+    def tell(self, line: str) -> None:
+        """One line for people."""
+        if not self._quiet and (self._warnings or not line.startswith("warning:")):
+            print(printable(line), file=sys.stderr, flush=True)
+
+    def update(self, done: int, total: int) -> None:
+        """So many of so many samples are done."""
+        now = time.monotonic()
+        if self._quiet or now - self._began < _PATIENCE:
+            return
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from fusecli.render import ProgressBar
+
+                self._bar = ProgressBar(self._verb, total)
+            self._bar.update(done)
+        elif now - self._said >= _PLAIN_EVERY:
+            self._said = now
+            rate = done / (now - self._began)
+            left = (total - done) / rate
+            self.tell(
+                f"{self._verb}: {done:,} of {total:,} pairs, {rate:,.0f}/s, {left:,.0f} s left"
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,61 @@
+"""Which device computes. Torch is imported only where a device other than the CPU is in play."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from fusecli.errors import DeviceError, UsageError
+
+
+def check_device_name(name: str) -> str:
+    """Raises:
+    UsageError: not one of auto, cpu, cuda, cuda:i, mps.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:0 (1, ...) or mps")
+    return name
+
+
+def devices() -> list[str]:
+    """The devices there are, best first; imports torch."""
+    import torch
+
+    found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def resolve_device(name: str) -> str:
+    """The device that a name stands for; imports torch.
+
+    Args:
+        name: auto, cpu, cuda, cuda:i or mps.
+
+    Raises:
+        DeviceError: it is not on this machine.
+    """
+    there = devices()
+    if name == "auto":
+        return there[0]
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in there:
+        raise DeviceError(f"--device {name}: is not there; this machine has {', '.join(there)}")
+    return wanted
+
+
+def numpy_threads() -> int:
+    """Threads that numpy's matrix products use: the limits its library reads, or all cores."""
+    for limit in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(limit, "")
+        if value.isdigit() and int(value) > 0:
+            return min(int(value), cores())
+    return cores()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,171 @@
+"""What speaks against a result: measured while it was made, said in plain words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.config import FusionConfig
+from fusecli.report import Diagnosis
+from fusecli.shapes import Axes, PairShapes
+from fusecli.tokens import Seen
+
+UNIFORM = 0.99  # mean entropy over log P from which attention is called uniform
+FLOAT16_MAX = 65504.0
+# bfloat16 keeps 8 bits: from here on its rounding moves a feature by 0.5, and scores by more.
+BFLOAT16_COARSE = 256.0
+
+
+def one_image_token(
+    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None
+) -> list[Diagnosis]:
+    """With one key softmax is 1, whatever the text asks.
+
+    Args:
+        shapes: of the job.
+        config: a residual or a null token mends it.
+        mask: of the image, bool `[N, P]` or `[1, P]`; it may leave one token of many.
+    """
+    if config.null_token or config.residual:
+        return []
+    single = shapes.N if shapes.P == 1 else 0
+    if mask is not None and shapes.P > 1:
+        single = int((mask.sum(axis=1) == 1).sum()) * (shapes.N // len(mask))
+    if not single:
+        return []
+    which = "one image token"
+    if mask is not None:
+        which = f"one unmasked image token in {single} of {shapes.N} samples"
+    return [
+        Diagnosis(
+            "one-image-token",
+            f"{which}: all fused rows of such a pair are identical and hold no text "
+            "information (attention over a single token weighs it 1, whatever the text)",
+            "give patch features [P, D], or say --residual (adds the text) or --null-token "
+            "(weighs the image per text token)",
+        )
+    ]
+
+
+def uniform_attention(entropy: float | None, untrained: bool) -> list[Diagnosis]:
+    """Attention that hardly depends on the text.
+
+    Args:
+        entropy: mean entropy as a share of log P; None if there is nothing to weigh.
+        untrained: the weights are initial ones.
+    """
+    if entropy is None or not entropy > UNIFORM:
+        return []
+    usual = ", as is usual for untrained weights" if untrained else ""
+    return [
+        Diagnosis(
+            "uniform-attention",
+            f"attention is close to uniform (mean entropy {entropy:.4f} of its maximum)"
+            f"{usual}: every text token gets nearly the mean of the image tokens",
+            "give trained weights with --weights" if untrained else "check the weights",
+        )
+    ]
+
+
+def zero_rows(side: str, seen: Seen, masked: bool, where: str) -> list[Diagnosis]:
+    """Padding that nobody declared."""
+    if masked or not seen.zero_rows:
+        return []
+    return [
+        Diagnosis(
+            f"{side}-zero-rows",
+            f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens are zero or nearly so, "
+            f"probably padding, which takes part as if it were {side}",
+            f"pass the mask with --{side}-mask",
+        )
+    ]
+
+
+def same_row_counts(image: Axes, text: Axes) -> list[Diagnosis]:
+    """Two rank-2 files of as many rows are almost always one vector a sample."""
+    inferred = image.origin == text.origin == "rank"
+    if (image.letters, text.letters) != ("PD", "TD") or not inferred:
+        return []
+    rows = text.shape[0]
+    if image.shape[0] != rows or rows == 1:
+        return []
+    return [
+        Diagnosis(
+            "rows-are-samples",
+            f"both files have {rows} rows, read as tokens of one pair; they are probably "
+            "samples, one vector each",
+            "say --image-axes ND --text-axes ND (or PD and TD if they are tokens)",
+        )
+    ]
+
+
+def transposed(axes: Axes, other_width: int) -> list[Diagnosis]:
+    """Tokens and features look swapped: the token count is the width of the other side."""
+    tokens = axes.token_letters
+    if axes.origin != "rank" or len(tokens) != 1 or axes.width == other_width:
+        return []
+    if axes.tokens != other_width:
+        return []
+    named = axes.letters[:-2] + "D" + tokens
+    return [
+        Diagnosis(
+            f"{axes.side}-transposed",
+            f"the {axes.side} {list(axes.shape)} is read as {axes.tokens} tokens of width "
+            f"{axes.width}, but {axes.tokens} is the width of the other side",
+            f"if its axes are swapped say --{axes.side}-axes {named}",
+        )
+    ]
+
+
+def too_large_for(dtype: str, side: str, seen: Seen) -> list[Diagnosis]:
+    """Features beyond what a narrow type carries."""
+    limit = {"float16": FLOAT16_MAX, "bfloat16": BFLOAT16_COARSE}.get(dtype, math.inf)
+    if seen.largest_norm <= limit:
+        return []
+    what = (
+        "float16 ends at 65504" if dtype == "float16" else "bfloat16 rounds to steps of 1 and more"
+    )
+    return [
+        Diagnosis(
+            f"{side}-too-large",
+            f"{side} features have norms up to {seen.largest_norm:.4g} and {what}",
+            "say --dtype float32, or normalize the features",
+        )
+    ]
+
+
+def attention_statistics(
+    weights: NDArray[np.float32], mask: NDArray[np.bool_] | None, null_token: bool
+) -> dict[str, Any] | None:
+    """How spread the attention weights are.
+
+    Args:
+        weights: `[n, H, T, P]`.
+        mask: bool `[n, P]` or `[1, P]`, true for real tokens.
+        null_token: the weights leave a share to a null token, which counts as one more.
+
+    Returns:
+        Mean entropy in nats, its maximum (mean log of the number of tokens to choose from)
+        and their ratio; None if no sample has a choice.
+    """
+    n, P = weights.shape[0], weights.shape[3]
+    choices = np.full(n, P) if mask is None else np.broadcast_to(mask, (n, P)).sum(axis=1)
+    choices = choices + null_token
+    chosen = choices > 1
+    if not chosen.any():
+        return None
+    w = weights[chosen].astype(np.float64)
+    entropy = -(w * np.log(np.where(w > 0, w, 1.0))).sum(axis=-1)  # [n, H, T]
+    if null_token:
+        rest = np.clip(1 - w.sum(axis=-1), 0.0, 1.0)
+        entropy -= rest * np.log(np.where(rest > 0, rest, 1.0))
+    highest = np.log(choices[chosen])
+    return {
+        "mean_entropy": float(entropy.mean()),
+        "max_entropy": float(highest.mean()),
+        "entropy_ratio": float((entropy / highest[:, None, None]).mean()),
+        "samples": int(chosen.sum()),
+    }

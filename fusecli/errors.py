@@ -1,0 +1,37 @@
+"""The errors a user can cause. The command line turns each into one line and an exit code."""
+
+
+class FuseError(Exception):
+    """The data or the machine said no: what is wrong, where, and what to do, in one sentence."""
+
+    exit_code = 1
+
+
+class UsageError(FuseError):
+    """The options contradict each other, whatever the files hold."""
+
+    exit_code = 2
+
+
+class FeatureFileError(FuseError):
+    """A feature file is missing, damaged, or holds something that is not numbers."""
+
+
+class ShapeError(FuseError):
+    """The shapes of two inputs, or of an input and the weights, do not belong together."""
+
+
+class WeightsError(FuseError):
+    """A weights file lacks something or does not fit the options."""
+
+
+class DeviceError(FuseError):
+    """The device asked for is not on this machine."""
+
+
+class OutputError(FuseError):
+    """The result cannot be written where it was asked for."""
+
+
+class DiagnosisError(FuseError):
+    """--strict: the result would be written, but a diagnosis speaks against it."""

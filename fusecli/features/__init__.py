@@ -1,0 +1,100 @@
+"""Feature files: opened by their headers, read when asked, never changed.
+
+A file becomes a `FeatureFile`, its tensors `StoredTensor`s. Formats are told by the file's
+ending; each has a module of its own here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from dataclasses import dataclass, field
+from io import BufferedIOBase
+
+from fusecli.errors import FeatureFileError
+from fusecli.features.npy import npy_from_bytes, open_npy, open_npz
+from fusecli.features.stored import StoredTensor
+
+ENDINGS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """An open feature or weights file.
+
+    Attributes:
+        name: the path as it was given, "-" for stdin.
+        tensors: by key; a file of one nameless tensor has the key "".
+        metadata: what a safetensors file says of itself.
+        size: in bytes.
+        content: the bytes, for stdin only.
+    """
+
+    name: str
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    content: bytes | None = None
+
+
+def open_features(name: str) -> FeatureFile:
+    """Open a feature file by its header; its numbers are not read (.pt excepted).
+
+    Args:
+        name: a path, or "-" for .npy from stdin.
+
+    Raises:
+        FeatureFileError: missing, not a regular file, an unknown ending, or damaged.
+    """
+    if name == "-":
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise FeatureFileError("-: stdin is empty, expected a .npy file")
+        tensor = npy_from_bytes(data, "-")
+        return FeatureFile("-", {"": tensor}, {}, len(data), data)
+    handle = open_regular(name)
+    size = os.fstat(handle.fileno()).st_size
+    ending = os.path.splitext(name)[1].lower()
+    if ending == ".npy":
+        return FeatureFile(name, {"": open_npy(handle, size, name)}, {}, size)
+    if ending == ".npz":
+        return FeatureFile(name, open_npz(handle, name), {}, size)
+    if ending == ".safetensors":
+        from fusecli.features.safetensors import open_safetensors
+
+        tensors, metadata = open_safetensors(handle, name, name)
+        return FeatureFile(name, tensors, metadata, size)
+    if ending in (".pt", ".pth"):
+        from fusecli.features.checkpoint import open_checkpoint
+
+        return FeatureFile(name, open_checkpoint(handle, name), {}, size)
+    pickles = " (pickles are never loaded)" if ending in (".pkl", ".pickle", ".bin") else ""
+    raise FeatureFileError(
+        f"{name}: fusecli reads {', '.join(ENDINGS)}, found {ending or 'no ending'}{pickles}"
+    )
+
+
+def open_regular(name: str) -> BufferedIOBase:
+    """Open a regular file for reading; a pipe or device would block or never end.
+
+    Raises:
+        FeatureFileError: missing, unreadable, a directory, a pipe or a device.
+    """
+    try:
+        # Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK.
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise FeatureFileError(f"{name}: no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FeatureFileError(f"{name}: cannot be opened: {reason}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise FeatureFileError(f"{name}: is a directory, expected a file")
+        raise FeatureFileError(
+            f"{name}: is not a regular file; a pipe can be given as '-' (.npy on stdin)"
+        )
+    return open(descriptor, "rb")

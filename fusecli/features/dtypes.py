@@ -1,0 +1,102 @@
+"""Stored number types and their way to float32."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The types of safetensors files that numpy has no name for are stored as plain bits.
+SAFETENSORS_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_BITS = {"bfloat16": "<u2", "float8_e4m3fn": "|u1", "float8_e5m2": "|u1"}
+_REFUSED = {
+    "O": "Python objects (a pickle), which fusecli never loads",
+    "c": "complex numbers",
+    "S": "strings",
+    "U": "strings",
+    "M": "dates",
+    "m": "time spans",
+}
+
+
+def storage_type(name: str) -> np.dtype[np.generic]:
+    """The numpy type whose bytes a stored type has (little-endian)."""
+    return np.dtype(_BITS[name]) if name in _BITS else np.dtype(name).newbyteorder("<")
+
+
+def refusal(dtype: np.dtype[np.generic]) -> str | None:
+    """Why a numpy type is not read, as the end of a sentence; None if it is."""
+    if dtype.names is not None or dtype.subdtype is not None:
+        return "holds structured records, expected plain numbers"
+    if dtype.kind == "V":
+        return (
+            f"holds raw bytes ({dtype.str}), which is what np.save makes of bfloat16: "
+            "save bfloat16 as .safetensors, or convert it to float32 first"
+        )
+    if dtype.kind not in "fiub":
+        what = _REFUSED.get(dtype.kind, f"type {dtype.name}")
+        return f"holds {what}, expected real numbers"
+    return None
+
+
+def to_float32(raw: NDArray[np.generic], name: str) -> NDArray[np.float32]:
+    """Convert stored numbers to float32; no copy where they are that already.
+
+    Args:
+        raw: the stored numbers; plain bits for the types numpy does not have.
+        name: the stored type's name.
+    """
+    if name == "bfloat16":  # the upper half of a float32
+        return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if name == "float8_e5m2":  # the upper half of a float16
+        return (raw.astype(np.uint16) << np.uint16(8)).view(np.float16).astype(np.float32)
+    if name == "float8_e4m3fn":
+        return _e4m3fn_table()[raw.astype(np.intp)]
+    with np.errstate(over="ignore"):  # what becomes infinite is reported by the finite check
+        return raw.astype(np.float32, copy=False)
+
+
+def from_float32(values: NDArray[np.float32], name: str) -> NDArray[np.generic]:
+    """Round float32 to an output type, as stored bytes; ties to even.
+
+    Args:
+        values: the numbers.
+        name: "float32", "float16" or "bfloat16" (returned as the bits, uint16).
+    """
+    if name == "bfloat16":
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        upper = (rounded >> np.uint32(16)).astype(np.uint16)
+        # Rounding up the payload of a NaN could carry it into infinity.
+        return np.where(np.isnan(values), np.uint16(0x7FC0), upper)
+    with np.errstate(over="ignore"):
+        return values.astype(storage_type(name), copy=False)
+
+
+def _e4m3fn_table() -> NDArray[np.float32]:
+    """All 256 float8_e4m3fn values: 4 exponent bits (bias 7), 3 of mantissa, NaN at 0x7F.
+
+    Source: Micikevicius et al. 2022, "FP8 Formats for Deep Learning", table 1.
+    """
+    code = np.arange(256)
+    exponent, mantissa = (code >> 3) & 15, code & 7
+    magnitude = np.where(
+        exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
+    )
+    magnitude[(code & 0x7F) == 0x7F] = np.nan
+    return np.where(code >= 128, -magnitude, magnitude).astype(np.float32)

@@ -1,0 +1,59 @@
+"""Safetensors files: checked by their own library, read without loading them."""
+
+from __future__ import annotations
+
+import json
+from io import BufferedIOBase
+
+import safetensors
+
+from fusecli.errors import FeatureFileError
+from fusecli.features.dtypes import SAFETENSORS_TYPES, storage_type
+from fusecli.features.npy import one_line
+from fusecli.features.stored import Span, StoredTensor
+
+
+def open_safetensors(
+    handle: BufferedIOBase, path: str, file: str
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Read the header of a safetensors file.
+
+    Args:
+        handle: the open file, at its start.
+        path: where the library finds it.
+        file: its name for messages.
+
+    Returns:
+        The tensors by key, and the file's own metadata.
+
+    Raises:
+        FeatureFileError: the library refuses the file (damaged, truncated, overlapping
+            tensors, an oversized header), or it holds no tensors.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as checked:
+            metadata = dict(checked.metadata() or {})
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        size = handle.seek(0, 2)
+        empty = " (the file is empty)" if size == 0 else ""
+        raise FeatureFileError(
+            f"{file}: is not a sound .safetensors file: {one_line(error)}{empty}"
+        ) from None
+    # The library hands out no bfloat16 to numpy and no offsets, so the header, which it
+    # has just checked, is read once more for them: 8 bytes of length, then JSON.
+    length = int.from_bytes(handle.read(8), "little")
+    header = json.loads(handle.read(length))
+    tensors: dict[str, StoredTensor] = {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        name = SAFETENSORS_TYPES.get(entry["dtype"])
+        source: Span | str = f"holds {entry['dtype']}, which fusecli does not read"
+        if name is not None:
+            source = Span(handle, 8 + length + begin, storage_type(name))
+        shape = tuple(entry["shape"])
+        tensors[key] = StoredTensor(file, key, shape, name or entry["dtype"], end - begin, source)
+    if not tensors:
+        raise FeatureFileError(f"{file}: holds no tensors")
+    return tensors, metadata

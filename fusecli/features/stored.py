@@ -1,0 +1,139 @@
+"""One tensor as it lies in a file: what its header says, and its numbers on request."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError
+from fusecli.features.dtypes import to_float32
+
+
+class ByteSource(Protocol):
+    """Bytes that can be read from a place: an open file, or a member of an archive."""
+
+    def seek(self, offset: int, /) -> int: ...
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the numbers of a tensor lie in an open file.
+
+    Attributes:
+        handle: the open file.
+        offset: of the first number, in bytes.
+        storage: numpy type of the stored bytes.
+        fortran_order: the first axis varies fastest.
+        mappable: the handle is a real file, so that an inner axis can be cut by a memory map.
+    """
+
+    handle: ByteSource
+    offset: int
+    storage: np.dtype[Any]
+    fortran_order: bool = False
+    mappable: bool = True
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a feature file. Nothing but its header has been read.
+
+    Attributes:
+        file: the path as it was given, "-" for stdin.
+        key: its name in a file of several tensors, or None.
+        shape: sizes of its axes.
+        dtype: name of the stored type, numpy's or "bfloat16", "float8_e4m3fn", "float8_e5m2".
+        nbytes: bytes of the stored numbers.
+        source: where the numbers are: a span of an open file, an array already in memory, or
+            a sentence that says why fusecli does not read them (a file may hold text beside
+            its features, and only asking for it is an error).
+    """
+
+    file: str
+    key: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    source: Span | NDArray[Any] | str
+
+    @property
+    def where(self) -> str:
+        """File and key, for messages."""
+        return self.file if self.key is None else f"{self.file}[{self.key}]"
+
+    def check_readable(self) -> None:
+        """Raises:
+        FeatureFileError: the tensor holds something that is not real numbers.
+        """
+        if isinstance(self.source, str):
+            raise FeatureFileError(f"{self.where}: {self.source}")
+
+    def read(self) -> NDArray[np.float32]:
+        """All numbers, as float32.
+
+        Raises:
+            FeatureFileError: the file became shorter since its header was read.
+        """
+        return to_float32(self._whole(), self.dtype)
+
+    def part(self, axis: int, start: int, stop: int) -> NDArray[np.float32]:
+        """The slice `start:stop` of one axis, as float32.
+
+        Only that slice is read: straight into memory when the file holds it in one piece,
+        through a memory map otherwise.
+
+        Raises:
+            FeatureFileError: the file became shorter since its header was read.
+        """
+        cut = (slice(None),) * axis + (slice(start, stop),)
+        span = self.source
+        if start == 0 and stop == self.shape[axis]:
+            raw = self._whole()
+        elif not isinstance(span, Span):
+            raw = self._whole()[cut]
+        elif axis == 0 and not span.fortran_order:
+            row = math.prod(self.shape[1:]) * span.storage.itemsize
+            raw = self._bits(span, start * row, (stop - start, *self.shape[1:]))
+        elif span.mappable:
+            raw = self._mapped(span)[cut]
+        else:
+            raw = self._whole()[cut]
+        return to_float32(raw, self.dtype)
+
+    def _whole(self) -> NDArray[Any]:
+        self.check_readable()
+        if isinstance(self.source, np.ndarray):
+            return self.source
+        assert isinstance(self.source, Span)
+        if self.source.fortran_order:
+            return self._bits(self.source, 0, self.shape[::-1]).T
+        return self._bits(self.source, 0, self.shape)
+
+    def _bits(self, span: Span, skip: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        out = np.empty(shape, span.storage)
+        view = out.reshape(-1).view(np.uint8).data
+        span.handle.seek(span.offset + skip)
+        done = 0
+        while done < len(view):
+            # A signal or a file system may end one read early; only zero means the end.
+            count = span.handle.readinto(view[done:])
+            if not count:
+                raise FeatureFileError(f"{self.where}: the file became shorter while it was read")
+            done += count
+        return out
+
+    def _mapped(self, span: Span) -> NDArray[Any]:
+        mapped: NDArray[Any] = np.memmap(
+            span.handle,  # type: ignore[call-overload]
+            span.storage,
+            mode="r",
+            offset=span.offset,
+            shape=self.shape,
+            order="F" if span.fortran_order else "C",
+        )
+        return mapped

@@ -1,0 +1,247 @@
+"""What one job is: the options, the opened files, and everything decided from their headers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusecli.config import FusionConfig
+from fusecli.device import check_device_name, resolve_device
+from fusecli.errors import FeatureFileError, ShapeError, UsageError
+from fusecli.features import FeatureFile, open_features
+from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
+from fusecli.initial import check_seed
+from fusecli.output import ENDINGS, OUT_DTYPES, check_target
+from fusecli.shapes import PairShapes, match_pair, read_axes
+from fusecli.tokens import TokenReader, refuse_empty_images
+from fusecli.weights import Switches, WeightsFile, config_of, open_weights
+
+DTYPES = ("float32", "bfloat16", "float16")
+ENGINES = ("auto", "numpy", "torch")
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """What `fusecli fuse` can be told; the meanings are those of the options of that name.
+
+    Attributes:
+        image, text: paths, one of them may be "-" (.npy on stdin).
+        output: a path, "-" (.npy on stdout), or None for the text's name in this folder.
+        switches: dim, heads, residual, norm, null_token, where they were said.
+        seed: of initial weights where no weights are given; None means 0.
+        image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
+        reports: .json paths the report is written to.
+        provenance: hash the inputs for the report (reads them once more).
+        max_memory: bytes a chunk may take.
+    """
+
+    image: str
+    text: str
+    output: str | None = None
+    switches: Switches = field(default_factory=Switches)
+    device: str = "auto"
+    dtype: str = "float32"
+    engine: str = "auto"
+    weights: str | None = None
+    seed: int | None = None
+    image_mask: str | None = None
+    text_mask: str | None = None
+    image_key: str | None = None
+    text_key: str | None = None
+    image_axes: str | None = None
+    text_axes: str | None = None
+    out_dtype: str = "float32"
+    force: bool = False
+    strict: bool = False
+    allow_empty_image: bool = False
+    allow_nonfinite: bool = False
+    reports: tuple[str, ...] = ()
+    provenance: bool = False
+    max_memory: int | None = None
+
+
+@dataclass
+class Side:
+    """One opened input with its mask."""
+
+    file: FeatureFile
+    reader: TokenReader
+    mask_entry: dict[str, Any] | None
+
+
+@dataclass
+class Job:
+    """Everything decided before the first number is read."""
+
+    options: FuseOptions
+    image: Side
+    text: Side
+    shapes: PairShapes
+    config: FusionConfig
+    weights: WeightsFile | None
+    seed: int | None
+    notes: list[str]
+    output: str
+
+
+def default_output(text: str) -> str:
+    """`<text stem>.fused.npy`, or .safetensors if the text was, in the working directory.
+
+    Raises:
+        UsageError: the text comes from stdin and has no name.
+    """
+    if text == "-":
+        raise UsageError("the text comes from stdin, so say where the result goes: -o FILE or -o -")
+    stem, ending = os.path.splitext(os.path.basename(text))
+    return f"{stem}.fused{'.safetensors' if ending.lower() == '.safetensors' else '.npy'}"
+
+
+def open_job(o: FuseOptions) -> Job:
+    """Open the files, decide what everything means, and refuse what cannot be done.
+
+    Only headers and masks are read.
+
+    Raises:
+        FuseError: the options, files, weights, device or output do not serve.
+    """
+    output = default_output(o.text) if o.output is None else o.output
+    _check_options(o, output)
+    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask]
+    inputs = [name for name in given if name not in (None, "none")]
+    check_target(output, o.force, inputs, ENDINGS)
+    for path in o.reports:
+        check_target(path, o.force, inputs, (".json",))
+    if o.device not in ("auto", "cpu"):
+        resolve_device(o.device)  # before any work
+    image_file, text_file = _open_both(o)
+    stored_image = choose_tensor(image_file, "image", o.image_key)
+    stored_text = choose_tensor(text_file, "text", o.text_key)
+    shapes = match_pair(
+        read_axes("image", stored_image.shape, o.image_axes, stored_image.where),
+        read_axes("text", stored_text.shape, o.text_axes, stored_text.where),
+        stored_image.where,
+        stored_text.where,
+    )
+    config, weights, seed, notes = _choose_config(o, shapes)
+    _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
+    same_file = image_file is text_file
+    image = Side(
+        image_file,
+        TokenReader(stored_image, shapes.image, None, o.allow_nonfinite, shapes.image_shared),
+        None,
+    )
+    text = Side(text_file, TokenReader(stored_text, shapes.text, None, o.allow_nonfinite), None)
+    notes = [*shapes.notes, *notes]
+    for side, option in ((image, o.image_mask), (text, o.text_mask)):
+        _add_mask(side, option, shapes.N, same_file, notes)
+    if image.reader.mask is not None and not o.allow_empty_image:
+        refuse_empty_images(image.reader.mask, stored_image.where)
+    return Job(o, image, text, shapes, config, weights, seed, notes, output)
+
+
+def _check_options(o: FuseOptions, output: str) -> None:
+    for option, value, allowed in (
+        ("--dtype", o.dtype, DTYPES),
+        ("--out-dtype", o.out_dtype, OUT_DTYPES),
+        ("--engine", o.engine, ENGINES),
+    ):
+        if value not in allowed:
+            raise UsageError(f"{option} {value}: expected {', '.join(allowed)}")
+    check_device_name(o.device)
+    if o.image == o.text == "-":
+        raise UsageError("only one of image and text can come from stdin")
+    if o.weights is not None and o.seed is not None:
+        raise UsageError("--weights and --seed exclude each other: a seed makes initial weights")
+    if o.engine == "numpy" and (o.dtype != "float32" or o.device not in ("auto", "cpu")):
+        raise UsageError("--engine numpy computes in float32 on the CPU only")
+    if o.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
+        raise UsageError("--out-dtype bfloat16 needs -o FILE.safetensors: .npy has no bfloat16")
+    if output != "-" and os.path.realpath(output) in map(os.path.realpath, o.reports):
+        raise UsageError(f"{output}: is both the output and the report")
+
+
+def _open_both(o: FuseOptions) -> tuple[FeatureFile, FeatureFile]:
+    image = open_features(o.image)
+    if o.image != "-" and os.path.exists(o.text) and os.path.samefile(o.image, o.text):
+        return image, image
+    return image, open_features(o.text)
+
+
+def _choose_config(
+    o: FuseOptions, shapes: PairShapes
+) -> tuple[FusionConfig, WeightsFile | None, int | None, list[str]]:
+    if o.weights is not None:
+        weights = open_weights(o.weights)
+        config, notes = config_of(weights, o.switches)
+        if weights.seed is not None:
+            notes.append(_untrained(f"{o.weights}: initial weights, seed {weights.seed}"))
+        return config, weights, weights.seed, notes
+    seed = check_seed(o.seed or 0)
+    s = o.switches
+    config = FusionConfig(
+        s.dim if s.dim is not None else shapes.text.width,
+        s.heads if s.heads is not None else 8,
+        shapes.image.width,
+        shapes.text.width,
+        bool(s.residual),
+        bool(s.norm),
+        bool(s.null_token),
+    )
+    return config, None, seed, [_untrained(f"no --weights: initial weights, seed {seed}")]
+
+
+def _untrained(which: str) -> str:
+    return f"{which}; this module is untrained, its output is a fixed random projection"
+
+
+def _check_widths(
+    shapes: PairShapes, config: FusionConfig, image: str, text: str, weights: str | None
+) -> None:
+    pairs = (
+        ("image", image, shapes.image, config.image_dim),
+        ("text", text, shapes.text, config.text_dim),
+    )
+    wrong = [
+        f"{where} {list(axes.shape)} has {side} features of width {axes.width}, expected {wanted}"
+        + (
+            f" (if its axes are swapped say --{side}-axes {axes.letters[:-2]}D{axes.letters[-2]})"
+            if len(axes.letters) > 1 and axes.shape[-2] == wanted and axes.letters[-1] == "D"
+            else ""
+        )
+        for side, where, axes, wanted in pairs
+        if axes.width != wanted
+    ]
+    if wrong:
+        raise ShapeError(
+            f"{'; '.join(wrong)}: {weights} takes image features of width {config.image_dim} and "
+            f"text features of width {config.text_dim} (image {image} {list(shapes.image.shape)}, "
+            f"text {text} {list(shapes.text.shape)}); give other --weights or leave them out"
+        )
+
+
+def _add_mask(side: Side, option: str | None, N: int, same_file: bool, notes: list[str]) -> None:
+    axes = side.reader.axes
+    if option == "none":
+        return
+    if option is not None:
+        stored = the_mask_of(open_features(option), axes.side)
+    else:
+        beside = choose_mask(side.file, axes.side, same_file)
+        if beside is None:
+            return
+        stored = beside
+        notes.append(f"{stored.where} is used as the {axes.side} mask")
+    mask = read_mask(stored, axes, N)
+    if axes.side == "text" and not mask.any():
+        raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
+    side.reader.mask = mask
+    side.mask_entry = {
+        "file": stored.file,
+        "key": stored.key,
+        "shape": list(stored.shape),
+        "dtype": stored.dtype,
+        "real": int(mask.sum()),
+        "padding": int((~mask).sum()),
+        "found": "option" if option is not None else "beside the features",
+    }

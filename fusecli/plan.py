@@ -1,0 +1,246 @@
+"""Which order of matrix products gives the fused rows at the least cost. Pure arithmetic.
+
+A chain of matrix products gives the same numbers in any order. Where the two projections and
+the attention's own input layers meet, the order decides the cost:
+
+    scores  projected  q and k, then q k'
+            query      the key weights are taken into the query; k is never formed
+            key        the query weights are taken into the key; q is never formed
+    values  projected  v, then a v, then the output layer
+            context    a y first, then the value weights; v is never formed
+            output     the output weights are taken into v; a then gives the result
+
+Two linear layers in a row can be folded into one beforehand (in float64, counted twice) or be
+run as a chain. With one image token (and no null token) softmax over one score is 1: neither
+scores nor weights are needed. The letters are in `shapes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+SCORE_ORDERS = ("projected", "query", "key")
+VALUE_ORDERS = ("projected", "context", "output")
+# What a multiply-add costs against one of a large product, measured by `fusecli bench` on two
+# cores: small products in batches, one a sample, run at about two thirds of the rate of large
+# ones; folding is done in float64.
+SMALL_PRODUCT = 1.5
+FOLDING = 2.0
+# numpy does this many weighed multiply-adds in the time that importing torch takes (1.7 s on
+# two cores at 5e10 a second); what is shorter runs on numpy.
+TORCH_IMPORT = 8e10
+CHUNK_BYTES = 24 << 20  # workspace of one chunk: what stays in a shared cache
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the cost depends on: one letter each, and the switches that add products."""
+
+    N: int
+    T: int
+    P: int
+    Dt: int
+    Di: int
+    D: int
+    H: int
+    null_token: bool = False
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to the result.
+
+    Attributes:
+        scores: "projected", "query", "key", or "none" for one image token.
+        values: "projected", "context", "output", or "none" for one image token.
+        fold_query, fold_key, fold_value: that layer is folded with the projection before it.
+        fold_output: with one image token, the whole way from image to result is one matrix.
+        multiply_adds: of the job, folding included (each once).
+        plain: multiply-adds of the plain module for the same job.
+        cost: multiply-adds weighed by what each kind takes; what the choice goes by.
+    """
+
+    scores: str
+    values: str
+    fold_query: bool
+    fold_key: bool
+    fold_value: bool
+    fold_output: bool
+    multiply_adds: int
+    plain: int
+    cost: float
+
+    @property
+    def why(self) -> str:
+        """The choice in words, for the report."""
+        share = self.plain / max(self.multiply_adds, 1)
+        saved = f"{share:.1f} times fewer multiply-adds than the plain module"
+        if share < 1.05:
+            saved = "as many multiply-adds as the plain module"
+        if self.scores == "none":
+            how = "one image token: its weight is 1, so neither query nor key is formed"
+        else:
+            score = {
+                "projected": "query and key projected",
+                "query": "key weights taken into the query (no key is formed)",
+                "key": "query weights taken into the key (no query is formed)",
+            }[self.scores]
+            value = {
+                "projected": "values projected",
+                "context": "attention over the image as it is, value weights after (no value)",
+                "output": "output weights taken into the values",
+            }[self.values]
+            how = f"{score}; {value}"
+        return f"{how}; {saved}"
+
+
+def choose_plan(sizes: Sizes, *, prepared: bool = False, narrow: bool = False) -> Plan:
+    """Pick the cheapest order for a job.
+
+    Args:
+        sizes: of the whole job, N samples of it.
+        prepared: folding is done already or serves many jobs, so it costs nothing here.
+        narrow: the type has few digits (float16, bfloat16); only the projected order rounds
+            at the places where the plain module does, so it is the only one considered.
+    """
+    return min(all_plans(sizes, prepared=prepared, narrow=narrow), key=lambda plan: plan.cost)
+
+
+def numpy_is_quicker(plan: Plan) -> bool:
+    """Whether numpy ends before torch could begin."""
+    return plan.cost < TORCH_IMPORT
+
+
+def workspace_bytes(sizes: Sizes, plan: Plan) -> int:
+    """Memory one sample takes while it is computed, in bytes: inputs, workspace, result."""
+    s = sizes
+    floats = s.P * s.Di + s.T * s.Dt + 3 * s.T * s.D
+    if plan.scores == "none":
+        return 4 * (floats + 2 * s.D)
+    floats += 2 * s.H * s.T * s.P
+    floats += s.P * s.D * (2 + (not plan.fold_key) + (not plan.fold_value))
+    if "query" in plan.scores or "context" in plan.values:
+        floats += 2 * s.T * s.H * s.Di
+    if "key" in plan.scores or "output" in plan.values:
+        floats += s.P * s.H * (s.Dt + s.D)
+    return 4 * floats
+
+
+def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None) -> int:
+    """Samples to compute at once: enough for large products, few enough for the cache.
+
+    Args:
+        sizes: of the job.
+        plan: its order.
+        max_memory: a bound in bytes that the user set, or None.
+    """
+    budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory)
+    return max(1, min(sizes.N, budget // workspace_bytes(sizes, plan)))
+
+
+def all_plans(sizes: Sizes, *, prepared: bool = False, narrow: bool = False) -> Iterator[Plan]:
+    """Every possible order with its cost, the simplest first (which a tie goes to)."""
+    plain = plain_multiply_adds(sizes)
+    flags = (False, True)
+    if sizes.P == 1 and not sizes.null_token:
+        for fold_value, fold_output in ((False, False), (True, False), (True, True)):
+            yield _one_token(sizes, fold_value, fold_output, plain, prepared)
+        return
+    for scores, values in product(SCORE_ORDERS, VALUE_ORDERS):
+        if narrow and (scores, values) != ("projected", "projected"):
+            continue
+        for q, k, v in product(flags, flags, flags):
+            # Taking weights of one side into the other needs them as one matrix.
+            if (scores == "query" and not k) or (scores == "key" and not q):
+                continue
+            if values == "context" and not v:
+                continue
+            yield _with_scores(sizes, scores, values, (q, k, v), plain, prepared)
+
+
+def plain_multiply_adds(s: Sizes) -> int:
+    """Multiply-adds of `text_proj`, `image_proj` and `nn.MultiheadAttention` as they stand."""
+    text = s.T * s.Dt * s.D + 2 * s.T * s.D * s.D  # text_proj, q, out_proj
+    image = s.P * s.Di * s.D + 2 * s.P * s.D * s.D  # image_proj, k, v
+    return s.N * (text + image + 2 * s.T * s.P * s.D)
+
+
+def _one_token(s: Sizes, fold_value: bool, fold_output: bool, plain: int, prepared: bool) -> Plan:
+    once = (s.D * s.D * s.Di if fold_value else 0) + (s.D * s.D * s.Di if fold_output else 0)
+    rows = s.Di * s.D  # the folded layer, or image_proj
+    rows += 0 if fold_output else s.D * s.D  # out_proj
+    rows += 0 if fold_value else s.D * s.D  # v after image_proj
+    if s.residual:
+        rows += s.T * s.Dt * s.D
+    return _plan(
+        "none",
+        "none",
+        (False, False, fold_value, fold_output),
+        s.N * rows,
+        0,
+        once,
+        plain,
+        prepared,
+    )
+
+
+def _with_scores(
+    s: Sizes,
+    scores: str,
+    values: str,
+    folds: tuple[bool, bool, bool],
+    plain: int,
+    prepared: bool,
+) -> Plan:
+    fold_query, fold_key, fold_value = folds
+    T, P, Dt, Di, D, H = s.T, s.P, s.Dt, s.Di, s.D, s.H
+    once = D * D * ((Dt if fold_query else 0) + Di * (fold_key + fold_value))
+    forms_q, forms_k, forms_v = scores != "key", scores != "query", values != "context"
+    large = small = 0
+    if s.residual or (forms_q and not fold_query):
+        large += T * Dt * D  # the projected text
+    if (forms_k and not fold_key) or (forms_v and not fold_value):
+        large += P * Di * D  # the projected image
+    if forms_q:
+        large += T * D * (Dt if fold_query else D)
+    if forms_k:
+        large += P * D * (Di if fold_key else D)
+    if forms_v:
+        large += P * D * (Di if fold_value else D)
+    if scores == "projected":
+        small += T * P * D
+    elif scores == "query":
+        large += T * D * Di
+        small += H * T * P * Di
+    else:
+        large += P * D * Dt
+        small += H * T * P * Dt
+    if values == "projected":
+        small += T * P * D
+        large += T * D * D
+    elif values == "context":
+        small += H * T * P * Di
+        large += T * Di * D + T * D * D
+    else:
+        large += P * D * D
+        small += H * T * P * D
+    flags = (fold_query, fold_key, fold_value, False)
+    return _plan(scores, values, flags, s.N * large, s.N * small, once, plain, prepared)
+
+
+def _plan(
+    scores: str,
+    values: str,
+    folds: tuple[bool, bool, bool, bool],
+    large: int,
+    small: int,
+    once: int,
+    plain: int,
+    prepared: bool,
+) -> Plan:
+    cost = large + SMALL_PRODUCT * small + (0 if prepared else FOLDING * once)
+    total = large + small + (0 if prepared else once)
+    return Plan(scores, values, *folds, total, plain, cost)

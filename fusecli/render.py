@@ -1,0 +1,188 @@
+"""Data to tables and bars for people. The only module that imports rich."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from fusecli.report import Report
+
+_PLAIN_WIDTH = 120  # where the output is no terminal: wide enough to keep rows on one line
+
+
+def print_report(report: Report) -> None:
+    """The shape report as tables, on stderr."""
+    console = _console(sys.stderr)
+    console.print(_inputs(report))
+    module, weights = report.module, report.module["weights"]
+    switches = [name for name in ("residual", "norm", "null_token") if module[name]]
+    _line(
+        console,
+        "module",
+        f"{module['method']}, D = {module['embed_dim']}, H = {module['num_heads']}, "
+        f"d = {module['head_dim']}, {module['parameters']:,} parameters"
+        + (f", {', '.join(switches)}" if switches else ""),
+    )
+    sha = f", sha256 {weights['sha256'][:16]}…" if weights["sha256"] else ""
+    origin = weights["origin"]
+    if weights["file"] is not None and not weights["trained"]:
+        origin = f"{weights['file']} ({origin})"
+    _line(console, "weights", f"{origin}{sha}")
+    console.print(_stages(report))
+    _line(console, "order", report.plan["why"])
+    if report.attention is not None:
+        ratio = report.attention["entropy_ratio"]
+        _line(console, "attention", f"mean entropy {ratio:.4f} of its maximum (1 is uniform)")
+    out, made = report.output, report.provenance
+    _line(
+        console, "output", f"{out['file']}  {out['shape']} {out['dtype']}, {out['bytes']:,} bytes"
+    )
+    versions = ", ".join(f"{name} {number}" for name, number in made["libraries"].items())
+    _line(
+        console,
+        "made by",
+        f"fusecli {made['fusecli']}, engine {made['engine']}, {made['dtype']} on "
+        f"{made['device']}, {made['threads']} threads; {versions}",
+    )
+    for diagnosis in report.diagnoses:
+        _line(console, "diagnosis", f"{diagnosis.message}; {diagnosis.remedy}")
+    if not report.diagnoses:
+        _line(console, "diagnosis", "nothing speaks against this result")
+
+
+def print_inspection(files: list[dict[str, Any]]) -> None:
+    """What `inspect` found, on stdout."""
+    console = _console(sys.stdout)
+    for found in files:
+        _line(console, found["file"], f"{found['bytes']:,} bytes")
+        weights = found["weights"]
+        if weights is not None:
+            _line(console, "weights of a fusion", _described(weights))
+        table = _table("key", "shape", "type", "bytes", "as image", "as text")
+        for tensor in found["tensors"]:
+            table.add_row(
+                escape(tensor["key"] or "-"),
+                escape(str(tensor["shape"])),
+                tensor["dtype"],
+                f"{tensor['bytes']:,}",
+                tensor["as_image"] or "-",
+                tensor["as_text"] or "-",
+            )
+        console.print(table)
+        for tensor in found["tensors"]:
+            label = tensor["key"] or "it"
+            if tensor["problem"]:
+                _line(console, label, tensor["problem"])
+            if "stats" in tensor:
+                _line(console, label, _stats(tensor["stats"]))
+
+
+class ProgressBar:
+    """A bar with count, rate and time left, on stderr."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self._progress = RichProgress(
+            TextColumn(verb),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(show_speed=True),
+            TimeRemainingColumn(),
+            console=_console(sys.stderr),
+            transient=True,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(verb, total=total)
+
+    def update(self, done: int) -> None:
+        """So many are done."""
+        self._progress.update(self._task, completed=done)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()
+
+
+def _console(stream: Any) -> Console:
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def _line(console: Console, label: str, text: str) -> None:
+    console.print(Text.assemble((f"{label}: ", "bold"), text), soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _inputs(report: Report) -> Table:
+    table = _table("input", "file", "shape", "type", "read as", "mask")
+    for side, entry in report.inputs.items():
+        name = entry["file"] if entry["key"] is None else f"{entry['file']}[{entry['key']}]"
+        sizes = ", ".join(f"{letter} {size}" for letter, size in entry["sizes"].items())
+        mask = entry["mask"]
+        masked = (
+            "none"
+            if mask is None
+            else f"{mask['padding']} of {mask['real'] + mask['padding']} padded"
+        )
+        table.add_row(
+            side, escape(name), escape(str(entry["shape"])), entry["dtype"], sizes, masked
+        )
+    return table
+
+
+def _stages(report: Report) -> Table:
+    table = _table("stage", "axes", "shape", "")
+    for stage in report.stages:
+        table.add_row(
+            stage.name,
+            escape(f"[{stage.letters}]"),
+            escape(str(list(stage.shape))),
+            "" if stage.formed else "never formed",
+        )
+    return table
+
+
+def _described(weights: dict[str, Any]) -> str:
+    heads = "unknown" if weights["num_heads"] is None else weights["num_heads"]
+    state = "trained" if weights["trained"] else f"untrained, seed {weights['initial_seed']}"
+    switches = [name for name in ("residual", "norm", "null_token") if weights[name]]
+    return ", ".join(
+        [
+            f"D = {weights['embed_dim']}",
+            f"H = {heads}",
+            f"Di = {weights['image_dim']}",
+            f"Dt = {weights['text_dim']}",
+            *switches,
+            f"{weights['parameters']:,} parameters",
+            state,
+        ]
+    )
+
+
+def _stats(stats: dict[str, Any]) -> str:
+    norm = stats["mean_norm"]
+    norms = "no finite rows"
+    if norm is not None:
+        norms = f"mean norm {norm:.4g}, largest {stats['largest_norm']:.4g}"
+    return (
+        f"{stats['rows']:,} rows, {stats['nan']:,} NaN, {stats['infinite']:,} infinite, "
+        f"{stats['zero_rows']:,} zero rows, {norms}"
+    )

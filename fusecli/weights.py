@@ -1,0 +1,281 @@
+"""Weights: initial ones from a seed, or a file of one's own or of the published module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.config import FusionConfig
+from fusecli.errors import UsageError, WeightsError
+from fusecli.features import FeatureFile, open_features
+from fusecli.initial import initial_weights
+from fusecli.output import StagedFile, check_target
+
+if TYPE_CHECKING:
+    from fusecli.module import ImageTextFusion
+
+METADATA_KEY = "fusecli"
+_SEED_KEY = "initial_seed"
+_ANCHOR = "text_proj.weight"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An open weights file; its numbers are not read yet.
+
+    Attributes:
+        file: the open file.
+        prefix: what stands before every parameter's name ("module." and the like).
+        config: what the file says of itself, or None for a file of the published module.
+        seed: the seed of initial weights that were never trained, or None.
+    """
+
+    file: FeatureFile
+    prefix: str
+    config: FusionConfig | None
+    seed: int | None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter.
+
+        Raises:
+            WeightsError: there is no such parameter.
+        """
+        stored = self.file.tensors.get(self.prefix + name)
+        if stored is None:
+            raise WeightsError(
+                f"{self.file.name}: these weights have no {name}; there are "
+                f"{', '.join(sorted(self.file.tensors)[:20])}"
+            )
+        return stored.shape
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the command line says about the module; None is "not said"."""
+
+    dim: int | None = None
+    heads: int | None = None
+    residual: bool | None = None
+    norm: bool | None = None
+    null_token: bool | None = None
+
+
+def open_weights(name: str) -> WeightsFile:
+    """Open a weights file by its header.
+
+    Args:
+        name: .safetensors, .npz, or .pt/.pth (read with `weights_only=True`).
+
+    Raises:
+        FeatureFileError: the file is damaged.
+        WeightsError: it does not hold a fusion's parameters.
+    """
+    if name == "-":
+        raise UsageError("--weights cannot be read from stdin: give a file")
+    file = open_features(name)
+    prefixes = [key.removesuffix(_ANCHOR) for key in file.tensors if key.endswith(_ANCHOR)]
+    if len(prefixes) != 1:
+        many = "several" if prefixes else "no"
+        raise WeightsError(
+            f"{name}: expected the weights of one fusion, found {many} {_ANCHOR}; there are "
+            f"{', '.join(sorted(file.tensors)[:20])}"
+        )
+    config = seed = None
+    if METADATA_KEY in file.metadata:
+        data = _metadata(file.metadata[METADATA_KEY], name)
+        seed = data.pop(_SEED_KEY, None)
+        if seed is not None and type(seed) is not int:
+            raise WeightsError(f"{name}: its fusecli metadata says {_SEED_KEY} = {seed!r}")
+        config = FusionConfig.from_dict(data, name)
+    return WeightsFile(file, prefixes[0], config, seed)
+
+
+def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, list[str]]:
+    """The fusion that a weights file and the options describe together.
+
+    Args:
+        weights: the open file.
+        switches: the options; what the file fixes they may only repeat.
+
+    Returns:
+        The config, and notes on what had to be assumed.
+
+    Raises:
+        WeightsError: parameters are missing, left over, or of shapes that do not fit.
+        UsageError: an option contradicts the file.
+    """
+    name, notes = weights.file.name, []
+    config = weights.config
+    if config is None:
+        config = _config_from_shapes(weights, switches.heads)
+        if switches.heads is None:
+            notes.append(
+                f"{name} does not say how many heads it was trained with: "
+                f"{config.num_heads} assumed, say --heads if that is wrong"
+            )
+    for option, said, found in (
+        ("--dim", switches.dim, config.embed_dim),
+        ("--heads", switches.heads, config.num_heads),
+    ):
+        if said is not None and said != found:
+            raise UsageError(f"{option} {said} contradicts {name}, which has {found}")
+    norm = config.norm if switches.norm is None else switches.norm
+    if norm and not config.norm:
+        raise WeightsError(
+            f"{name}: has no norm.weight: --norm needs weights made with it (fusecli init --norm)"
+        )
+    config = replace(
+        config,
+        norm=norm,
+        residual=config.residual if switches.residual is None else switches.residual,
+        null_token=config.null_token if switches.null_token is None else switches.null_token,
+    )
+    _check_parameters(weights, config)
+    return config, notes
+
+
+def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:
+    """Read parameters as float32.
+
+    Args:
+        weights: the open file, checked by `config_of`.
+        rows: which parameters, and which rows of each.
+
+    Raises:
+        WeightsError: a weight is NaN or infinite.
+    """
+    arrays = {}
+    for name, part in rows.items():
+        stored = weights.file.tensors[weights.prefix + name]
+        stored.check_readable()
+        start, stop, _ = part.indices(stored.shape[0])
+        arrays[name] = stored.part(0, start, stop)
+        if not np.isfinite(arrays[name]).all():
+            raise WeightsError(f"{stored.where}: holds NaN or infinity, expected finite weights")
+    return arrays
+
+
+def seeded_weights(
+    config: FusionConfig, seed: int, rows: Mapping[str, slice]
+) -> dict[str, NDArray[np.float32]]:
+    """Initial weights, in the form that `read_weights` gives."""
+    made = initial_weights(config, seed, rows)
+    return {name: made[name][part] for name, part in rows.items()}
+
+
+def write_weights(
+    path: str,
+    config: FusionConfig,
+    arrays: Mapping[str, NDArray[Any]],
+    seed: int | None = None,
+    force: bool = False,
+) -> int:
+    """Write a weights file, whole or not at all.
+
+    Args:
+        path: where it goes; ends in .safetensors.
+        config: what the weights are of.
+        arrays: the parameters under their `state_dict` names.
+        seed: given for initial weights that were not trained.
+        force: an existing file may be replaced.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        UsageError, OutputError: the path does not serve.
+    """
+    from safetensors.numpy import save
+
+    check_target(path, force, [], (".safetensors",))
+    data = config.to_dict() | ({} if seed is None else {_SEED_KEY: seed})
+    # The library writes wrong numbers for arrays that are not contiguous (its issue 825).
+    whole = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    content = save(whole, {METADATA_KEY: json.dumps(data)})
+    with StagedFile(path) as staged:
+        staged.write(content)
+        staged.publish()
+    return len(content)
+
+
+def save_module(module: ImageTextFusion, path: str, force: bool = False) -> None:
+    """Write a (trained) module to a file that `fusecli fuse --weights` takes as it is.
+
+    Args:
+        module: the fusion.
+        path: where it goes; ends in .safetensors.
+        force: an existing file may be replaced.
+
+    Raises:
+        UsageError, OutputError: the path does not serve.
+    """
+    state = {name: t.detach().float().cpu().numpy() for name, t in module.state_dict().items()}
+    write_weights(path, module.config, state, None, force)
+
+
+def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
+    """Read a weights file into a torch module.
+
+    Args:
+        path: .safetensors, .npz, .pt or .pth.
+        heads: H, for files that do not say (those of the published module); default 8.
+
+    Raises:
+        FeatureFileError, WeightsError, UsageError: as `fusecli fuse --weights` would say.
+    """
+    import torch
+
+    from fusecli.module import ImageTextFusion
+
+    weights = open_weights(path)
+    config, _ = config_of(weights, Switches(heads=heads))
+    arrays = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
+    module = ImageTextFusion.from_config(config)
+    module.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
+    return module
+
+
+def _metadata(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{where}: its fusecli metadata is not JSON") from None
+    if not isinstance(data, dict):
+        raise WeightsError(f"{where}: its fusecli metadata is not a JSON object")
+    return data
+
+
+def _config_from_shapes(weights: WeightsFile, heads: int | None) -> FusionConfig:
+    text, image = weights.shape("text_proj.weight"), weights.shape("image_proj.weight")
+    if len(text) != 2 or len(image) != 2 or 0 in text + image:
+        raise WeightsError(
+            f"{weights.file.name}: text_proj.weight {list(text)} and image_proj.weight "
+            f"{list(image)} must be matrices"
+        )
+    norm = weights.prefix + "norm.weight" in weights.file.tensors
+    return FusionConfig(text[0], 8 if heads is None else heads, image[1], text[1], norm=norm)
+
+
+def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
+    name, prefix = weights.file.name, weights.prefix
+    expected = config.parameter_shapes()
+    for parameter, shape in expected.items():
+        found = weights.shape(parameter)
+        if found != shape:
+            raise WeightsError(
+                f"{name}: {prefix}{parameter} has shape {list(found)}, expected {list(shape)} "
+                f"beside {_ANCHOR} {list(weights.shape(_ANCHOR))}"
+            )
+    known = {prefix + p for p in (*expected, "norm.weight", "norm.bias")}
+    extra = [key for key in weights.file.tensors if key.startswith(prefix) and key not in known]
+    if extra:
+        raise WeightsError(
+            f"{name}: holds {', '.join(sorted(extra)[:5])} besides a fusion's parameters, "
+            "which would be left out of the arithmetic"
+        )
