@@ -57,9 +57,8 @@ class NumpyArrays:
         np.matmul(rows.swapaxes(0, 1), weight, out=out.swapaxes(0, 1))
         return out
 
-    def batched(self, name: str, left: Array, right: Array) -> Array:
-        """`[n, a, b]` by `[n, b, c]` to `[n, a, c]`."""
-        out = self.give(name, left.shape[0], left.shape[1], right.shape[2])
+    def batched(self, left: Array, right: Array, out: Array) -> Array:
+        """`[n, a, b]` by `[n, b, c]` into `out` `[n, a, c]`."""
         return np.matmul(left, right, out=out)
 
     def heads_to_scores(self, q: Array, k: Array) -> Array:
@@ -68,10 +67,8 @@ class NumpyArrays:
         out = self.give("scores", n, H, T, P)
         return np.matmul(q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), out=out)
 
-    def heads_to_context(self, a: Array, v: Array) -> Array:
-        """a `[n, H, T, P]`, v `[n, P, H, d]` to `[n, T, H, d]`."""
-        n, H, T, _ = a.shape
-        out = self.give("context", n, T, H, v.shape[3])
+    def heads_to_context(self, a: Array, v: Array, out: Array) -> Array:
+        """a `[n, H, T, P]`, v `[n, P, H, d]` into `out` `[n, T, H, d]`."""
         np.matmul(a, v.swapaxes(1, 2), out=out.swapaxes(1, 2))
         return out
 
@@ -100,6 +97,10 @@ class NumpyArrays:
     def permuted(self, array: Array, order: tuple[int, ...]) -> Array:
         """A view with the axes in another order."""
         return array.transpose(order)
+
+    def copied(self, array: Array) -> Array:
+        """A copy that no later call overwrites."""
+        return array.copy()
 
     def ones(self, *shape: int) -> Array:
         return np.ones(shape, np.float32)
@@ -171,8 +172,7 @@ class TorchArrays:
             self._torch.mm(rows[:, head], weight[head], out=out[:, head])
         return out
 
-    def batched(self, name: str, left: Array, right: Array) -> Array:
-        out = self.give(name, left.shape[0], left.shape[1], right.shape[2])
+    def batched(self, left: Array, right: Array, out: Array) -> Array:
         return self._torch.bmm(left, right, out=out)
 
     def heads_to_scores(self, q: Array, k: Array) -> Array:
@@ -180,8 +180,8 @@ class TorchArrays:
         q, k = (q.float(), k.float()) if self.narrow else (q, k)
         return self._torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1))
 
-    def heads_to_context(self, a: Array, v: Array) -> Array:
-        return self._torch.matmul(a.to(v.dtype), v.transpose(1, 2)).transpose(1, 2).contiguous()
+    def heads_to_context(self, a: Array, v: Array, out: Array) -> Array:
+        return out.copy_(self._torch.matmul(a.to(v.dtype), v.transpose(1, 2)).transpose(1, 2))
 
     def softmax(self, scores: Array, axis: int, real: Array | None, null: bool) -> Array:
         torch = self._torch
@@ -198,6 +198,9 @@ class TorchArrays:
 
     def permuted(self, array: Array, order: tuple[int, ...]) -> Array:
         return array.permute(order)
+
+    def copied(self, array: Array) -> Array:
+        return array.clone()
 
     def ones(self, *shape: int) -> Array:
         return self._torch.ones(shape, device=self._device)

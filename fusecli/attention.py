@@ -15,7 +15,7 @@ y is the image `[n, P, Di]`, x the text `[n, T, Dt]`, n the samples of a chunk; 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,8 @@ def prepare(
     else:
         made["value"] = _product(Wo, V) if plan.fold_output else V
         made["value_bias"] = v_bias if null else None
+        if plan.fold_output:  # what it gives is the result, so the output bias is its own
+            made["value_bias"] = made["out_bias"]
     if plan.values == "output":
         made["out_heads"] = Wo.reshape(D, H, d).transpose(1, 2, 0)  # [H, d, D]
     if plan.scores != "none":
@@ -141,8 +143,8 @@ def attend(
         arrays: the same as for `prepare`.
         image_mask: bool `[n, P]`, true for real tokens, or None if all are. A sample without
             one has a context of zero.
-        weights_out: a list that receives the attention weights `[n, H, T, P]`. Asking does
-            not change the result.
+        weights_out: a list that receives the attention weights `[., H, T, P]`, some samples
+            after the other. Asking does not change the result.
 
     Returns:
         `[n, T, D]`, in workspace that the next call overwrites.
@@ -161,8 +163,7 @@ def attend(
     if plan.values != "context":
         v = arrays.linear("value", y if plan.fold_value else i, m["value"], m["value_bias"])
     if plan.scores == "none":
-        row: Any = v if plan.fold_output else arrays.linear("row", v, m["out"], None)
-        row += m["out_bias"]
+        row = v if plan.fold_output else arrays.linear("row", v, m["out"], m["out_bias"])
         fused = arrays.repeated("fused", row, T)  # [n, T, D]
         if weights_out is not None:
             weights_out.append(arrays.ones(n, config.num_heads, T, 1))
@@ -192,84 +193,124 @@ def _weighed(
     weights_out: list[Array] | None,
 ) -> Array:
     """From q `[n T, D]`, k and v `[n P, D]` to `[n, T, D]`."""
-    m, plan = operands.matrices, operands.plan
-    n, T, P, D = text.shape[0], text.shape[1], image.shape[1], operands.config.embed_dim
-    H, d = operands.config.num_heads, operands.config.head_dim
-    q, k, v = rows
-    in_one = plan.scores == plan.values == "projected" and arrays.one_kernel
-    in_one = in_one and not operands.config.null_token
-    a, layout = None, "HTP"
-    if not in_one or weights_out is not None:
-        a, layout = _weights(operands, image, text, q, k, real, arrays)
-    if weights_out is not None:
-        weights_out.append(arrays.permuted(a, _order(layout, "HTP")))
-    if in_one:
+    m, config, plan = operands.matrices, operands.config, operands.plan
+    n, T, P, D = text.shape[0], text.shape[1], image.shape[1], config.embed_dim
+    H, d = config.num_heads, config.head_dim
+    q, k, v = (_per_head(x, H, d) for x in rows)
+    side = _score_side(operands, image, text, q, k, arrays)
+    if plan.scores == plan.values == "projected" and arrays.one_kernel and not config.null_token:
+        if weights_out is not None:
+            weights_out.append(_weights(operands, side, slice(0, n), real, arrays))
         heads = q.reshape(n, T, H, d), k.reshape(n, P, H, d), v.reshape(n, P, H, d)
         context = arrays.attention(*heads, real)  # [n, T, H, d]
-    elif plan.values == "projected":
-        a = _laid_out(a, layout, "HTP", arrays)
-        context = arrays.heads_to_context(a, v.reshape(n, P, H, d))  # [n, T, H, d]
+        return _out(operands, context.reshape(n * T, D), arrays).reshape(n, T, D)
+    if plan.values == "projected":
+        right, into = v.reshape(n, P, H, d), arrays.give("context", n, T, H, d)
     elif plan.values == "context":
-        a = _laid_out(a, layout, "THP", arrays)
-        mixed = arrays.batched("mixed", a.reshape(n, T * H, P), image)  # [n, T H, Di]
-        context = arrays.per_head("context", mixed.reshape(n * T, H, -1), m["value_heads"])
-        if m["value_bias"] is not None:  # the real weights do not sum to 1
-            context += a.sum(-1).reshape(n * T, H, 1) * m["value_bias"]
+        # What a query became is not needed once its scores are there: the same place serves.
+        right, into = image, arrays.give("widened", n, T, H, image.shape[2])
     else:
-        a = _laid_out(a, layout, "TPH", arrays)
-        z = arrays.per_head("into value", v.reshape(n * P, H, d), m["out_heads"])  # [n P, H, D]
-        fused = arrays.batched("fused", a.reshape(n, T, P * H), z.reshape(n, P * H, D))
-        fused += m["out_bias"]
-        return fused
-    out = arrays.linear("fused", context.reshape(n * T, D), m["out"], m["out_bias"])
-    return out.reshape(n, T, D)
+        right = arrays.per_head("into value", v, m["out_heads"]).reshape(n, P * H, D)
+        into = arrays.give("fused", n, T, D)
+    total = arrays.give("total", n * T, H, 1) if m["value_bias"] is not None else None
+    for some in _groups(image):
+        a = _weights(operands, side, some, None if real is None else real[some], arrays)
+        if weights_out is not None:
+            order = _order(_SCORE_AXES[plan.scores], "HTP")
+            weights_out.append(arrays.copied(arrays.permuted(a, order)))
+        wanted = _order(_SCORE_AXES[plan.scores], _VALUE_AXES[plan.values])
+        if wanted != (0, 1, 2, 3):
+            a = arrays.rearranged("weights", a, wanted)
+        g = a.shape[0]
+        if plan.values == "projected":
+            arrays.heads_to_context(a, right[some], into[some])
+        elif plan.values == "context":
+            mixed = into[some].reshape(g, T * H, -1)
+            arrays.batched(a.reshape(g, T * H, P), right[some], mixed)
+            if total is not None:
+                total.reshape(n, T, H)[some] = a.sum(-1)
+        else:
+            arrays.batched(a.reshape(g, T, P * H), right[some], into[some])
+    if plan.values == "output":
+        into += m["out_bias"]
+        return into
+    if plan.values == "context":
+        into = arrays.per_head("context", into.reshape(n * T, H, -1), m["value_heads"])
+        if total is not None:  # the real weights do not sum to 1
+            into += total * m["value_bias"]
+    return _out(operands, into.reshape(n * T, D), arrays).reshape(n, T, D)
+
+
+def _per_head(rows: Array, H: int, d: int) -> Array:
+    return None if rows is None else rows.reshape(-1, H, d)
+
+
+def _out(operands: Operands, context: Array, arrays: Arrays) -> Array:
+    return arrays.linear("fused", context, operands.matrices["out"], operands.matrices["out_bias"])
+
+
+# The order of a sample's axes in which scores come, and in which values want the weights.
+_SCORE_AXES = {"projected": "HTP", "query": "THP", "key": "TPH"}
+_VALUE_AXES = {"projected": "HTP", "context": "THP", "output": "TPH"}
+_GROUP_BYTES = 8 << 20
+
+
+def _groups(image: Array) -> Iterator[slice]:
+    """Samples whose images stay in the cache between the scores and the values."""
+    n, P, Di = image.shape
+    step = max(2, _GROUP_BYTES // (4 * P * Di))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def _score_side(
+    operands: Operands, image: Array, text: Array, q: Array, k: Array, arrays: Arrays
+) -> tuple[Array, Array, Array | None]:
+    """What is multiplied to scores, each with samples first, and a bias of the scores."""
+    m, plan = operands.matrices, operands.plan
+    n, T, P = text.shape[0], text.shape[1], image.shape[1]
+    H, d = operands.config.num_heads, operands.config.head_dim
+    if plan.scores == "query":
+        u = arrays.per_head("widened", q, m["key_heads"])  # [n T, H, Di]
+        bias = None
+        if m["key_bias"] is not None:
+            bias = arrays.per_head("bias", q, m["key_bias"]).reshape(n, T, H, 1)
+        return u.reshape(n, T * H, -1), image.swapaxes(1, 2), bias
+    if plan.scores == "key":
+        w = arrays.per_head("into key", k, m["query_heads"]).reshape(n, P * H, -1)
+        # The bias of the query survives as one number a head and image token.
+        bias = arrays.per_head("bias", k, m["query_bias"]).reshape(n, 1, P, H)
+        return text, w.swapaxes(1, 2), bias
+    return q.reshape(n, T, H, d), k.reshape(n, P, H, d), None
 
 
 def _weights(
     operands: Operands,
-    image: Array,
-    text: Array,
-    q: Array,
-    k: Array,
+    side: tuple[Array, Array, Array | None],
+    some: slice,
     real: Array | None,
     arrays: Arrays,
-) -> tuple[Array, str]:
-    """Attention weights after softmax over P, and the order of their axes behind n."""
-    m, plan = operands.matrices, operands.plan
-    n, T, P = text.shape[0], text.shape[1], image.shape[1]
-    H, d = operands.config.num_heads, operands.config.head_dim
-    if plan.scores == "projected":
-        layout = "HTP"
-        scores = arrays.heads_to_scores(q.reshape(n, T, H, d), k.reshape(n, P, H, d))
-    elif plan.scores == "query":
-        layout = "THP"
-        q = q.reshape(n * T, H, d)
-        u = arrays.per_head("into query", q, m["key_heads"])  # [n T, H, Di]
-        scores = arrays.batched("scores", u.reshape(n, T * H, -1), image.swapaxes(1, 2))
-        scores = scores.reshape(n, T, H, P)
-        if m["key_bias"] is not None:
-            scores += arrays.per_head("bias", q, m["key_bias"]).reshape(n, T, H, 1)
+) -> Array:
+    """Attention weights of some samples after softmax over P, axes as in `_SCORE_AXES`."""
+    order, H = operands.plan.scores, operands.config.num_heads
+    left, right, bias = side[0][some], side[1][some], side[2]
+    g = left.shape[0]
+    axis = 2 if order == "key" else 3
+    if order == "projected":
+        scores = arrays.heads_to_scores(left, right)  # [g, H, T, P]
     else:
-        layout = "TPH"
-        k = k.reshape(n * P, H, d)
-        w = arrays.per_head("into key", k, m["query_heads"]).reshape(n, P * H, -1)  # [n, P H, Dt]
-        scores = arrays.batched("scores", text, w.swapaxes(1, 2)).reshape(n, T, P, H)
-        # The bias of the query survives as one number a head and image token.
-        scores += arrays.per_head("bias", k, m["query_bias"]).reshape(n, 1, P, H)
-    axis = 2 if layout == "TPH" else 3
+        scores = arrays.give("scores", g, left.shape[1], right.shape[2])
+        arrays.batched(left, right, scores)
+        split = (g, -1, right.shape[2] // H, H) if axis == 2 else (g, left.shape[1] // H, H, -1)
+        scores = scores.reshape(split)  # [g, T, P, H] or [g, T, H, P]
+    if bias is not None:
+        scores += bias[some]
     if real is not None:
-        real = real.reshape((n, 1, P, 1) if layout == "TPH" else (n, 1, 1, P))
-    return arrays.softmax(scores, axis, real, operands.config.null_token), layout
+        real = real.reshape((g, 1, -1, 1) if axis == 2 else (g, 1, 1, -1))
+    return arrays.softmax(scores, axis, real, operands.config.null_token)
 
 
-def _laid_out(a: Array, layout: str, wanted: str, arrays: Arrays) -> Array:
-    if layout == wanted:
-        return a
-    return arrays.rearranged("weights", a, _order(layout, wanted))
-
-
-def _order(layout: str, wanted: str) -> tuple[int, ...]:
-    return (0, *(1 + layout.index(letter) for letter in wanted))
+def _order(axes: str, wanted: str) -> tuple[int, ...]:
+    return (0, *(1 + axes.index(letter) for letter in wanted))
 
 
 def uses_projected_text(config: FusionConfig, plan: Plan) -> bool:

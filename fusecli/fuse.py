@@ -27,6 +27,7 @@ from fusecli.report import (
     sha256_of,
     stages,
 )
+from fusecli.stream import stream
 from fusecli.weights import read_weights, seeded_weights
 
 __all__ = ["FuseOptions", "fuse_files"]
@@ -70,16 +71,7 @@ def fuse_files(
                 job.config.to_dict(),
             )
         )
-        statistics = None
-        step = chunk_samples(
-            replace(_sizes(job), N=job.shapes.N, T=job.shapes.T), plan, options.max_memory
-        )
-        for start in range(0, job.shapes.N, step):
-            stop = min(start + step, job.shapes.N)
-            fused, looked = _fuse_chunk(job, operands, arrays, start, stop, start == 0)
-            statistics = statistics or looked
-            writer.append(fused)
-            progress(stop, job.shapes.N)
+        statistics = _compute(job, plan, operands, arrays, writer, progress)
         writer.finish()
         diagnoses = known + _measured_diagnoses(job, statistics)
         _refuse_if_strict(options, diagnoses)
@@ -153,40 +145,76 @@ def _load(job: Job, plan: Plan) -> dict[str, NDArray[np.float32]]:
     return seeded_weights(job.config, job.seed or 0, rows)
 
 
-def _fuse_chunk(
+def _compute(
     job: Job,
+    plan: Plan,
     operands: Operands,
     arrays: Arrays,
-    start: int,
-    stop: int,
-    look: bool,
-) -> tuple[NDArray[np.float32], dict[str, Any] | None]:
-    """Fused rows `[n, T, D]` of samples `start:stop`, and how spread attention was if asked."""
-    image = job.image.reader.read(start, stop)  # [n, P, Di], or [1, P, Di] for one that serves all
-    text = job.text.reader.read(start, stop)  # [n, T, Dt]
-    (n, T, Dt), D = text.shape, job.config.embed_dim
-    mask = job.image.reader.mask_rows(start, stop)
+    writer: FeatureWriter,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any] | None:
+    """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
+    N = job.shapes.N
+    step = chunk_samples(replace(_sizes(job), N=N, T=job.shapes.T), plan, job.options.max_memory)
+    cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
+    seen: list[dict[str, Any] | None] = []
+
+    def read(start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return job.image.reader.read(start, stop), job.text.reader.read(start, stop)
+
+    def compute(
+        start: int, stop: int, sides: tuple[NDArray[np.float32], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        mask = job.image.reader.mask_rows(start, stop)
+        if not seen:
+            seen.append(_look(job, operands, arrays, *sides, mask))
+        fused = _fuse_chunk(operands, arrays, *sides, mask)
+        if not job.options.allow_nonfinite and not np.isfinite(fused).all():
+            raise _not_finite(job)
+        words = job.text.reader.mask_rows(start, stop)
+        if words is not None:
+            return np.where(words[..., None], fused, np.float32(0))
+        # What is written while the next chunk is computed must not be workspace.
+        return fused if len(cuts) == 1 else fused.copy()
+
+    done = 0
+
+    def write(fused: NDArray[np.float32]) -> None:
+        nonlocal done
+        writer.append(fused)
+        done += len(fused)
+        progress(done, N)
+
+    stream(cuts, read, compute, write)
+    return seen[0]
+
+
+def _fuse_chunk(
+    operands: Operands,
+    arrays: Arrays,
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+) -> NDArray[np.float32]:
+    """image `[n, P, Di]` (or `[1, P, Di]` for one that serves all), text `[n, T, Dt]`."""
+    n, T, Dt = text.shape
     if len(image) < n:
         # The same image for all: their texts are one long text.
         text = text.reshape(1, n * T, Dt)
     if mask is not None:
         mask = None if mask.all() else np.broadcast_to(mask, image.shape[:2])
-    statistics = _look(job, operands, arrays, image, text, mask) if look else None
-    fused = arrays.unload(
-        attend(operands, arrays.load(image), arrays.load(text), arrays, _loaded(arrays, mask))
-    ).reshape(n, T, D)
-    if not job.options.allow_nonfinite and not np.isfinite(fused).all():
-        raise FeatureFileError(
-            f"{job.image.reader.stored.where} and {job.text.reader.stored.where}: the fused rows "
-            f"are not finite in {job.options.dtype}: feature norms reach "
-            f"{job.image.reader.seen.largest_norm:.3g} (image) and "
-            f"{job.text.reader.seen.largest_norm:.3g} (text); normalize the features"
-            + (" or say --dtype float32" if job.options.dtype != "float32" else "")
-        )
-    words = job.text.reader.mask_rows(start, stop)
-    if words is not None:
-        fused = np.where(words[..., None], fused, np.float32(0))
-    return fused, statistics
+    fused = attend(operands, arrays.load(image), arrays.load(text), arrays, _loaded(arrays, mask))
+    return arrays.unload(fused).reshape(n, T, -1)
+
+
+def _not_finite(job: Job) -> FeatureFileError:
+    image, text, dtype = job.image.reader, job.text.reader, job.options.dtype
+    remedy = "normalize the features" + (", or say --dtype float32" if dtype != "float32" else "")
+    return FeatureFileError(
+        f"{image.stored.where} and {text.stored.where}: the fused rows are not finite in {dtype}, "
+        f"with feature norms up to {image.seen.largest_norm:.3g} (image) and "
+        f"{text.seen.largest_norm:.3g} (text): {remedy}"
+    )
 
 
 def _look(
@@ -200,15 +228,16 @@ def _look(
     """Attention weights of the first few samples, for their entropy."""
     if operands.plan.scores == "none":
         return None
-    T = min(text.shape[1], job.shapes.T)  # of a long text made of many, the first is enough
-    each = job.config.num_heads * T * job.shapes.P
-    n = max(1, min(len(text), _WEIGHTS_LOOKED_AT // each))
+    each = job.config.num_heads * text.shape[1] * image.shape[1]
+    n = max(1, min(len(image), _WEIGHTS_LOOKED_AT // each))
     weights: list[Any] = []
-    mask = None if mask is None else mask[:n]
+    if mask is not None:
+        mask = np.broadcast_to(mask, (len(image), mask.shape[1]))[:n]
     image = arrays.load(np.ascontiguousarray(image[:n]))
-    text = arrays.load(np.ascontiguousarray(text[:n, :T]))
+    text = arrays.load(np.ascontiguousarray(text[:n]))
     attend(operands, image, text, arrays, _loaded(arrays, mask), weights)
-    return diagnose.attention_statistics(arrays.unload(weights[0]), mask, job.config.null_token)
+    seen = np.concatenate([arrays.unload(part) for part in weights])
+    return diagnose.attention_statistics(seen, mask, job.config.null_token)
 
 
 def _loaded(arrays: Arrays, mask: NDArray[np.bool_] | None) -> Any:

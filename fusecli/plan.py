@@ -31,7 +31,7 @@ FOLDING = 2.0
 # numpy does this many weighed multiply-adds in the time that importing torch takes (1.7 s on
 # two cores at 5e10 a second); what is shorter runs on numpy.
 TORCH_IMPORT = 8e10
-CHUNK_BYTES = 24 << 20  # workspace of one chunk: what stays in a shared cache
+CHUNK_BYTES = 96 << 20  # of one chunk: products over many rows run at a higher rate
 
 
 @dataclass(frozen=True)

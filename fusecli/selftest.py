@@ -182,7 +182,8 @@ def _weights_sum(case: _Case, arrays: Arrays, plan: Plan) -> float:
         return 0.0  # a share of each row goes to the null token
     weights: list[Any] = []
     case.run(arrays, plan, weights_out=weights)
-    return float(np.abs(arrays.unload(weights[0]).sum(axis=-1) - 1).max())
+    sums = [arrays.unload(part).sum(axis=-1) for part in weights]
+    return float(np.abs(np.concatenate(sums) - 1).max())
 
 
 def _apart(found: NDArray[Any], expected: NDArray[Any]) -> float:

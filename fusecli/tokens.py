@@ -51,9 +51,12 @@ class TokenReader:
     shared: bool = False
     seen: Seen = field(default_factory=Seen)
     _kept: NDArray[np.float32] | None = None
+    _places: list[NDArray[np.uint8]] = field(default_factory=list)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Samples `start:stop`, checked; one sample where it serves them all.
+
+        The result stays as it is until the call after the next.
 
         Raises:
             FeatureFileError: NaN or infinity in a row that is not masked; the first is named.
@@ -64,7 +67,7 @@ class TokenReader:
         if self.shared or axis < 0:
             whole = self.stored.read()
         else:
-            whole = self.stored.part(axis, start, stop)
+            whole = self.stored.part(axis, start, stop, self._place(stop - start))
         tokens = whole.transpose(self.axes.order).reshape(-1, self.axes.tokens, self.axes.width)
         mask = self.mask_rows(start, stop)
         if mask is not None and not mask.all():
@@ -77,6 +80,17 @@ class TokenReader:
         if self.shared:
             self._kept = tokens
         return tokens
+
+    def _place(self, samples: int) -> NDArray[np.uint8] | None:
+        """Memory for a chunk of a stack; two take turns, one computed with, one read into."""
+        if samples == (self.axes.samples or 1):
+            return None
+        nbytes = self.stored.nbytes // (self.axes.samples or 1) * samples
+        if len(self._places) < 2:
+            self._places.append(np.empty(nbytes, np.uint8))
+        else:
+            self._places.reverse()
+        return self._places[-1]
 
     @property
     def _own_masks(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fusecli.cli.bench import bench
 from fusecli.cli.fuse import fuse
 from fusecli.cli.init import init
 from fusecli.cli.inspect import inspect
@@ -44,3 +45,4 @@ app.command()(fuse)
 app.command()(init)
 app.command()(inspect)
 app.command()(selftest)
+app.command()(bench)

@@ -81,8 +81,16 @@ class StoredTensor:
         """
         return to_float32(self._whole(), self.dtype)
 
-    def part(self, axis: int, start: int, stop: int) -> NDArray[np.float32]:
+    def part(
+        self, axis: int, start: int, stop: int, place: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.float32]:
         """The slice `start:stop` of one axis, as float32.
+
+        Args:
+            axis: which axis is cut.
+            start, stop: the cut.
+            place: memory to read into where that is possible and it is large enough; fresh
+                memory for every part of a large file would cost more than reading it.
 
         Only that slice is read: straight into memory when the file holds it in one piece,
         through a memory map otherwise.
@@ -98,7 +106,7 @@ class StoredTensor:
             raw = self._whole()[cut]
         elif axis == 0 and not span.fortran_order:
             row = math.prod(self.shape[1:]) * span.storage.itemsize
-            raw = self._bits(span, start * row, (stop - start, *self.shape[1:]))
+            raw = self._bits(span, start * row, (stop - start, *self.shape[1:]), place)
         elif span.mappable:
             raw = self._mapped(span)[cut]
         else:
@@ -114,8 +122,18 @@ class StoredTensor:
             return self._bits(self.source, 0, self.shape[::-1]).T
         return self._bits(self.source, 0, self.shape)
 
-    def _bits(self, span: Span, skip: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        out = np.empty(shape, span.storage)
+    def _bits(
+        self,
+        span: Span,
+        skip: int,
+        shape: tuple[int, ...],
+        place: NDArray[np.uint8] | None = None,
+    ) -> NDArray[Any]:
+        nbytes = math.prod(shape) * span.storage.itemsize
+        if place is None or place.size < nbytes:
+            out = np.empty(shape, span.storage)
+        else:
+            out = place[:nbytes].view(span.storage).reshape(shape)
         view = out.reshape(-1).view(np.uint8).data
         span.handle.seek(span.offset + skip)
         done = 0

@@ -1,0 +1,281 @@
+"""This tool against the plain PyTorch module, on this machine, side by side.
+
+Both run from memory on the same inputs and weights, in turns, and the medians are compared.
+The plain side is as good a script as a competent user writes: the whole batch at once,
+`inference_mode`, all threads, no attention weights asked for. Weights are loaded beforehand
+on both sides, and fusecli's are folded for the order it picks; what that took is in the
+result, since a short job pays it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.arrays import NumpyArrays, TorchArrays
+from fusecli.attention import Arrays, Operands, attend, prepare
+from fusecli.config import FusionConfig
+from fusecli.device import resolve_device
+from fusecli.initial import initial_weights
+from fusecli.plan import Sizes, choose_plan, chunk_samples
+
+IMAGE_TOKENS = (1, 49, 197, 577)
+TEXT_TOKENS = (8, 16, 32, 77)
+
+# What people write today, in full.
+PLAIN_SCRIPT = """\
+import sys
+import numpy as np
+import torch
+from torch import nn
+
+
+class ImageTextFusion(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.text_proj = nn.Linear(dim, dim)
+        self.image_proj = nn.Linear(dim, dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+
+    def forward(self, image, text):
+        text, image = self.text_proj(text), self.image_proj(image)
+        return self.attention(text, image, image, need_weights=False)[0]
+
+
+torch.manual_seed(0)
+fusion = ImageTextFusion(768, 8).eval()
+with torch.inference_mode():
+    image, text = (torch.from_numpy(np.load(name)) for name in sys.argv[1:3])
+    np.save(sys.argv[3], fusion(image[None], text[None])[0].numpy())
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape, measured.
+
+    Attributes:
+        P, T, N: image tokens, text tokens, pairs at once.
+        plain_rate, rate: pairs a second, of the plain module and of fusecli.
+        ratio: of the two, the median over the turns.
+        scores, values: the order fusecli chose.
+        gflops: of what fusecli really multiplied, 1e9 operations a second.
+        peak_share: of the matrix-product peak measured in the same run.
+        prepare_s: seconds to fold and place the weights, once a job.
+        deviation: largest difference of the two results, as a share of the output's scale.
+    """
+
+    P: int
+    T: int
+    N: int
+    plain_rate: float
+    rate: float
+    ratio: float
+    scores: str
+    values: str
+    gflops: float
+    peak_share: float
+    prepare_s: float
+    deviation: float
+
+
+def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
+    """Matrix-product peak in 1e9 operations a second: the best of square products."""
+    import torch
+
+    size = 2048
+    left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    right = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    out = torch.empty_like(left)
+
+    def run() -> None:
+        torch.mm(left, right, out=out)
+
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        best = min(best, _seconds(run, device))
+    return 2 * size**3 / best / 1e9
+
+
+def bench_rows(
+    device: str = "cpu",
+    dtype: str = "float32",
+    engine: str = "torch",
+    image_tokens: tuple[int, ...] = IMAGE_TOKENS,
+    text_tokens: tuple[int, ...] = TEXT_TOKENS,
+    dim: int = 768,
+    heads: int = 8,
+    pairs: int = 64,
+    turns: int = 7,
+    plain_dtype: str | None = None,
+    peak: float | None = None,
+) -> Iterator[Row]:
+    """Measure the table, one row after the other; imports torch.
+
+    Args:
+        device, dtype, engine: what fusecli runs on.
+        image_tokens, text_tokens: the P and T of the table.
+        dim, heads: D (also Di and Dt) and H.
+        pairs: N, pairs in memory at once; the plain module takes them as one batch.
+        turns: how often each side runs; the two alternate.
+        plain_dtype: type of the plain module, where it is another.
+        peak: what `measure_peak` gave, or None to measure it.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    device = resolve_device(device)
+    peak = measure_peak(device, dtype) if peak is None else peak
+    config = FusionConfig(dim, heads)
+    weights = initial_weights(config, 0)
+    rng = np.random.default_rng(0)
+    for name in ("attention.in_proj_bias", "attention.out_proj.bias"):
+        weights[name] = rng.standard_normal(weights[name].shape, np.float32) * np.float32(0.1)
+    for P in image_tokens:
+        for T in text_tokens:
+            image = rng.standard_normal((pairs, P, dim), np.float32)
+            text = rng.standard_normal((pairs, T, dim), np.float32)
+            plain = _plain_runner(config, weights, image, text, device, plain_dtype or dtype)
+            arrays: Arrays = NumpyArrays() if engine == "numpy" else TorchArrays(device, dtype)
+            sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
+            plan = choose_plan(sizes, prepared=True, narrow=arrays.narrow)
+            began = time.perf_counter()
+            operands = prepare(weights, config, plan, arrays)
+            prepare_s = time.perf_counter() - began
+            step = chunk_samples(sizes, plan, None)
+            ours = _our_runner(operands, arrays, image, text, step)
+            deviation = _deviation(plain, ours)
+            ratios, plain_times, times = [], [], []
+            for turn in range(turns + 1):
+                a, b = _seconds(plain, device), _seconds(ours, device)
+                if turn:  # the first touches the memory
+                    plain_times.append(a)
+                    times.append(b)
+                    ratios.append(a / b)
+            seconds = statistics.median(times)
+            gflops = 2 * plan.multiply_adds / seconds / 1e9
+            yield Row(
+                P,
+                T,
+                pairs,
+                pairs / statistics.median(plain_times),
+                pairs / seconds,
+                statistics.median(ratios),
+                plan.scores,
+                plan.values,
+                gflops,
+                gflops / peak,
+                prepare_s,
+                deviation,
+            )
+
+
+def bench_process(turns: int = 7) -> dict[str, float]:
+    """Whole-process seconds of one small `fusecli fuse` and of the plain script, in turns.
+
+    Returns:
+        Medians `fusecli_s` and `script_s`, and the median `ratio`.
+    """
+    # Byte code is written once and used after, as it is for an installed program.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
+        for name, rows in zip(names, (1, 8), strict=True):
+            np.save(name, rng.standard_normal((rows, 768), np.float32))
+        script = os.path.join(folder, "script.py")
+        with open(script, "w") as file:
+            file.write(PLAIN_SCRIPT)
+        ours = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-f", "-o"]
+        ours.append(os.path.join(folder, "a.npy"))
+        plain = [sys.executable, script, *names, os.path.join(folder, "b.npy")]
+
+        def run(command: list[str]) -> float:
+            began = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
+            return time.perf_counter() - began
+
+        pairs = [(run(ours), run(plain)) for _ in range(turns + 1)][1:]
+    return {
+        "fusecli_s": statistics.median(a for a, _ in pairs),
+        "script_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(b / a for a, b in pairs),
+    }
+
+
+def _plain_runner(
+    config: FusionConfig,
+    weights: dict[str, NDArray[np.float32]],
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    device: str,
+    dtype: str,
+) -> Callable[[], Any]:
+    import torch
+
+    from fusecli.module import ImageTextFusion
+
+    kind = getattr(torch, dtype)
+    module = ImageTextFusion.from_config(config)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    module = module.to(device, kind).eval()
+    y, x = torch.from_numpy(image).to(device, kind), torch.from_numpy(text).to(device, kind)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return module(y, x)
+
+    return run
+
+
+def _our_runner(
+    operands: Operands,
+    arrays: Arrays,
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    step: int,
+) -> Callable[[], Any]:
+    y, x = arrays.load(image), arrays.load(text)
+    N, T, D = len(image), text.shape[1], operands.config.embed_dim
+
+    def run() -> Any:
+        if step >= N:
+            return attend(operands, y, x, arrays)
+        out = arrays.give("bench", N, T, D)
+        for start in range(0, N, step):
+            stop = min(start + step, N)
+            out[start:stop] = attend(operands, y[start:stop], x[start:stop], arrays)
+        return out
+
+    return run
+
+
+def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
+    a, b = plain(), ours()
+    a = a.float().cpu().numpy()
+    b = b if isinstance(b, np.ndarray) else b.float().cpu().numpy()
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+def _seconds(run: Callable[[], Any], device: str) -> float:
+    began = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        import torch
+
+        torch.mps.synchronize()
+    return time.perf_counter() - began

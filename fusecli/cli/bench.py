@@ -1,0 +1,106 @@
+"""`fusecli bench`: this tool against the plain PyTorch module, on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    image_tokens: Annotated[
+        str, typer.Option("--P", help="Image tokens, separated by commas.")
+    ] = "1,49,197,577",
+    text_tokens: Annotated[
+        str, typer.Option("--T", help="Text tokens, separated by commas.")
+    ] = "8,16,32,77",
+    pairs: Annotated[int, typer.Option("--pairs", "-n", help="Pairs in memory at once.")] = 64,
+    dim: Annotated[int, typer.Option(help="Width of features and module.")] = 768,
+    heads: Annotated[int, typer.Option(help="Attention heads H.")] = 8,
+    turns: Annotated[int, typer.Option(help="How often each side runs.")] = 7,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Type fusecli computes in: float32, bfloat16, float16.")
+    ] = "float32",
+    plain_dtype: Annotated[
+        str | None, typer.Option(help="Type of the plain module. Default: --dtype.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="torch or numpy.")] = "torch",
+    process: Annotated[
+        bool,
+        typer.Option("--process/--no-process", help="Also time whole processes on one pair."),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure fusecli against the plain PyTorch module, side by side, on this machine.
+
+    Both run in turns on the same numbers; medians are compared. Run it on a quiet machine.
+    """
+    from fusecli.bench import bench_process, bench_rows, measure_peak
+    from fusecli.config import FusionConfig
+    from fusecli.device import resolve_device
+    from fusecli.errors import UsageError
+    from fusecli.job import DTYPES
+
+    for option, value in (("--dtype", dtype), ("--plain-dtype", plain_dtype or dtype)):
+        if value not in DTYPES:
+            raise UsageError(f"{option} {value}: expected {', '.join(DTYPES)}")
+    if engine not in ("torch", "numpy"):
+        raise UsageError(f"--engine {engine}: expected torch, numpy")
+    if engine == "numpy" and (dtype != "float32" or device != "cpu"):
+        raise UsageError("--engine numpy computes in float32 on the CPU only")
+    if min(pairs, turns) < 1:
+        raise UsageError("--pairs and --turns must be at least 1")
+    FusionConfig(dim, heads)
+    shapes = _numbers("--P", image_tokens), _numbers("--T", text_tokens)
+    found = resolve_device(device)
+    peak = measure_peak(found, dtype)
+    plain = plain_dtype or dtype
+    if not as_json:
+        typer.echo(
+            f"{found}, fusecli {dtype} ({engine}) against plain {plain}, D = {dim}, H = {heads}, "
+            f"{pairs} pairs, {turns} turns; matrix-product peak {peak:.0f} GFLOP/s"
+        )
+        typer.echo(
+            f"{'P':>5} {'T':>4} {'plain/s':>9} {'fusecli/s':>10} {'ratio':>6}  "
+            f"{'order (scores/values)':<22} {'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
+        )
+    rows = []
+    for row in bench_rows(found, dtype, engine, *shapes, dim, heads, pairs, turns, plain, peak):
+        rows.append(row)
+        if not as_json:
+            order = f"{row.scores}/{row.values}" if row.scores != "none" else "one token"
+            typer.echo(
+                f"{row.P:>5} {row.T:>4} {row.plain_rate:>9.0f} {row.rate:>10.0f} "
+                f"{row.ratio:>6.2f}  {order:<22} {row.gflops:>8.0f} {row.peak_share:>8.0%} "
+                f"{row.prepare_s * 1e3:>6.0f}ms {row.deviation:>8.0e}"
+            )
+    whole = bench_process(turns) if process else None
+    if as_json:
+        data: dict[str, object] = {
+            "device": found,
+            "dtype": dtype,
+            "plain_dtype": plain,
+            "engine": engine,
+        }
+        data |= {"peak_gflops": peak, "rows": [asdict(row) for row in rows], "process": whole}
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    elif whole is not None:
+        typer.echo(
+            f"one process, image [1, 768] and text [8, 768], from start to file: fusecli "
+            f"{whole['fusecli_s']:.3f} s, plain script {whole['script_s']:.3f} s, "
+            f"ratio {whole['ratio']:.1f}"
+        )
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    from fusecli.errors import UsageError
+
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} {text}: expected numbers separated by commas, such as 1,49")
+    return tuple(int(part) for part in parts)
