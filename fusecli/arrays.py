@@ -20,7 +20,6 @@ class NumpyArrays:
     """float32 on the CPU."""
 
     name = "numpy"
-    narrow = False
     one_kernel = False  # whether `attention` exists
 
     def __init__(self) -> None:
@@ -105,6 +104,10 @@ class NumpyArrays:
     def ones(self, *shape: int) -> Array:
         return np.ones(shape, np.float32)
 
+    def all_finite(self, *arrays: Array) -> bool:
+        """Whether no number is NaN or infinite (false alarms are possible)."""
+        raise NotImplementedError
+
     def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array:
         """Softmax(q k') v in one kernel that never stores the weights, where there is one."""
         raise NotImplementedError
@@ -139,7 +142,7 @@ class TorchArrays:
         self._torch = torch
         self._device = torch.device(device)
         self._dtype = getattr(torch, dtype)
-        self.narrow = dtype != "float32"
+        self._narrow = dtype != "float32"
         self._flat: dict[str, Any] = {}
 
     def give(self, name: str, *shape: int) -> Array:
@@ -168,6 +171,9 @@ class TorchArrays:
 
     def per_head(self, name: str, rows: Array, weight: Array) -> Array:
         out = self.give(name, rows.shape[0], rows.shape[1], weight.shape[2])
+        if self._narrow or self._device.type != "cpu":
+            # Only the CPU's float32 products write into rows that lie apart.
+            return out.copy_(self._torch.bmm(rows.transpose(0, 1), weight).transpose(0, 1))
         for head in range(weight.shape[0]):
             self._torch.mm(rows[:, head], weight[head], out=out[:, head])
         return out
@@ -177,21 +183,22 @@ class TorchArrays:
 
     def heads_to_scores(self, q: Array, k: Array) -> Array:
         # float16 ends at 65504, and the product of two heads can go beyond it.
-        q, k = (q.float(), k.float()) if self.narrow else (q, k)
+        q, k = (q.float(), k.float()) if self._narrow else (q, k)
         return self._torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1))
 
     def heads_to_context(self, a: Array, v: Array, out: Array) -> Array:
-        return out.copy_(self._torch.matmul(a.to(v.dtype), v.transpose(1, 2)).transpose(1, 2))
+        return out.copy_(self._torch.matmul(a, v.transpose(1, 2)).transpose(1, 2))
 
     def softmax(self, scores: Array, axis: int, real: Array | None, null: bool) -> Array:
         torch = self._torch
         if real is not None:
             scores = scores.masked_fill(~real, -math.inf)
         if not null:
-            return torch.softmax(scores, axis)
+            return torch.softmax(scores, axis, dtype=torch.float32).to(self._dtype)
+        scores = scores.float()
         top = scores.amax(axis, keepdim=True).clamp(min=0)
         e = torch.exp(scores - top)
-        return e / (e.sum(axis, keepdim=True) + torch.exp(-top))
+        return (e / (e.sum(axis, keepdim=True) + torch.exp(-top))).to(self._dtype)
 
     def rearranged(self, name: str, array: Array, order: tuple[int, ...]) -> Array:
         return array.permute(order).contiguous()
@@ -204,6 +211,11 @@ class TorchArrays:
 
     def ones(self, *shape: int) -> Array:
         return self._torch.ones(shape, device=self._device)
+
+    def all_finite(self, *arrays: Array) -> bool:
+        # One pass and one number; a sum that overflows by itself only costs the other path.
+        total = sum(array.sum(dtype=self._torch.float32) for array in arrays)
+        return bool(self._torch.isfinite(total))
 
     def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array:
         mask = None if real is None else real[:, None, None, :]

@@ -198,7 +198,9 @@ def _weighed(
     H, d = config.num_heads, config.head_dim
     q, k, v = (_per_head(x, H, d) for x in rows)
     side = _score_side(operands, image, text, q, k, arrays)
-    if plan.scores == plan.values == "projected" and arrays.one_kernel and not config.null_token:
+    in_one = plan.scores == plan.values == "projected" and arrays.one_kernel
+    # Torch's kernel turns a query that is not finite into a row of zeros, and hides it.
+    if in_one and not config.null_token and arrays.all_finite(q, k):
         if weights_out is not None:
             weights_out.append(_weights(operands, side, slice(0, n), real, arrays))
         heads = q.reshape(n, T, H, d), k.reshape(n, P, H, d), v.reshape(n, P, H, d)

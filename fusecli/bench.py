@@ -148,7 +148,7 @@ def bench_rows(
             plain = _plain_runner(config, weights, image, text, device, plain_dtype or dtype)
             arrays: Arrays = NumpyArrays() if engine == "numpy" else TorchArrays(device, dtype)
             sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
-            plan = choose_plan(sizes, prepared=True, narrow=arrays.narrow)
+            plan = choose_plan(sizes, prepared=True, dtype=dtype)
             began = time.perf_counter()
             operands = prepare(weights, config, plan, arrays)
             prepare_s = time.perf_counter() - began

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fusecli.errors import UsageError, WeightsError
+from fusecli.errors import UsageError, WeightsError, shortened
 
 METHODS = ("attention",)
 LARGEST_SIZE = 1 << 20  # wider than any encoder; keeps a hostile header from costing anything
@@ -107,11 +107,12 @@ class FusionConfig:
         for name, value in data.items():
             if name not in kinds:
                 raise WeightsError(
-                    f"{where}: its fusecli metadata has {name!r}, which this version does not know"
+                    f"{where}: its fusecli metadata has {shortened(name)!r}, "
+                    "which this version does not know"
                 )
             if type(value) is not kinds[name]:
                 raise WeightsError(
-                    f"{where}: its fusecli metadata says {name} = {value!r}, "
+                    f"{where}: its fusecli metadata says {name} = {shortened(repr(value))}, "
                     f"expected {kinds[name].__name__}"
                 )
             values[name] = value

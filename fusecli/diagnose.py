@@ -70,6 +70,20 @@ def uniform_attention(entropy: float | None, untrained: bool) -> list[Diagnosis]
     ]
 
 
+def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> list[Diagnosis]:
+    """A wrong number of heads gives wrong numbers and no error."""
+    if not assumed:
+        return []
+    return [
+        Diagnosis(
+            "heads-assumed",
+            f"{weights} does not say how many heads it was trained with, {config.num_heads} "
+            "are assumed",
+            f"say --heads {config.num_heads}, or what is right",
+        )
+    ]
+
+
 def zero_rows(side: str, seen: Seen, masked: bool, where: str) -> list[Diagnosis]:
     """Padding that nobody declared."""
     if masked or not seen.zero_rows:

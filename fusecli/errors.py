@@ -1,5 +1,20 @@
 """The errors a user can cause. The command line turns each into one line and an exit code."""
 
+LONGEST_LINE = 900  # characters of an error; names and values in files can be megabytes long
+
+
+def printable(text: str) -> str:
+    """Text on one line, whatever a file's name or key contains."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def shortened(text: str, longest: int = 80) -> str:
+    """Text with its middle left out where it is longer."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+
 
 class FuseError(Exception):
     """The data or the machine said no: what is wrong, where, and what to do, in one sentence."""

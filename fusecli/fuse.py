@@ -54,23 +54,18 @@ def fuse_files(
     Raises:
         FuseError: any reason why there is no result; nothing is left behind.
     """
-    job = open_job(options)
-    for note in job.notes:
-        tell(f"note: {note}")
-    known = _known_diagnoses(job)
-    _refuse_if_strict(options, known)
-    plan, arrays, device, threads = _choose_engine(job)
-    operands = prepare(_load(job, plan), job.config, plan, arrays)
-    D = job.config.embed_dim
     with ExitStack() as undo:
+        job = open_job(options, undo)
+        for note in job.notes:
+            tell(f"note: {note}")
+        known = _known_diagnoses(job)
+        _refuse_if_strict(options, known)
+        plan, arrays, device, threads = _choose_engine(job)
+        operands = prepare(_load(job, plan), job.config, plan, arrays)
+        shape = job.shapes.output_shape(job.config.embed_dim)
         writer = undo.enter_context(
-            FeatureWriter(
-                job.output,
-                job.shapes.output_shape(D),
-                options.out_dtype,
-                job.config.to_dict(),
-            )
-        )
+            FeatureWriter(job.output, shape, options.out_dtype, job.config.to_dict())
+        ).begin()
         statistics = _compute(job, plan, operands, arrays, writer, progress)
         writer.finish()
         diagnoses = known + _measured_diagnoses(job, statistics)
@@ -81,7 +76,7 @@ def fuse_files(
         report = _report(job, plan, statistics, diagnoses, writer, engine)
         staged = [undo.enter_context(StagedFile(path)) for path in options.reports]
         for file in staged:
-            file.write(report.to_json().encode())
+            file.begin().write(report.to_json().encode())
             file.flush()
         writer.publish()
         for file in staged:
@@ -93,6 +88,7 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     shapes = job.shapes
     return [
         *diagnose.one_image_token(shapes, job.config, job.image.reader.mask),
+        *diagnose.heads_assumed(job.heads_assumed, job.config, job.options.weights),
         *diagnose.same_row_counts(shapes.image, shapes.text),
         *diagnose.transposed(shapes.image, shapes.text.width),
         *diagnose.transposed(shapes.text, shapes.image.width),
@@ -128,7 +124,7 @@ def _sizes(job: Job) -> Sizes:
 
 def _choose_engine(job: Job) -> tuple[Plan, Arrays, str, int]:
     o = job.options
-    plan = choose_plan(_sizes(job), narrow=o.dtype != "float32")
+    plan = choose_plan(_sizes(job), dtype=o.dtype)
     on_cpu = o.device in ("auto", "cpu") and o.dtype == "float32"
     if o.engine == "numpy" or (o.engine == "auto" and on_cpu and numpy_is_quicker(plan)):
         return plan, NumpyArrays(), "cpu", numpy_threads()
@@ -203,7 +199,10 @@ def _fuse_chunk(
         text = text.reshape(1, n * T, Dt)
     if mask is not None:
         mask = None if mask.all() else np.broadcast_to(mask, image.shape[:2])
-    fused = attend(operands, arrays.load(image), arrays.load(text), arrays, _loaded(arrays, mask))
+    with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
+        fused = attend(
+            operands, arrays.load(image), arrays.load(text), arrays, _loaded(arrays, mask)
+        )
     return arrays.unload(fused).reshape(n, T, -1)
 
 
@@ -235,7 +234,8 @@ def _look(
         mask = np.broadcast_to(mask, (len(image), mask.shape[1]))[:n]
     image = arrays.load(np.ascontiguousarray(image[:n]))
     text = arrays.load(np.ascontiguousarray(text[:n]))
-    attend(operands, image, text, arrays, _loaded(arrays, mask), weights)
+    with np.errstate(over="ignore", invalid="ignore"):
+        attend(operands, image, text, arrays, _loaded(arrays, mask), weights)
     seen = np.concatenate([arrays.unload(part) for part in weights])
     return diagnose.attention_statistics(seen, mask, job.config.null_token)
 

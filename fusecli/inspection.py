@@ -12,7 +12,7 @@ from fusecli.errors import FuseError
 from fusecli.features import open_features
 from fusecli.features.stored import Span, StoredTensor
 from fusecli.shapes import read_axes
-from fusecli.weights import METADATA_KEY, Switches, config_of, open_weights
+from fusecli.weights import Switches, config_of, open_weights
 
 _CHUNK_BYTES = 16 << 20
 
@@ -32,23 +32,25 @@ def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
     Raises:
         FeatureFileError: the file is missing or damaged.
     """
-    file = open_features(name)
-    tensors = []
-    for key, stored in sorted(file.tensors.items()):
-        problem = stored.source if isinstance(stored.source, str) else None
-        entry: dict[str, Any] = {
-            "key": key or None,
-            "shape": list(stored.shape),
-            "dtype": stored.dtype,
-            "bytes": stored.nbytes,
-            "as_image": None if problem else _letters("image", stored),
-            "as_text": None if problem else _letters("text", stored),
-            "problem": problem,
-        }
-        if stats and not problem:
-            entry["stats"] = tensor_stats(stored)
-        tensors.append(entry)
+    with open_features(name) as file:
+        tensors = [_describe(key, stored, stats) for key, stored in sorted(file.tensors.items())]
     return {"file": name, "bytes": file.size, "weights": _weights(name), "tensors": tensors}
+
+
+def _describe(key: str, stored: StoredTensor, stats: bool) -> dict[str, Any]:
+    problem = stored.source if isinstance(stored.source, str) else None
+    entry: dict[str, Any] = {
+        "key": key or None,
+        "shape": list(stored.shape),
+        "dtype": stored.dtype,
+        "bytes": stored.nbytes,
+        "as_image": None if problem else _letters("image", stored),
+        "as_text": None if problem else _letters("text", stored),
+        "problem": problem,
+    }
+    if stats and not problem:
+        entry["stats"] = tensor_stats(stored)
+    return entry
 
 
 def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
     flat = _as_rows(stored, width)
     counts = {"rows": math.prod(stored.shape[:-1]), "nan": 0, "infinite": 0, "zero_rows": 0}
     norm_sum, finite_rows, largest = 0.0, 0, 0.0
-    length = flat.shape[0] if flat.shape else 1
+    length = (flat.shape[0] if flat.shape else 1) if math.prod(flat.shape) else 0
     step = max(1, _CHUNK_BYTES // max(1, 4 * math.prod(flat.shape[1:])))
     for start in range(0, length, step):
         values = flat.part(0, start, min(start + step, length)) if flat.shape else flat.read()
@@ -106,15 +108,14 @@ def _weights(name: str) -> dict[str, Any] | None:
         return None
     try:
         weights = open_weights(name)
-        config, notes = config_of(weights, Switches())
+        with weights.file:
+            config, assumed = config_of(weights, Switches())
     except FuseError:
         return None
-    described = METADATA_KEY in weights.file.metadata
     return {
         **config.to_dict(),
         "parameters": config.parameter_count(),
-        "num_heads": config.num_heads if described else None,
+        "num_heads": None if assumed else config.num_heads,
         "trained": weights.seed is None,
         "initial_seed": weights.seed,
-        "notes": notes,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ class Job:
     config: FusionConfig
     weights: WeightsFile | None
     seed: int | None
+    heads_assumed: bool
     notes: list[str]
     output: str
 
@@ -97,10 +99,14 @@ def default_output(text: str) -> str:
     return f"{stem}.fused{'.safetensors' if ending.lower() == '.safetensors' else '.npy'}"
 
 
-def open_job(o: FuseOptions) -> Job:
+def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     """Open the files, decide what everything means, and refuse what cannot be done.
 
     Only headers and masks are read.
+
+    Args:
+        o: what to do.
+        undo: closes the files.
 
     Raises:
         FuseError: the options, files, weights, device or output do not serve.
@@ -114,7 +120,7 @@ def open_job(o: FuseOptions) -> Job:
         check_target(path, o.force, inputs, (".json",))
     if o.device not in ("auto", "cpu"):
         resolve_device(o.device)  # before any work
-    image_file, text_file = _open_both(o)
+    image_file, text_file = _open_both(o, undo)
     stored_image = choose_tensor(image_file, "image", o.image_key)
     stored_text = choose_tensor(text_file, "text", o.text_key)
     shapes = match_pair(
@@ -123,7 +129,7 @@ def open_job(o: FuseOptions) -> Job:
         stored_image.where,
         stored_text.where,
     )
-    config, weights, seed, notes = _choose_config(o, shapes)
+    config, weights, seed, assumed = _choose_config(o, shapes, undo)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
     same_file = image_file is text_file
     image = Side(
@@ -132,12 +138,14 @@ def open_job(o: FuseOptions) -> Job:
         None,
     )
     text = Side(text_file, TokenReader(stored_text, shapes.text, None, o.allow_nonfinite), None)
-    notes = [*shapes.notes, *notes]
+    notes = list(shapes.notes)
+    if seed is not None:
+        notes.append(_untrained(o.weights, seed))
     for side, option in ((image, o.image_mask), (text, o.text_mask)):
         _add_mask(side, option, shapes.N, same_file, notes)
     if image.reader.mask is not None and not o.allow_empty_image:
         refuse_empty_images(image.reader.mask, stored_image.where)
-    return Job(o, image, text, shapes, config, weights, seed, notes, output)
+    return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output)
 
 
 def _check_options(o: FuseOptions, output: str) -> None:
@@ -161,22 +169,22 @@ def _check_options(o: FuseOptions, output: str) -> None:
         raise UsageError(f"{output}: is both the output and the report")
 
 
-def _open_both(o: FuseOptions) -> tuple[FeatureFile, FeatureFile]:
-    image = open_features(o.image)
+def _open_both(o: FuseOptions, undo: ExitStack) -> tuple[FeatureFile, FeatureFile]:
+    image = undo.enter_context(open_features(o.image))
     if o.image != "-" and os.path.exists(o.text) and os.path.samefile(o.image, o.text):
         return image, image
-    return image, open_features(o.text)
+    return image, undo.enter_context(open_features(o.text))
 
 
 def _choose_config(
-    o: FuseOptions, shapes: PairShapes
-) -> tuple[FusionConfig, WeightsFile | None, int | None, list[str]]:
+    o: FuseOptions, shapes: PairShapes, undo: ExitStack
+) -> tuple[FusionConfig, WeightsFile | None, int | None, bool]:
+    """The config, the weights file, the seed of untrained weights, and if H was assumed."""
     if o.weights is not None:
         weights = open_weights(o.weights)
-        config, notes = config_of(weights, o.switches)
-        if weights.seed is not None:
-            notes.append(_untrained(f"{o.weights}: initial weights, seed {weights.seed}"))
-        return config, weights, weights.seed, notes
+        undo.enter_context(weights.file)
+        config, assumed = config_of(weights, o.switches)
+        return config, weights, weights.seed, assumed
     seed = check_seed(o.seed or 0)
     s = o.switches
     config = FusionConfig(
@@ -188,11 +196,14 @@ def _choose_config(
         bool(s.norm),
         bool(s.null_token),
     )
-    return config, None, seed, [_untrained(f"no --weights: initial weights, seed {seed}")]
+    return config, None, seed, False
 
 
-def _untrained(which: str) -> str:
-    return f"{which}; this module is untrained, its output is a fixed random projection"
+def _untrained(weights: str | None, seed: int) -> str:
+    return (
+        f"{weights or 'no --weights'}: initial weights, seed {seed}; this module is untrained, "
+        "its output is a fixed random projection"
+    )
 
 
 def _check_widths(
@@ -225,14 +236,15 @@ def _add_mask(side: Side, option: str | None, N: int, same_file: bool, notes: li
     if option == "none":
         return
     if option is not None:
-        stored = the_mask_of(open_features(option), axes.side)
+        with open_features(option) as file:
+            stored = the_mask_of(file, axes.side)
+            mask = read_mask(stored, axes, N)
     else:
         beside = choose_mask(side.file, axes.side, same_file)
         if beside is None:
             return
-        stored = beside
+        stored, mask = beside, read_mask(beside, axes, N)
         notes.append(f"{stored.where} is used as the {axes.side} mask")
-    mask = read_mask(stored, axes, N)
     if axes.side == "text" and not mask.any():
         raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
     side.reader.mask = mask

@@ -97,8 +97,8 @@ class ImageTextFusion(nn.Module):
             ShapeError: shapes that do not belong together, or an image without a real token.
         """
         _check_shapes(self.config, image_feat, text_feat)
-        image = image_feat.reshape(-1, *image_feat.shape[-2:])  # [N, P, Di]
         text = text_feat.reshape(-1, *text_feat.shape[-2:])  # [N, T, Dt]
+        image = image_feat.reshape(len(text), -1, image_feat.shape[-1])  # [N, P, Di]
         N, P, T = image.shape[0], image.shape[1], text.shape[1]
         padding = empty = None
         if image_mask is not None:

@@ -14,7 +14,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import zipfile
 from types import TracebackType
 from typing import IO, Any
@@ -35,21 +34,40 @@ _SAFETENSORS_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 class StagedFile:
     """A file that appears under its name only when `publish` is called.
 
-    Used as a context manager: leaving it without `publish` removes every trace.
+    Used as a context manager: leaving it without `publish` removes every trace. The file is
+    made by `begin`, inside the context, so that a signal at any moment finds it cleaned up.
+
+    Args:
+        path: the name it will have.
     """
 
     def __init__(self, path: str) -> None:
         # A link keeps pointing where it did: its target is what is replaced.
         self.path = os.path.realpath(path)
         self._shown = path
-        folder, name = os.path.split(self.path)
+        # A name of its own for every run: two on one output do not meet.
+        part = f".fusecli-{os.urandom(8).hex()}.part"
+        self.staged = os.path.join(os.path.dirname(self.path), part)
+        self._handle: IO[bytes] | None = None
+
+    def begin(self) -> StagedFile:
+        """Make the file, under its temporary name.
+
+        Raises:
+            OutputError: the folder does not allow it.
+        """
         try:
-            descriptor, self.staged = tempfile.mkstemp(
-                prefix=f".{name[:64]}.", suffix=".part", dir=folder
-            )
+            descriptor = os.open(self.staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except OSError as error:
-            raise _failed(path, error) from None
-        self.handle: IO[bytes] = os.fdopen(descriptor, "w+b")
+            raise _failed(self._shown, error) from None
+        self._handle = os.fdopen(descriptor, "w+b")
+        return self
+
+    @property
+    def handle(self) -> IO[bytes]:
+        """The open file."""
+        assert self._handle is not None, "begin comes first"
+        return self._handle
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes.
@@ -82,7 +100,6 @@ class StagedFile:
         """
         self.flush()
         try:
-            os.chmod(self.staged, 0o666 & ~_umask())  # mkstemp makes private files
             self.handle.close()
             os.replace(self.staged, self.path)
             _sync_folder(os.path.dirname(self.path))
@@ -98,8 +115,9 @@ class StagedFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):
-            self.handle.close()
+        if self._handle is not None:
+            with contextlib.suppress(OSError):
+                self._handle.close()
         with contextlib.suppress(OSError):
             os.unlink(self.staged)  # after `publish` there is none
 
@@ -112,9 +130,6 @@ class FeatureWriter:
         shape: of the whole tensor.
         dtype: "float32", "float16" or "bfloat16".
         metadata: plain data for the file's own metadata (safetensors only).
-
-    Raises:
-        OutputError: the folder does not allow it.
     """
 
     def __init__(
@@ -123,22 +138,30 @@ class FeatureWriter:
         self._shape, self._dtype, self._path = shape, dtype, path
         self._nbytes = math.prod(shape) * storage_type(dtype).itemsize
         self._spooled = path == "-"
-        ending = os.path.splitext(path)[1].lower()
-        self.staged = StagedFile(
-            os.path.join(tempfile.gettempdir(), "stdout") if self._spooled else path
-        )
+        self._metadata = metadata
+        self.staged = StagedFile(_spool() if self._spooled else path)
         self._archive: zipfile.ZipFile | None = None
         self._sink: Any = self.staged
+
+    def begin(self) -> FeatureWriter:
+        """Make the file and write the format's header.
+
+        Raises:
+            OutputError: the folder or the disk does not allow it.
+        """
+        self.staged.begin()
+        ending = os.path.splitext(self._path)[1].lower()
         if ending == ".safetensors":
-            self.staged.write(_safetensors_header(shape, dtype, self._nbytes, metadata))
-        elif ending == ".npz":
+            entry = _safetensors_header(self._shape, self._dtype, self._nbytes, self._metadata)
+            self._write(entry)
+            return self
+        if ending == ".npz":
             self._archive = zipfile.ZipFile(self.staged.handle, "w")
             # A fixed date: the same result is the same bytes.
-            entry = zipfile.ZipInfo(f"{FUSED_KEY}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            self._sink = self._archive.open(entry, "w", force_zip64=True)
-            self._write(_npy_header(shape, dtype))
-        else:
-            self._write(_npy_header(shape, dtype))
+            member = zipfile.ZipInfo(f"{FUSED_KEY}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            self._sink = self._archive.open(member, "w", force_zip64=True)
+        self._write(_npy_header(self._shape, self._dtype))
+        return self
 
     @property
     def key(self) -> str | None:
@@ -252,6 +275,13 @@ def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, 
         raise OutputError(f"{path}: exists already: say --force to replace it")
 
 
+def _spool() -> str:
+    """Where a result for stdout is held until it is whole."""
+    import tempfile
+
+    return os.path.join(tempfile.gettempdir(), "fusecli-stdout")
+
+
 def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     header = {"descr": storage_type(dtype).str, "fortran_order": False, "shape": shape}
     sink = io.BytesIO()
@@ -277,12 +307,6 @@ def _safetensors_header(
 
 def _failed(path: str, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: str) -> None:

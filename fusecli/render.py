@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +18,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from fusecli.errors import printable, shortened
 from fusecli.report import Report
 
 _PLAIN_WIDTH = 120  # where the output is no terminal: wide enough to keep rows on one line
@@ -115,13 +116,19 @@ class ProgressBar:
         self._progress.stop()
 
 
+def escape(text: str) -> str:
+    """Names from files, harmless to rich and to the terminal."""
+    return escape_markup(printable(shortened(text, 200)))
+
+
 def _console(stream: Any) -> Console:
     width = None if stream.isatty() else _PLAIN_WIDTH
     return Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
 def _line(console: Console, label: str, text: str) -> None:
-    console.print(Text.assemble((f"{label}: ", "bold"), text), soft_wrap=True)
+    line = Text.assemble((f"{printable(shortened(label, 200))}: ", "bold"), printable(text))
+    console.print(line, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fusecli.errors import ShapeError, UsageError
+from fusecli.config import LARGEST_SIZE
+from fusecli.errors import ShapeError, UsageError, shortened
 
 MAX_RANK = 4
 _TOKEN_LETTER = {"image": "P", "text": "T"}
@@ -138,7 +139,7 @@ def read_axes(side: str, shape: tuple[int, ...], named: str | None, where: str) 
         if letters is None:
             raise ShapeError(_no_reading(side, shape, where))
         axes = Axes(side, letters, shape, "rank")
-    _refuse_empty(axes, where)
+    _refuse_impossible(axes, where)
     return axes
 
 
@@ -228,7 +229,7 @@ def _named_axes(side: str, shape: tuple[int, ...], named: str, where: str) -> Ax
     return Axes(side, letters, shape, option)
 
 
-def _refuse_empty(axes: Axes, where: str) -> None:
+def _refuse_impossible(axes: Axes, where: str) -> None:
     what = {"N": "no samples", "D": "features of width 0"}
     for letter, size in zip(axes.letters, axes.shape, strict=True):
         if size == 0:
@@ -236,6 +237,11 @@ def _refuse_empty(axes: Axes, where: str) -> None:
                 f"{where}: the {axes.side} {_shown(axes.shape)} has "
                 f"{what.get(letter, 'no tokens')}: there is nothing to fuse"
             )
+    if axes.width > LARGEST_SIZE:
+        raise ShapeError(
+            f"{where}: the {axes.side} {_shown(axes.shape)} has features of width "
+            f"{axes.width:,}, at most {LARGEST_SIZE:,} is possible"
+        )
 
 
 def _no_reading(side: str, shape: tuple[int, ...], where: str) -> str:
@@ -253,4 +259,4 @@ def _no_reading(side: str, shape: tuple[int, ...], where: str) -> str:
 
 
 def _shown(shape: tuple[int, ...]) -> str:
-    return str(list(shape))
+    return shortened(str(list(shape)))

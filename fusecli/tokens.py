@@ -128,6 +128,8 @@ class TokenReader:
         sample, token, column = (int(i) for i in bad[0])
         sample += start
         what = "NaN" if np.isnan(tokens[sample - start, token, column]) else "infinity"
+        if what == "infinity" and self.stored.dtype not in ("float32", "float16", "bfloat16"):
+            what = "infinity or a number beyond float32"
         place = f"token {token}, column {column}"
         if self.axes.samples is not None:
             place = f"sample {sample}, {place}"

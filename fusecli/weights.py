@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.config import FusionConfig
-from fusecli.errors import UsageError, WeightsError
+from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features import FeatureFile, open_features
 from fusecli.initial import initial_weights
 from fusecli.output import StagedFile, check_target
@@ -50,7 +50,7 @@ class WeightsFile:
         if stored is None:
             raise WeightsError(
                 f"{self.file.name}: these weights have no {name}; there are "
-                f"{', '.join(sorted(self.file.tensors)[:20])}"
+                f"{', '.join(sorted(map(shortened, self.file.tensors))[:12])}"
             )
         return stored.shape
 
@@ -79,12 +79,21 @@ def open_weights(name: str) -> WeightsFile:
     if name == "-":
         raise UsageError("--weights cannot be read from stdin: give a file")
     file = open_features(name)
+    try:
+        return _recognized(file)
+    except BaseException:
+        file.__exit__(None, None, None)
+        raise
+
+
+def _recognized(file: FeatureFile) -> WeightsFile:
+    name = file.name
     prefixes = [key.removesuffix(_ANCHOR) for key in file.tensors if key.endswith(_ANCHOR)]
     if len(prefixes) != 1:
         many = "several" if prefixes else "no"
         raise WeightsError(
             f"{name}: expected the weights of one fusion, found {many} {_ANCHOR}; there are "
-            f"{', '.join(sorted(file.tensors)[:20])}"
+            f"{', '.join(sorted(map(shortened, file.tensors))[:12])}"
         )
     config = seed = None
     if METADATA_KEY in file.metadata:
@@ -96,7 +105,7 @@ def open_weights(name: str) -> WeightsFile:
     return WeightsFile(file, prefixes[0], config, seed)
 
 
-def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, list[str]]:
+def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, bool]:
     """The fusion that a weights file and the options describe together.
 
     Args:
@@ -104,21 +113,16 @@ def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, l
         switches: the options; what the file fixes they may only repeat.
 
     Returns:
-        The config, and notes on what had to be assumed.
+        The config, and whether H had to be assumed, because neither says it.
 
     Raises:
         WeightsError: parameters are missing, left over, or of shapes that do not fit.
         UsageError: an option contradicts the file.
     """
-    name, notes = weights.file.name, []
-    config = weights.config
+    name, config = weights.file.name, weights.config
+    assumed = config is None and switches.heads is None
     if config is None:
         config = _config_from_shapes(weights, switches.heads)
-        if switches.heads is None:
-            notes.append(
-                f"{name} does not say how many heads it was trained with: "
-                f"{config.num_heads} assumed, say --heads if that is wrong"
-            )
     for option, said, found in (
         ("--dim", switches.dim, config.embed_dim),
         ("--heads", switches.heads, config.num_heads),
@@ -137,7 +141,7 @@ def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, l
         null_token=config.null_token if switches.null_token is None else switches.null_token,
     )
     _check_parameters(weights, config)
-    return config, notes
+    return config, assumed
 
 
 def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:
@@ -199,7 +203,7 @@ def write_weights(
     whole = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     content = save(whole, {METADATA_KEY: json.dumps(data)})
     with StagedFile(path) as staged:
-        staged.write(content)
+        staged.begin().write(content)
         staged.publish()
     return len(content)
 
@@ -234,8 +238,9 @@ def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
     from fusecli.module import ImageTextFusion
 
     weights = open_weights(path)
-    config, _ = config_of(weights, Switches(heads=heads))
-    arrays = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
+    with weights.file:
+        config, _ = config_of(weights, Switches(heads=heads))
+        arrays = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
     module = ImageTextFusion.from_config(config)
     module.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
     return module
@@ -275,7 +280,8 @@ def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
     known = {prefix + p for p in (*expected, "norm.weight", "norm.bias")}
     extra = [key for key in weights.file.tensors if key.startswith(prefix) and key not in known]
     if extra:
+        listed = ", ".join(map(shortened, sorted(extra)[:5]))
         raise WeightsError(
-            f"{name}: holds {', '.join(sorted(extra)[:5])} besides a fusion's parameters, "
+            f"{name}: holds {listed} besides a fusion's parameters, "
             "which would be left out of the arithmetic"
         )

@@ -1,6 +1,5 @@
 """The published module, written from scratch, as the oracle the tests hold fusecli to."""
 
-import torch
 from torch import Tensor, nn
 
 

@@ -67,7 +67,8 @@ def bench(
         )
         typer.echo(
             f"{'P':>5} {'T':>4} {'plain/s':>9} {'fusecli/s':>10} {'ratio':>6}  "
-            f"{'order (scores/values)':<22} {'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
+            f"{'order (scores/values)':<22} {'GFLOP/s':>8} {'of peak':>8} "
+            f"{'prepare':>8} {'apart':>8}"
         )
     rows = []
     for row in bench_rows(found, dtype, engine, *shapes, dim, heads, pairs, turns, plain, peak):

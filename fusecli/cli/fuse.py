@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fusecli.cli.progress import Progress
+from fusecli.cli.progress import Progress, print_path
 
 _FEATURES, _MODULE, _RUN, _RESULT = "Features", "Module", "Computing", "Result"
 
@@ -81,7 +81,7 @@ def fuse(
         str, typer.Option(help="Type to write: float32, float16, bfloat16 (.safetensors).")
     ] = "float32",
     max_memory: Annotated[
-        str | None, typer.Option(help="Bound on one chunk of a stack: 500M, 2G. Default: 24M.")
+        str | None, typer.Option(help="Bound on one chunk of a stack: 500M, 2G. Default: 96M.")
     ] = None,
     allow_empty_image: Annotated[
         bool, typer.Option("--allow-empty-image", help="An all-masked image: a context of zero.")
@@ -161,7 +161,7 @@ def fuse(
     if as_json:
         sys.stdout.write(made.to_json())
     elif made.output["file"] != "-":
-        typer.echo(made.output["file"])
+        print_path(made.output["file"])
 
 
 def parse_bytes(text: str) -> int:

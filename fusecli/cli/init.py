@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fusecli.cli.progress import print_path
+
 
 def init(
     output: Annotated[
@@ -42,4 +44,4 @@ def init(
             raise UsageError(f"{option} must be at least 1, found {size}")
     config = FusionConfig(dim, heads, image_dim or 0, text_dim or 0, residual, norm, null_token)
     write_weights(output, config, initial_weights(config, seed), seed, force)
-    typer.echo(output)
+    print_path(output)

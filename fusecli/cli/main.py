@@ -6,10 +6,14 @@ Exit codes: 0 done; 1 the data or the machine said no; 2 the command line is wro
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from typing import Any, NoReturn
+
+# How writing to a file behind stdout fails; such an error carries no file name.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Stopped(BaseException):
@@ -23,6 +27,9 @@ class Stopped(BaseException):
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     args = sys.argv[1:] if argv is None else argv
+    # A stream that the caller has closed is None, and printing to None prints to the other.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         # Before the first heavy import, so that a signal in the middle of it is silent too.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -32,13 +39,25 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Stopped as stopped:
         code = stopped.exit_code
     except BrokenPipeError:
-        # The reader of stdout has gone; a second failure while Python shuts down is kept off.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()  # its reader has gone, and knows
+        code = 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _abandon_stdout()
+        _say(f"stdout: cannot be written: {error.strerror}")
         code = 1
     sys.exit(code)
 
 
+def _abandon_stdout() -> None:
+    """Keep off a second failure while Python shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _stop(number: int, frame: Any) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):  # cleaning up is not interrupted
+        signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
 
 
@@ -50,10 +69,12 @@ def _run(args: list[str]) -> int:
         code = app(_with_report_values(args), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FuseError as error:
-        if "--debug" in args:
-            raise
-        _say(str(error))
+        _say(str(error), "--debug" in args)
         return error.exit_code
+    except MemoryError as error:
+        why = str(error) or "an allocation failed"
+        _say(f"there is not enough memory for this job: {why}", "--debug" in args)
+        return 1
     except Exception as error:
         # Typer exports no base class of its usage errors; they all can say themselves.
         message = getattr(error, "format_message", None)
@@ -80,12 +101,11 @@ def _with_report_values(args: list[str]) -> list[str]:
     return out
 
 
-def printable(text: str) -> str:
-    """Text on one line, whatever a file's name contains."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
+def _say(message: str, debug: bool = False) -> None:
+    from fusecli.errors import LONGEST_LINE, printable, shortened
 
+    if debug:
+        import traceback
 
-def _say(message: str) -> None:
-    print(printable(f"error: {message}"), file=sys.stderr)
+        traceback.print_exc()
+    print(printable(shortened(f"error: {message}", LONGEST_LINE)), file=sys.stderr)

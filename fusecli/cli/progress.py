@@ -1,20 +1,30 @@
-"""What a running command tells the person in front of it, on stderr."""
+"""What a running command tells: the person on stderr, a script on stdout."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import Any
 
-from fusecli.cli.main import printable
+from fusecli.errors import printable
 
 _PATIENCE = 1.0  # seconds before a bar appears: a short job needs none
 _PLAIN_EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 
+def print_path(path: str) -> None:
+    """The one line a script reads: the path's own bytes, whatever the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
+
+
 class Progress:
-    """Notes at once, and for long jobs a bar with rate and time left.
+    """Notes, and for long jobs a bar with rate and time left.
+
+    Notes of a short job wait for its end: an error is to be the only line.
 
     Args:
         verb: what is being done.
@@ -26,17 +36,24 @@ class Progress:
         self._verb, self._quiet, self._warnings = verb, quiet, warnings
         self._began = self._said = time.monotonic()
         self._bar: Any = None
+        self._waiting: list[str] = []
 
     def tell(self, line: str) -> None:
         """One line for people."""
         if not self._quiet and (self._warnings or not line.startswith("warning:")):
-            print(printable(line), file=sys.stderr, flush=True)
+            self._waiting.append(printable(line))
+
+    def _say(self) -> None:
+        for line in self._waiting:
+            print(line, file=sys.stderr, flush=True)
+        self._waiting.clear()
 
     def update(self, done: int, total: int) -> None:
         """So many of so many samples are done."""
         now = time.monotonic()
         if self._quiet or now - self._began < _PATIENCE:
             return
+        self._say()
         if sys.stderr.isatty():
             if self._bar is None:
                 from fusecli.render import ProgressBar
@@ -62,3 +79,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        if error is None:
+            self._say()

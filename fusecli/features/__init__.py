@@ -10,10 +10,12 @@ import os
 import stat
 import sys
 from dataclasses import dataclass, field
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
+from types import TracebackType
+from typing import cast
 
 from fusecli.errors import FeatureFileError
-from fusecli.features.npy import npy_from_bytes, open_npy, open_npz
+from fusecli.features.npy import npy_from_stream, open_npy, open_npz
 from fusecli.features.stored import StoredTensor
 
 ENDINGS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
@@ -29,6 +31,7 @@ class FeatureFile:
         metadata: what a safetensors file says of itself.
         size: in bytes.
         content: the bytes, for stdin only.
+        handle: the open file the tensors are read from, closed by leaving the context.
     """
 
     name: str
@@ -36,6 +39,19 @@ class FeatureFile:
     metadata: dict[str, str] = field(default_factory=dict)
     size: int = 0
     content: bytes | None = None
+    handle: BufferedIOBase | None = None
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.handle is not None:
+            self.handle.close()
 
 
 def open_features(name: str) -> FeatureFile:
@@ -48,34 +64,43 @@ def open_features(name: str) -> FeatureFile:
         FeatureFileError: missing, not a regular file, an unknown ending, or damaged.
     """
     if name == "-":
-        data = sys.stdin.buffer.read()
-        if not data:
-            raise FeatureFileError("-: stdin is empty, expected a .npy file")
-        tensor = npy_from_bytes(data, "-")
+        if sys.stdin is None:
+            raise FeatureFileError("-: stdin is closed, expected a .npy file on it")
+        tensor, data = npy_from_stream(cast(BufferedIOBase, sys.stdin.buffer), "-")
         return FeatureFile("-", {"": tensor}, {}, len(data), data)
     handle = open_regular(name)
+    try:
+        return _open_format(handle, name)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
     size = os.fstat(handle.fileno()).st_size
     ending = os.path.splitext(name)[1].lower()
+    metadata: dict[str, str] = {}
     if ending == ".npy":
-        return FeatureFile(name, {"": open_npy(handle, size, name)}, {}, size)
-    if ending == ".npz":
-        return FeatureFile(name, open_npz(handle, name), {}, size)
-    if ending == ".safetensors":
+        tensors = {"": open_npy(handle, size, name)}
+    elif ending == ".npz":
+        tensors = open_npz(handle, name)
+    elif ending == ".safetensors":
         from fusecli.features.safetensors import open_safetensors
 
         tensors, metadata = open_safetensors(handle, name, name)
-        return FeatureFile(name, tensors, metadata, size)
-    if ending in (".pt", ".pth"):
+    elif ending in (".pt", ".pth"):
         from fusecli.features.checkpoint import open_checkpoint
 
-        return FeatureFile(name, open_checkpoint(handle, name), {}, size)
-    pickles = " (pickles are never loaded)" if ending in (".pkl", ".pickle", ".bin") else ""
-    raise FeatureFileError(
-        f"{name}: fusecli reads {', '.join(ENDINGS)}, found {ending or 'no ending'}{pickles}"
-    )
+        tensors = open_checkpoint(handle, name)
+    else:
+        pickles = " (pickles are never loaded)" if ending in (".pkl", ".pickle", ".bin") else ""
+        raise FeatureFileError(
+            f"{name}: fusecli reads {', '.join(ENDINGS)}, found {ending or 'no ending'}{pickles}"
+        )
+    return FeatureFile(name, tensors, metadata, size, None, handle)
 
 
-def open_regular(name: str) -> BufferedIOBase:
+def open_regular(name: str) -> BufferedReader:
     """Open a regular file for reading; a pipe or device would block or never end.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from io import BufferedIOBase
 from typing import IO, Any, cast
 
@@ -34,11 +35,14 @@ def open_checkpoint(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor
     size = os.fstat(handle.fileno()).st_size
     if size == 0:
         raise FeatureFileError(f"{file}: is empty (0 bytes)")
+    _check_archive(handle, file, size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(cast(IO[bytes], handle), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        if "nsupported" not in str(error):
+            raise FeatureFileError(f"{file}: is not a readable .pt file: it is damaged") from None
         raise FeatureFileError(
             f"{file}: holds more than tensors, and loading that could run code, so fusecli does "
             "not: save the tensor itself (torch.save(features, ...)) or use .safetensors"
@@ -49,6 +53,29 @@ def open_checkpoint(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor
     if not found:
         raise FeatureFileError(f"{file}: holds no tensors ({type(loaded).__name__})")
     return {key or "": _stored(tensor, key, file, size, torch) for key, tensor in found.items()}
+
+
+def _check_archive(handle: BufferedIOBase, file: str, size: int) -> None:
+    """Refuse what torch.save did not write, before torch unpacks it.
+
+    Torch's archives are not compressed: one that is promises more than it costs to send.
+    """
+    start = handle.read(2)
+    handle.seek(0)
+    if start[:1] == b"\x80":  # a pickle, as torch wrote before version 1.6
+        return
+    if start != b"PK":
+        raise FeatureFileError(f"{file}: is not a readable .pt file: torch.save did not write it")
+    try:
+        members = zipfile.ZipFile(cast(IO[bytes], handle)).infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise FeatureFileError(f"{file}: is not a readable .pt file: {one_line(error)}") from None
+    if sum(member.file_size for member in members) > size:
+        raise FeatureFileError(
+            f"{file}: is not a readable .pt file: it is packed and would take more memory than "
+            "its size, which torch.save never does"
+        )
+    handle.seek(0)
 
 
 def _tensors(loaded: Any, torch: Any) -> dict[str | None, Any]:

@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.lib import format as npy_format
 
-from fusecli.errors import FeatureFileError
+from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.dtypes import refusal
 from fusecli.features.stored import ByteSource, Span, StoredTensor
 
@@ -32,6 +32,8 @@ _BROKEN = (
     UnicodeError,
     tokenize.TokenError,
 )
+
+_LONGEST_HEADER = 1 << 16
 
 
 def open_npy(handle: BufferedIOBase, size: int, file: str) -> StoredTensor:
@@ -53,9 +55,25 @@ def open_npy(handle: BufferedIOBase, size: int, file: str) -> StoredTensor:
     )
 
 
-def npy_from_bytes(data: bytes, file: str) -> StoredTensor:
-    """The same for a file that is in memory already (stdin)."""
-    return open_npy(io.BytesIO(data), len(data), file)
+def npy_from_stream(stream: BufferedIOBase, file: str) -> tuple[StoredTensor, bytes]:
+    """The same for a stream (stdin): read as far as its header says, and one byte beyond.
+
+    Returns:
+        The tensor, and all bytes read.
+
+    Raises:
+        FeatureFileError: not a .npy file, or damaged.
+    """
+    data = bytearray(stream.read(npy_format.MAGIC_LEN))
+    if data.startswith(npy_format.MAGIC_PREFIX):
+        data += stream.read(_LONGEST_HEADER)
+    start = io.BytesIO(data)
+    header = _header(start, file)
+    whole = start.tell() + (0 if header.dtype.hasobject else header.claimed)
+    while len(data) <= whole and (block := stream.read(min(1 << 20, whole + 1 - len(data)))):
+        data += block
+    content = bytes(data)
+    return open_npy(io.BytesIO(content), len(content), file), content
 
 
 def open_npz(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor]:
@@ -162,15 +180,18 @@ def _header(stream: BufferedIOBase | IO[bytes], where: str) -> _Header:
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise FeatureFileError(f"{where}: is a .npy file of unknown version {version}")
     # Version 3 differs from 2 only in the encoding of field names, which are refused anyway.
-    read = (
-        npy_format.read_array_header_1_0
-        if version == (1, 0)
-        else (npy_format.read_array_header_2_0)
-    )
+    width = 2 if version == (1, 0) else 4
+    prefix = stream.read(width)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < width or length > _LONGEST_HEADER:
+        # Numpy would read it before it looks at its length.
+        raise FeatureFileError(f"{where}: has a damaged .npy header: {length:,} bytes long")
+    header = io.BytesIO(prefix + stream.read(length))
+    read = npy_format.read_array_header_1_0 if width == 2 else npy_format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about headers that Python 2 wrote
-            shape, fortran_order, dtype = read(stream)
+            shape, fortran_order, dtype = read(header)
     except _BROKEN as error:
         raise FeatureFileError(f"{where}: has a damaged .npy header: {one_line(error)}") from None
     if any(isinstance(size, bool) or size < 0 for size in shape):
@@ -182,5 +203,5 @@ def _header(stream: BufferedIOBase | IO[bytes], where: str) -> _Header:
 def one_line(error: BaseException) -> str:
     """The first line of somebody else's error message, short."""
     lines = str(error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+    unnamed = "it ends too early" if isinstance(error, EOFError) else "it cannot be read"
+    return shortened(lines[0], 160) if lines else unnamed

@@ -33,6 +33,8 @@ def open_safetensors(
     try:
         with safetensors.safe_open(path, framework="np") as checked:
             metadata = dict(checked.metadata() or {})
+    except MemoryError:
+        raise FeatureFileError(f"{file}: does not fit into this process's memory") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         size = handle.seek(0, 2)
         empty = " (the file is empty)" if size == 0 else ""

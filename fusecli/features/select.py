@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, ShapeError
+from fusecli.errors import FeatureFileError, ShapeError, shortened
 from fusecli.features import FeatureFile
 from fusecli.features.stored import StoredTensor
 from fusecli.shapes import Axes, mask_shapes
@@ -130,6 +130,8 @@ def _chosen_key(file: FeatureFile, side: str, key: str | None) -> str:
 def _keys(file: FeatureFile) -> str:
     if list(file.tensors) == [""]:
         return "it holds one tensor, without a name"
-    shown = [f"{key} {list(tensor.shape)}" for key, tensor in sorted(file.tensors.items())]
-    more = f", and {len(shown) - 20} more" if len(shown) > 20 else ""
-    return "there are " + ", ".join(shown[:20]) + more
+    shown = [
+        f"{shortened(key, 40)} {list(tensor.shape)}" for key, tensor in sorted(file.tensors.items())
+    ]
+    more = f", and {len(shown) - 12} more" if len(shown) > 12 else ""
+    return "there are " + ", ".join(shown[:12]) + more

@@ -131,7 +131,12 @@ class StoredTensor:
     ) -> NDArray[Any]:
         nbytes = math.prod(shape) * span.storage.itemsize
         if place is None or place.size < nbytes:
-            out = np.empty(shape, span.storage)
+            try:
+                out = np.empty(shape, span.storage)
+            except MemoryError:
+                raise FeatureFileError(
+                    f"{self.where}: {nbytes:,} bytes do not fit into memory"
+                ) from None
         else:
             out = place[:nbytes].view(span.storage).reshape(shape)
         view = out.reshape(-1).view(np.uint8).data
@@ -141,17 +146,23 @@ class StoredTensor:
             # A signal or a file system may end one read early; only zero means the end.
             count = span.handle.readinto(view[done:])
             if not count:
-                raise FeatureFileError(f"{self.where}: the file became shorter while it was read")
+                raise self._cut_short()
             done += count
         return out
 
     def _mapped(self, span: Span) -> NDArray[Any]:
-        mapped: NDArray[Any] = np.memmap(
-            span.handle,  # type: ignore[call-overload]
-            span.storage,
-            mode="r",
-            offset=span.offset,
-            shape=self.shape,
-            order="F" if span.fortran_order else "C",
-        )
+        try:
+            mapped: NDArray[Any] = np.memmap(
+                span.handle,  # type: ignore[call-overload]
+                span.storage,
+                mode="r",
+                offset=span.offset,
+                shape=self.shape,
+                order="F" if span.fortran_order else "C",
+            )
+        except ValueError:
+            raise self._cut_short() from None
         return mapped
+
+    def _cut_short(self) -> FeatureFileError:
+        return FeatureFileError(f"{self.where}: the file became shorter while it was read")

@@ -1,0 +1,74 @@
+"""The command line as a function, in this process and in one of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fusecli.cli.main import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the command line left: exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """`cli("fuse", ...)`: the command line in this process; any exception but an exit escapes."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it hangs"))
+
+    def run(*args: str) -> Outcome:
+        capsys.readouterr()
+        signal.alarm(10)
+        with pytest.raises(SystemExit) as stopped:
+            main(list(args))
+        signal.alarm(0)
+        said = capsys.readouterr()
+        return Outcome(int(stopped.value.code or 0), said.out, said.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def without_privileges() -> None:
+    """Let a child of root be held to permissions as everybody is (for `preexec_fn`)."""
+    libc = ctypes.CDLL(None)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; fails harmlessly without root
+
+
+@pytest.fixture
+def program() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """`program("fuse", ...)`: the command line in a process of its own; bytes in, bytes out."""
+
+    def run(*args: str | bytes, **options: object) -> subprocess.CompletedProcess[bytes]:
+        settings: dict[str, object] = {"capture_output": True, "timeout": 50, **options}
+        settings["env"] = os.environ | dict(settings.get("env") or {})
+        return subprocess.run([sys.executable, "-m", "fusecli", *args], **settings)
+
+    return run

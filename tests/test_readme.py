@@ -1,0 +1,69 @@
+"""The README's console blocks are what the commands print."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def steps(block: str) -> list[tuple[str, str]]:
+    """Each command of a block with the output shown under it."""
+    parts = re.split(r"^\$ (.*)\n", block, flags=re.M)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def normal(output: str) -> str:
+    """Without what differs between machines: trailing blanks, threads, versions."""
+    output = re.sub(r"\d+ threads", "N threads", output)
+    output = re.sub(r"(fusecli|numpy|safetensors|torch) \d[\w.+]*", r"\1 V", output)
+    return "\n".join(line.rstrip() for line in output.strip().splitlines())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_console_block_prints_what_the_readme_says(block, tmp_path):
+    shutil.copytree(ROOT / "sample_features", tmp_path / "sample_features")
+    for name in ("img.npy", "txt.npy"):
+        shutil.copy(ROOT / "sample_features" / name, tmp_path)
+    ran = 0
+    for command, shown in steps(block):
+        if not command.startswith("fusecli") or command.startswith("fusecli bench"):
+            continue  # installing is what CI has done; timings are never the same
+        done = subprocess.run(
+            f'"{sys.executable}" -m {command}',
+            shell=True,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert done.returncode == 0, done.stdout
+        assert normal(done.stdout) == normal(shown)
+        ran += 1
+    assert ran or "bench" in block
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names: dict = {}
+    exec(example, names)
+    assert names["fused"].shape == (7, 384)
+    assert (tmp_path / "trained.safetensors").exists()
+
+
+def test_every_option_of_fuse_is_in_its_help_and_every_diagnosis_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    source = (ROOT / "fusecli" / "diagnose.py").read_text()
+    codes = re.findall(r'Diagnosis\(\s*f?"([\w{}.-]+)"', source)
+    assert len(codes) >= 7
+    for code in codes:
+        side = code.replace("{side}", "image").replace("{axes.side}", "image")
+        assert f"`{side}`" in text
