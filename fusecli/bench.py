@@ -25,12 +25,16 @@ from numpy.typing import NDArray
 from fusecli.arrays import NumpyArrays, TorchArrays
 from fusecli.attention import Arrays, Operands, attend, prepare
 from fusecli.config import FusionConfig
-from fusecli.device import resolve_device
+from fusecli.device import cores, resolve_device
 from fusecli.initial import initial_weights
-from fusecli.plan import Sizes, choose_plan, chunk_samples
+from fusecli.plan import Sizes, choose_plan, chunk_samples, numpy_is_quicker
 
 IMAGE_TOKENS = (1, 49, 197, 577)
 TEXT_TOKENS = (8, 16, 32, 77)
+
+# The threads of numpy's library turn idly for more than 50 ms after a product and take the
+# cores from whoever comes next: the plain module ran at half its rate without this pause.
+REST_S = 0.25
 
 # What people write today, in full.
 PLAIN_SCRIPT = """\
@@ -68,7 +72,9 @@ class Row:
         P, T, N: image tokens, text tokens, pairs at once.
         plain_rate, rate: pairs a second, of the plain module and of fusecli.
         ratio: of the two, the median over the turns.
-        scores, values: the order fusecli chose.
+        engine: numpy or torch, where fusecli computed.
+        scores, values: the order it chose.
+        fewer: how many times fewer multiply-adds that order takes, as counted.
         gflops: of what fusecli really multiplied, 1e9 operations a second.
         peak_share: of the matrix-product peak measured in the same run.
         prepare_s: seconds to fold and place the weights, once a job.
@@ -81,8 +87,10 @@ class Row:
     plain_rate: float
     rate: float
     ratio: float
+    engine: str
     scores: str
     values: str
+    fewer: float
     gflops: float
     peak_share: float
     prepare_s: float
@@ -90,27 +98,32 @@ class Row:
 
 
 def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
-    """Matrix-product peak in 1e9 operations a second: the best of square products."""
+    """Matrix-product peak in 1e9 operations a second: the best of square products.
+
+    On the CPU in float32 of numpy's and torch's, which come with different libraries.
+    """
     import torch
 
     size = 2048
+    candidates: list[Callable[[], Any]] = []
+    if device == "cpu" and dtype == "float32":
+        square = np.random.default_rng(0).standard_normal((size, size), np.float32)
+        candidates.append(lambda: np.matmul(square, square))
     left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     right = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     out = torch.empty_like(left)
 
-    def run() -> None:
-        torch.mm(left, right, out=out)
-
+    candidates.append(lambda: torch.mm(left, right, out=out))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
-        best = min(best, _seconds(run, device))
+        best = min([best, *(_seconds(run, device) for run in candidates)])
     return 2 * size**3 / best / 1e9
 
 
 def bench_rows(
     device: str = "cpu",
     dtype: str = "float32",
-    engine: str = "torch",
+    engine: str = "auto",
     image_tokens: tuple[int, ...] = IMAGE_TOKENS,
     text_tokens: tuple[int, ...] = TEXT_TOKENS,
     dim: int = 768,
@@ -123,7 +136,7 @@ def bench_rows(
     """Measure the table, one row after the other; imports torch.
 
     Args:
-        device, dtype, engine: what fusecli runs on.
+        device, dtype, engine: what fusecli runs on; "auto" is what `fuse` would take.
         image_tokens, text_tokens: the P and T of the table.
         dim, heads: D (also Di and Dt) and H.
         pairs: N, pairs in memory at once; the plain module takes them as one batch.
@@ -146,18 +159,22 @@ def bench_rows(
             image = rng.standard_normal((pairs, P, dim), np.float32)
             text = rng.standard_normal((pairs, T, dim), np.float32)
             plain = _plain_runner(config, weights, image, text, device, plain_dtype or dtype)
-            arrays: Arrays = NumpyArrays() if engine == "numpy" else TorchArrays(device, dtype)
             sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
             plan = choose_plan(sizes, prepared=True, dtype=dtype)
+            possible = device == "cpu" and dtype == "float32"
+            quicker = possible and numpy_is_quicker(sizes, plan, cores())
+            numpy = engine == "numpy" or (engine == "auto" and quicker)
+            arrays: Arrays = NumpyArrays() if numpy else TorchArrays(device, dtype)
             began = time.perf_counter()
             operands = prepare(weights, config, plan, arrays)
             prepare_s = time.perf_counter() - began
             step = chunk_samples(sizes, plan, None)
             ours = _our_runner(operands, arrays, image, text, step)
             deviation = _deviation(plain, ours)
+            rest = REST_S if numpy else 0.0
             ratios, plain_times, times = [], [], []
             for turn in range(turns + 1):
-                a, b = _seconds(plain, device), _seconds(ours, device)
+                a, b = _seconds(plain, device, rest), _seconds(ours, device, rest)
                 if turn:  # the first touches the memory
                     plain_times.append(a)
                     times.append(b)
@@ -171,8 +188,10 @@ def bench_rows(
                 pairs / statistics.median(plain_times),
                 pairs / seconds,
                 statistics.median(ratios),
+                arrays.name,
                 plan.scores,
                 plan.values,
+                plan.plain / plan.multiply_adds,
                 gflops,
                 gflops / peak,
                 prepare_s,
@@ -267,7 +286,8 @@ def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
     return float(np.abs(a - b).max() / np.abs(a).max())
 
 
-def _seconds(run: Callable[[], Any], device: str) -> float:
+def _seconds(run: Callable[[], Any], device: str, rest: float = 0.0) -> float:
+    time.sleep(rest)
     began = time.perf_counter()
     run()
     if device.startswith("cuda"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 
 from fusecli.errors import DeviceError, UsageError
 
@@ -43,6 +44,12 @@ def resolve_device(name: str) -> str:
     if wanted not in there:
         raise DeviceError(f"--device {name}: is not there; this machine has {', '.join(there)}")
     return wanted
+
+
+def accelerator_likely() -> bool:
+    """Whether this machine looks as if torch would find an accelerator, without asking torch."""
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under WSL, AMD
+    return sys.platform == "darwin" or any(os.path.exists(path) for path in drivers)
 
 
 def numpy_threads() -> int:

@@ -1,6 +1,6 @@
 """The errors a user can cause. The command line turns each into one line and an exit code."""
 
-LONGEST_LINE = 900  # characters of an error; names and values in files can be megabytes long
+LONGEST_LINE = 2000  # characters of an error; names and values in files can be megabytes long
 
 
 def printable(text: str) -> str:

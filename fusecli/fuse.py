@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 from fusecli import diagnose
 from fusecli.arrays import NumpyArrays, TorchArrays
 from fusecli.attention import Arrays, Operands, attend, needed_parameters, prepare
-from fusecli.device import numpy_threads, resolve_device
+from fusecli.device import accelerator_likely, cores, numpy_threads, resolve_device
 from fusecli.errors import DiagnosisError, FeatureFileError
+from fusecli.initial import initial_weights
 from fusecli.job import FuseOptions, Job, open_job
 from fusecli.output import FeatureWriter, StagedFile
-from fusecli.plan import Plan, Sizes, choose_plan, chunk_samples, numpy_is_quicker
+from fusecli.plan import (
+    Plan,
+    Sizes,
+    choose_plan,
+    chunk_samples,
+    numpy_is_quicker,
+    worth_an_accelerator,
+)
 from fusecli.report import (
     Diagnosis,
     Report,
@@ -28,7 +36,7 @@ from fusecli.report import (
     stages,
 )
 from fusecli.stream import stream
-from fusecli.weights import read_weights, seeded_weights
+from fusecli.weights import read_weights
 
 __all__ = ["FuseOptions", "fuse_files"]
 
@@ -124,9 +132,13 @@ def _sizes(job: Job) -> Sizes:
 
 def _choose_engine(job: Job) -> tuple[Plan, Arrays, str, int]:
     o = job.options
-    plan = choose_plan(_sizes(job), dtype=o.dtype)
-    on_cpu = o.device in ("auto", "cpu") and o.dtype == "float32"
-    if o.engine == "numpy" or (o.engine == "auto" and on_cpu and numpy_is_quicker(plan)):
+    sizes = _sizes(job)
+    plan = choose_plan(sizes, dtype=o.dtype)
+    possible = o.device in ("auto", "cpu") and o.dtype == "float32"
+    if o.device == "auto" and accelerator_likely() and worth_an_accelerator(plan, cores()):
+        possible = False
+    quicker = possible and numpy_is_quicker(sizes, plan, cores())
+    if o.engine == "numpy" or (o.engine == "auto" and quicker):
         return plan, NumpyArrays(), "cpu", numpy_threads()
     import torch
 
@@ -138,7 +150,7 @@ def _load(job: Job, plan: Plan) -> dict[str, NDArray[np.float32]]:
     rows = needed_parameters(job.config, plan)
     if job.weights is not None:
         return read_weights(job.weights, rows)
-    return seeded_weights(job.config, job.seed or 0, rows)
+    return initial_weights(job.config, job.seed or 0, rows)
 
 
 def _compute(

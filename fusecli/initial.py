@@ -10,7 +10,7 @@ and `xavier_uniform_`). Biases of the attention start at zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +37,14 @@ def check_seed(seed: int) -> int:
 
 
 def initial_weights(
-    config: FusionConfig, seed: int, names: Collection[str] | None = None
+    config: FusionConfig, seed: int, rows: Mapping[str, slice] | None = None
 ) -> dict[str, NDArray[np.float32]]:
     """The parameters that `torch.manual_seed(seed)` followed by `ImageTextFusion` gives.
 
     Args:
         config: sizes and switches.
         seed: 0 to 2**32 - 1.
-        names: only these parameters, or None for all.
+        rows: only these parameters, and only these rows of each; None for all.
 
     Returns:
         float32 arrays under their `state_dict` names.
@@ -53,18 +53,20 @@ def initial_weights(
         UsageError: the seed is out of range.
     """
     shapes = config.parameter_shapes()
-    wanted = set(shapes if names is None else names)
+    wanted = dict.fromkeys(shapes, slice(None)) if rows is None else dict(rows)
     stream = np.random.RandomState(check_seed(seed))
-    weights: dict[str, NDArray[np.float32]] = {}
+    weights: dict[str, NDArray[np.float32]] = {
+        name: np.full(shapes[name], _CONSTANT[name], np.float32)[part]
+        for name, part in wanted.items()
+        if name in _CONSTANT
+    }
     for name, bound in _draws(config):
-        if not wanted.difference(weights, _CONSTANT):
+        if len(weights) == len(wanted):
             break
         bits = stream.randint(0, 1 << 32, math.prod(shapes[name]), dtype=np.uint32)
         if name in wanted and name not in _CONSTANT:
-            weights[name] = _uniform(bits, bound).reshape(shapes[name])
-    for name in wanted.intersection(_CONSTANT):
-        if name in shapes:
-            weights[name] = np.full(shapes[name], _CONSTANT[name], np.float32)
+            part = bits.reshape(shapes[name])[wanted[name]]
+            weights[name] = _uniform(part.reshape(-1), bound).reshape(part.shape)
     return weights
 
 

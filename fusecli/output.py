@@ -39,12 +39,13 @@ class StagedFile:
 
     Args:
         path: the name it will have.
+        shown: what errors call it, where that is not its name.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, shown: str | None = None) -> None:
         # A link keeps pointing where it did: its target is what is replaced.
         self.path = os.path.realpath(path)
-        self._shown = path
+        self._shown = shown or path
         # A name of its own for every run: two on one output do not meet.
         part = f".fusecli-{os.urandom(8).hex()}.part"
         self.staged = os.path.join(os.path.dirname(self.path), part)
@@ -139,7 +140,9 @@ class FeatureWriter:
         self._nbytes = math.prod(shape) * storage_type(dtype).itemsize
         self._spooled = path == "-"
         self._metadata = metadata
-        self.staged = StagedFile(_spool() if self._spooled else path)
+        self.staged = StagedFile(path)
+        if self._spooled:
+            self.staged = StagedFile(_spool(), "stdout (held in $TMPDIR until it is whole)")
         self._archive: zipfile.ZipFile | None = None
         self._sink: Any = self.staged
 

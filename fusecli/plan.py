@@ -36,10 +36,14 @@ _EXACT_ORDERS = {
 # ones; folding is done in float64.
 SMALL_PRODUCT = 1.5
 FOLDING = 2.0
-# numpy does this many weighed multiply-adds in the time that importing torch takes (1.7 s on
-# two cores at 5e10 a second); what is shorter runs on numpy.
-TORCH_IMPORT = 8e10
-CHUNK_BYTES = 96 << 20  # of one chunk: products over many rows run at a higher rate
+# Importing torch takes this long; what numpy loses against it is softmax, which numpy runs on
+# one core. Matrix products take the same time in both (measured on two cores).
+TORCH_IMPORT_S = 1.7
+SOFTMAX_S = 3e-9  # a weight, on one core
+PRODUCTS_A_SECOND = 2.5e10  # multiply-adds, a core
+CHUNK_ROWS = 1024  # products over fewer rows run at a lower rate
+SMALL_CHUNK_BYTES = 32 << 20  # below this a larger chunk costs nothing
+CHUNK_BYTES = 192 << 20  # no chunk takes more, unless one sample does
 
 
 @dataclass(frozen=True)
@@ -116,23 +120,39 @@ def choose_plan(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32")
     return min(all_plans(sizes, prepared=prepared, dtype=dtype), key=lambda plan: plan.cost)
 
 
-def numpy_is_quicker(plan: Plan) -> bool:
-    """Whether numpy ends before torch could begin."""
-    return plan.cost < TORCH_IMPORT
+def numpy_is_quicker(sizes: Sizes, plan: Plan, cores: int) -> bool:
+    """Whether numpy, on the CPU, ends before torch would, importing it included.
+
+    Args:
+        sizes: of the whole job.
+        plan: its order.
+        cores: that torch would use.
+    """
+    weights = 0 if plan.scores == "none" else sizes.N * sizes.H * sizes.T * sizes.P
+    return weights * SOFTMAX_S * (1 - 1 / cores) < TORCH_IMPORT_S
+
+
+def worth_an_accelerator(plan: Plan, cores: int) -> bool:
+    """Whether the products take longer on the CPU than importing torch to look for a GPU."""
+    return plan.cost / (PRODUCTS_A_SECOND * cores) > TORCH_IMPORT_S
 
 
 def workspace_bytes(sizes: Sizes, plan: Plan) -> int:
-    """Memory one sample takes while it is computed, in bytes: inputs, workspace, result."""
+    """About what one sample takes in memory, in bytes: inputs, workspace, result."""
     s = sizes
-    floats = s.P * s.Di + s.T * s.Dt + 3 * s.T * s.D
+    forms_k = plan.scores in ("projected", "key")
+    forms_v = plan.values in ("projected", "output")
+    floats = 2 * (s.P * s.Di + s.T * s.Dt) + 4 * s.T * s.D  # the next chunk is read meanwhile
     if plan.scores == "none":
-        return 4 * (floats + 2 * s.D)
-    floats += 2 * s.H * s.T * s.P
-    floats += s.P * s.D * (2 + (not plan.fold_key) + (not plan.fold_value))
-    if "query" in plan.scores or "context" in plan.values:
-        floats += 2 * s.T * s.H * s.Di
-    if "key" in plan.scores or "output" in plan.values:
-        floats += s.P * s.H * (s.Dt + s.D)
+        return 4 * (floats + 3 * s.D)
+    floats += s.T * s.D * (s.residual or not plan.fold_query) + 2 * s.H * s.T * s.P
+    floats += s.P * s.D * (forms_k + forms_v + (not plan.fold_key or not plan.fold_value))
+    if plan.scores == "query" or plan.values == "context":
+        floats += s.T * s.H * s.Di * (1 if plan.scores == "query" else 2)
+    if plan.scores == "key":
+        floats += s.P * s.H * s.Dt
+    if plan.values == "output":
+        floats += s.P * s.H * s.D
     return 4 * floats
 
 
@@ -145,7 +165,9 @@ def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None) -> int:
         max_memory: a bound in bytes that the user set, or None.
     """
     budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory)
-    return max(1, min(sizes.N, budget // workspace_bytes(sizes, plan)))
+    each = workspace_bytes(sizes, plan)
+    wanted = max(-(-CHUNK_ROWS // min(sizes.T, sizes.P)), SMALL_CHUNK_BYTES // each)
+    return max(1, min(sizes.N, wanted, budget // each))
 
 
 def all_plans(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32") -> Iterator[Plan]:

@@ -253,7 +253,7 @@ def _no_reading(side: str, shape: tuple[int, ...], where: str) -> str:
             "say --image-axes NDHW or --image-axes NHWD"
         )
     return (
-        f"{where}: rank {len(shape)} {_shown(shape)} is not a {side} feature: "
+        f"{where}: rank {len(shape)} {_shown(shape)} is no {side} feature: "
         f"expected one of {_EXAMPLES[side]}"
     )
 

@@ -134,8 +134,9 @@ class TokenReader:
         if self.axes.samples is not None:
             place = f"sample {sample}, {place}"
         count = int((~np.isfinite(tokens)).any(axis=2).sum())
+        rows = "1 row" if count == 1 else f"{count} rows"
         raise FeatureFileError(
-            f"{self.stored.where}: holds {what} at {place} ({count} such rows here): "
+            f"{self.stored.where}: holds {what} at {place} (in {rows} here): "
             "mend the file, mask these tokens, or say --allow-nonfinite"
         )
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fusecli.config import FusionConfig
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features import FeatureFile, open_features
-from fusecli.initial import initial_weights
 from fusecli.output import StagedFile, check_target
 
 if TYPE_CHECKING:
@@ -163,14 +162,6 @@ def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, N
         if not np.isfinite(arrays[name]).all():
             raise WeightsError(f"{stored.where}: holds NaN or infinity, expected finite weights")
     return arrays
-
-
-def seeded_weights(
-    config: FusionConfig, seed: int, rows: Mapping[str, slice]
-) -> dict[str, NDArray[np.float32]]:
-    """Initial weights, in the form that `read_weights` gives."""
-    made = initial_weights(config, seed, rows)
-    return {name: made[name][part] for name, part in rows.items()}
 
 
 def write_weights(

@@ -76,14 +76,8 @@ def test_a_subset_is_cut_from_the_whole(data, norm, seed):
     config = FusionConfig(12, 3, 7, 5, norm=norm)
     whole = initial_weights(config, seed)
     names = data.draw(st.sets(st.sampled_from(sorted(whole))))
-    some = initial_weights(config, seed, names)
+    some = initial_weights(config, seed, dict.fromkeys(names, slice(None)))
     assert_same_bits(some, {name: whole[name] for name in names})
-
-
-def test_names_that_are_no_parameters_are_not_made():
-    assert initial_weights(FusionConfig(4, 2), 0, ["norm.weight", "text_proj.bias"]).keys() == {
-        "text_proj.bias"
-    }
 
 
 def test_torch_s_own_generator_is_left_alone():

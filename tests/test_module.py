@@ -219,6 +219,20 @@ def test_gradients_stay_finite_with_nan_in_a_masked_row():
 
 
 @pytest.mark.parametrize("null_token", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_stay_finite_with_an_empty_image(null_token, training):
+    module = randomize(ImageTextFusion(12, 3, null_token=null_token), 4).train(training)
+    image, text = features(2, 5, 12).requires_grad_(), features(2, 4, 12, seed=1).requires_grad_()
+    mask = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0]])
+    fused = module(image, text, image_mask=mask, allow_empty_image=True)
+    fused.square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+    assert image.grad.isfinite().all()
+    assert not image.grad[mask == 0].any()
+
+
+@pytest.mark.parametrize("null_token", [False, True])
 def test_an_all_masked_image_is_an_error_that_names_the_sample(null_token):
     module = ImageTextFusion(12, 3, null_token=null_token)
     mask = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 0]])

@@ -12,6 +12,7 @@ from fusecli.arrays import NumpyArrays
 from fusecli.attention import attend, prepare
 from fusecli.plan import (
     CHUNK_BYTES,
+    CHUNK_ROWS,
     Sizes,
     all_plans,
     choose_plan,
@@ -19,6 +20,7 @@ from fusecli.plan import (
     numpy_is_quicker,
     plain_multiply_adds,
     workspace_bytes,
+    worth_an_accelerator,
 )
 
 many = settings(max_examples=300, deadline=None)
@@ -244,17 +246,30 @@ def test_why_says_the_order_and_what_it_saved(sizes, word, share):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "quicker"),
+    ("sizes", "cores", "quicker"),
     [
-        (base(1, 8, 1), True),
-        (base(1, 77, 577), True),
-        (base(64, 8, 1), True),
-        (base(20_000, 16, 197), False),
-        (base(1_000_000, 77, 1), False),
+        (base(1, 8, 1), 2, True),
+        (base(1, 77, 577), 2, True),
+        (base(64, 77, 1), 64, True),
+        # Many attention weights: softmax on one core takes longer than the import.
+        (base(20_000, 77, 197), 2, False),
+        (base(20_000, 77, 197), 64, False),
+        # One image token has none, and one core has nobody to share the work with.
+        (base(1_000_000, 77, 1), 2, True),
+        (base(20_000, 77, 197), 1, True),
     ],
 )
-def test_small_jobs_run_on_numpy_and_large_ones_do_not(sizes, quicker):
-    assert numpy_is_quicker(choose_plan(sizes)) is quicker
+def test_numpy_runs_what_torch_would_not_be_done_with_sooner(sizes, cores, quicker):
+    assert numpy_is_quicker(sizes, choose_plan(sizes), cores) is quicker
+
+
+@many
+@given(sizes=any_sizes, cores=st.integers(1, 64))
+def test_a_smaller_part_of_a_job_for_numpy_is_for_numpy_too(sizes, cores):
+    plan = choose_plan(sizes)
+    if numpy_is_quicker(sizes, plan, cores):
+        assert numpy_is_quicker(replace(sizes, N=(sizes.N + 1) // 2), plan, cores)
+        assert numpy_is_quicker(sizes, plan, max(1, cores // 2))
 
 
 @many
@@ -266,8 +281,9 @@ def test_a_chunk_keeps_within_its_budget(sizes, budget):
         each = workspace_bytes(sizes, plan)
         assert 1 <= chunk <= sizes.N
         assert chunk == 1 or chunk * each <= limit
-        # Not fewer than there is room for.
-        assert chunk == sizes.N or (chunk + 1) * each > limit
+        # Not fewer than there is room for, unless the products are large enough.
+        enough = chunk * min(sizes.T, sizes.P) >= CHUNK_ROWS
+        assert chunk == sizes.N or (chunk + 1) * each > limit or enough
 
 
 def test_a_chunk_does_not_depend_on_how_many_samples_there_are():
@@ -293,3 +309,17 @@ def test_sizes_that_do_not_matter_to_an_order_do_not_change_its_cost():
     assert choose_plan(base(64, 8, 1, Dt=384)).cost == plan.cost
     assert choose_plan(base(64, 8, 1, H=1)).cost == plan.cost
     assert choose_plan(replace(base(64, 8, 1), residual=True)).cost > plan.cost
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cores", "worth"),
+    [
+        (base(1, 8, 197), 2, False),
+        (base(20_000, 16, 197), 2, True),
+        (base(20_000, 16, 197), 64, False),
+    ],
+)
+def test_a_gpu_is_looked_for_where_the_products_take_longer_than_torch_s_import(
+    sizes, cores, worth
+):
+    assert worth_an_accelerator(choose_plan(sizes), cores) is worth

@@ -75,8 +75,8 @@ def test_every_reading_of_the_axes(side, shape, named, letters, samples, tokens,
             r"a rank-4 image \[2, 3, 4, 5\] can be read in two ways: "
             "say --image-axes NDHW or --image-axes NHWD",
         ),
-        ("text", (2, 3, 4, 5), r"rank 4 \[2, 3, 4, 5\] is not a text feature: expected one of D"),
-        ("image", (1, 1, 2, 3, 4), r"rank 5 \[1, 1, 2, 3, 4\] is not an? image feature"),
+        ("text", (2, 3, 4, 5), r"rank 4 \[2, 3, 4, 5\] is no text feature: expected one of D"),
+        ("image", (1, 1, 2, 3, 4), r"rank 5 \[1, 1, 2, 3, 4\] is no image feature"),
         ("text", (1, 1, 2, 3, 4), "rank 5"),
     ],
 )

@@ -22,7 +22,6 @@ from fusecli.weights import (
     config_of,
     open_weights,
     read_weights,
-    seeded_weights,
     write_weights,
 )
 from tests.reference import PlainImageTextFusion
@@ -471,7 +470,7 @@ def test_seeded_weights_are_those_rows_of_the_initial_ones():
     whole = initial_weights(config, 9)
     rows = {"attention.in_proj_weight": slice(24, 36), "image_proj.bias": slice(None)}
     rows |= {"norm.weight": slice(None)}
-    seeded = seeded_weights(config, 9, rows)
+    seeded = initial_weights(config, 9, rows)
     assert set(seeded) == set(rows)
     for name, part in rows.items():
         assert np.array_equal(seeded[name], whole[name][part])

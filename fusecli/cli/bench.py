@@ -28,7 +28,9 @@ def bench(
     plain_dtype: Annotated[
         str | None, typer.Option(help="Type of the plain module. Default: --dtype.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="torch or numpy.")] = "torch",
+    engine: Annotated[
+        str, typer.Option(help="auto (what fuse would take), numpy or torch.")
+    ] = "auto",
     process: Annotated[
         bool,
         typer.Option("--process/--no-process", help="Also time whole processes on one pair."),
@@ -44,13 +46,13 @@ def bench(
     from fusecli.config import FusionConfig
     from fusecli.device import resolve_device
     from fusecli.errors import UsageError
-    from fusecli.job import DTYPES
+    from fusecli.job import DTYPES, ENGINES
 
     for option, value in (("--dtype", dtype), ("--plain-dtype", plain_dtype or dtype)):
         if value not in DTYPES:
             raise UsageError(f"{option} {value}: expected {', '.join(DTYPES)}")
-    if engine not in ("torch", "numpy"):
-        raise UsageError(f"--engine {engine}: expected torch, numpy")
+    if engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: expected {', '.join(ENGINES)}")
     if engine == "numpy" and (dtype != "float32" or device != "cpu"):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
     if min(pairs, turns) < 1:
@@ -62,13 +64,13 @@ def bench(
     plain = plain_dtype or dtype
     if not as_json:
         typer.echo(
-            f"{found}, fusecli {dtype} ({engine}) against plain {plain}, D = {dim}, H = {heads}, "
+            f"{found}, fusecli {dtype} against plain {plain}, D = {dim}, H = {heads}, "
             f"{pairs} pairs, {turns} turns; matrix-product peak {peak:.0f} GFLOP/s"
         )
         typer.echo(
             f"{'P':>5} {'T':>4} {'plain/s':>9} {'fusecli/s':>10} {'ratio':>6}  "
-            f"{'order (scores/values)':<22} {'GFLOP/s':>8} {'of peak':>8} "
-            f"{'prepare':>8} {'apart':>8}"
+            f"{'engine':<6}  {'order (scores/values)':<22} {'fewer':>6} "
+            f"{'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
         )
     rows = []
     for row in bench_rows(found, dtype, engine, *shapes, dim, heads, pairs, turns, plain, peak):
@@ -77,7 +79,8 @@ def bench(
             order = f"{row.scores}/{row.values}" if row.scores != "none" else "one token"
             typer.echo(
                 f"{row.P:>5} {row.T:>4} {row.plain_rate:>9.0f} {row.rate:>10.0f} "
-                f"{row.ratio:>6.2f}  {order:<22} {row.gflops:>8.0f} {row.peak_share:>8.0%} "
+                f"{row.ratio:>6.2f}  {row.engine:<6}  {order:<22} {row.fewer:>6.1f} "
+                f"{row.gflops:>8.0f} {row.peak_share:>8.0%} "
                 f"{row.prepare_s * 1e3:>6.0f}ms {row.deviation:>8.0e}"
             )
     whole = bench_process(turns) if process else None

@@ -81,7 +81,7 @@ def fuse(
         str, typer.Option(help="Type to write: float32, float16, bfloat16 (.safetensors).")
     ] = "float32",
     max_memory: Annotated[
-        str | None, typer.Option(help="Bound on one chunk of a stack: 500M, 2G. Default: 96M.")
+        str | None, typer.Option(help="Bound on one chunk of a stack: 500M, 2G. Default: 192M.")
     ] = None,
     allow_empty_image: Annotated[
         bool, typer.Option("--allow-empty-image", help="An all-masked image: a context of zero.")

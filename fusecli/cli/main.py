@@ -1,7 +1,7 @@
 """The edge of the program: signals, errors and exit codes. Imports nothing until it is ready.
 
 Exit codes: 0 done; 1 the data or the machine said no; 2 the command line is wrong;
-130 and 143 stopped by Ctrl-C and by SIGTERM.
+130, 143 and 129 stopped by Ctrl-C, by SIGTERM and by a terminal that closes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from typing import Any, NoReturn
 
 # How writing to a file behind stdout fails; such an error carries no file name.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+_STOPPING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    _STOPPING.append(signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -32,7 +36,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         # Before the first heavy import, so that a signal in the middle of it is silent too.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOPPING:
             signal.signal(number, _stop)
         code = _run(args)
         sys.stdout.flush()
@@ -56,7 +60,7 @@ def _abandon_stdout() -> None:
 
 
 def _stop(number: int, frame: Any) -> None:
-    for other in (signal.SIGINT, signal.SIGTERM):  # cleaning up is not interrupted
+    for other in _STOPPING:  # cleaning up is not interrupted
         signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
 

@@ -68,6 +68,8 @@ def open_features(name: str) -> FeatureFile:
             raise FeatureFileError("-: stdin is closed, expected a .npy file on it")
         tensor, data = npy_from_stream(cast(BufferedIOBase, sys.stdin.buffer), "-")
         return FeatureFile("-", {"": tensor}, {}, len(data), data)
+    if not name:
+        raise FeatureFileError("a file's name is empty (an unset shell variable?)")
     handle = open_regular(name)
     try:
         return _open_format(handle, name)
