@@ -27,6 +27,7 @@ from fusecli.attention import Arrays, Operands, attend, prepare
 from fusecli.config import FusionConfig
 from fusecli.device import cores, resolve_device
 from fusecli.initial import initial_weights
+from fusecli.output import FeatureWriter
 from fusecli.plan import Sizes, choose_plan, chunk_samples, numpy_is_quicker
 
 IMAGE_TOKENS = (1, 49, 197, 577)
@@ -95,6 +96,24 @@ class Row:
     peak_share: float
     prepare_s: float
     deviation: float
+
+
+@dataclass(frozen=True)
+class StackResult:
+    """One stack, from file to file.
+
+    Attributes:
+        seconds: of the whole process.
+        rate, memory_rate: pairs a second, of the process and from memory.
+        file_gb: both inputs, in 1e9 bytes.
+        resident_mb: the most the process held; None where there is no /proc.
+    """
+
+    seconds: float
+    rate: float
+    memory_rate: float
+    file_gb: float
+    resident_mb: float | None
 
 
 def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
@@ -230,6 +249,49 @@ def bench_process(turns: int = 7) -> dict[str, float]:
         "script_s": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(b / a for a, b in pairs),
     }
+
+
+def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackResult:
+    """One whole `fusecli fuse` of a stack from file to file, against the rate from memory.
+
+    Args:
+        pairs: samples of the stack; the files are written to the temporary folder first.
+        P, T, dim: their shape.
+    """
+    (row,) = bench_rows(image_tokens=(P,), text_tokens=(T,), dim=dim, turns=5, peak=1.0)
+    block = np.random.default_rng(0).standard_normal((64, P + T, dim), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
+        for name, part in zip(names, (block[:, :P], block[:, P:]), strict=True):
+            with FeatureWriter(name, (pairs, *part.shape[1:]), "float32", {}) as writer:
+                writer.begin()
+                for start in range(0, pairs, len(part)):
+                    writer.append(part[: pairs - start])
+                writer.finish()
+                writer.publish()
+        size = sum(os.path.getsize(name) for name in names)
+        out = os.path.join(folder, "out.npy")
+        command = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-o", out]
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        resident = None
+        while process.poll() is None:
+            # The mark is gone with the process; getrusage counts the parent's memory too.
+            resident = _high_water_mb(process.pid) or resident
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    return StackResult(seconds, pairs / seconds, row.rate, size / 1e9, resident)
+
+
+def _high_water_mb(pid: int) -> float | None:
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            marks = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+    except OSError:
+        return None
+    return int(marks[0]) / 1024 if marks else None
 
 
 def _plain_runner(

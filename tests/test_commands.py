@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fusecli import selftest as selftest_module
-from fusecli.bench import bench_rows
+from fusecli.bench import bench_rows, bench_stack
 from fusecli.inspection import inspect_file
 
 
@@ -154,3 +154,10 @@ def test_bench_compares_equal_results():
 def test_bench_refuses_impossible_options_in_one_line(args):
     done = run("bench", *args)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_bench_times_a_stack_from_file_to_file():
+    made = bench_stack(pairs=5, P=3, T=2, dim=16)
+    assert made.file_gb == pytest.approx((2 * 128 + 5 * (3 + 2) * 16 * 4) / 1e9)
+    assert made.rate == pytest.approx(5 / made.seconds)
+    assert made.resident_mb is None or made.resident_mb > 1

@@ -35,6 +35,13 @@ def bench(
         bool,
         typer.Option("--process/--no-process", help="Also time whole processes on one pair."),
     ] = True,
+    stack: Annotated[
+        int,
+        typer.Option(
+            help="Only time one fuse of a stack of so many pairs [197, 768] with [16, 768], from "
+            "file to file (0.65 MB a pair in the temporary folder)."
+        ),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -42,7 +49,7 @@ def bench(
 
     Both run in turns on the same numbers; medians are compared. Run it on a quiet machine.
     """
-    from fusecli.bench import bench_process, bench_rows, measure_peak
+    from fusecli.bench import bench_process, bench_rows, bench_stack, measure_peak
     from fusecli.config import FusionConfig
     from fusecli.device import resolve_device
     from fusecli.errors import UsageError
@@ -55,10 +62,22 @@ def bench(
         raise UsageError(f"--engine {engine}: expected {', '.join(ENGINES)}")
     if engine == "numpy" and (dtype != "float32" or device != "cpu"):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
-    if min(pairs, turns) < 1:
-        raise UsageError("--pairs and --turns must be at least 1")
+    if min(pairs, turns) < 1 or stack < 0:
+        raise UsageError("--pairs, --turns and --stack must be positive")
     FusionConfig(dim, heads)
     shapes = _numbers("--P", image_tokens), _numbers("--T", text_tokens)
+    if stack:
+        made = bench_stack(stack)
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(made), indent=2) + "\n")
+            return
+        typer.echo(
+            f"a stack of {stack:,} pairs, {made.file_gb:.1f} GB, from file to file: "
+            f"{made.seconds:.1f} s, {made.rate:.0f} pairs/s, "
+            f"{made.rate / made.memory_rate:.0%} of the rate from memory"
+            + ("" if made.resident_mb is None else f", {made.resident_mb:.0f} MB resident")
+        )
+        return
     found = resolve_device(device)
     peak = measure_peak(found, dtype)
     plain = plain_dtype or dtype
