@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import zipfile
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -110,12 +109,7 @@ class StagedFile:
     def __enter__(self) -> StagedFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._handle is not None:
             with contextlib.suppress(OSError):
                 self._handle.close()
@@ -222,18 +216,13 @@ class FeatureWriter:
     def __enter__(self) -> FeatureWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._archive is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._sink.close()
             with contextlib.suppress(OSError, ValueError):
                 self._archive.close()
-        self.staged.__exit__(kind, error, trace)
+        self.staged.__exit__(*error)
 
 
 def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, ...]) -> None:

@@ -84,7 +84,7 @@ def print_inspection(files: list[dict[str, Any]]) -> None:
             )
         console.print(table)
         for tensor in found["tensors"]:
-            label = tensor["key"] or "it"
+            label = tensor["key"] or "numbers"
             if tensor["problem"]:
                 _line(console, label, tensor["problem"])
             if "stats" in tensor:

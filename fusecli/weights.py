@@ -81,7 +81,7 @@ def open_weights(name: str) -> WeightsFile:
     try:
         return _recognized(file)
     except BaseException:
-        file.__exit__(None, None, None)
+        file.__exit__()
         raise
 
 

@@ -11,7 +11,6 @@ import stat
 import sys
 from dataclasses import dataclass, field
 from io import BufferedIOBase, BufferedReader
-from types import TracebackType
 from typing import cast
 
 from fusecli.errors import FeatureFileError
@@ -44,12 +43,7 @@ class FeatureFile:
     def __enter__(self) -> FeatureFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.handle is not None:
             self.handle.close()
 
