@@ -209,26 +209,24 @@ def _untrained(weights: str | None, seed: int) -> str:
 def _check_widths(
     shapes: PairShapes, config: FusionConfig, image: str, text: str, weights: str | None
 ) -> None:
-    pairs = (
-        ("image", image, shapes.image, config.image_dim),
-        ("text", text, shapes.text, config.text_dim),
+    sides = ((shapes.image, config.image_dim), (shapes.text, config.text_dim))
+    wrong = [(axes, wanted) for axes, wanted in sides if axes.width != wanted]
+    if not wrong:
+        return
+    remedy = (
+        "give weights of these widths (initial ones: fusecli init --image-dim "
+        f"{shapes.image.width} --text-dim {shapes.text.width}) or leave --weights out"
     )
-    wrong = [
-        f"{where} {list(axes.shape)} has {side} features of width {axes.width}, expected {wanted}"
-        + (
-            f" (if its axes are swapped say --{side}-axes {axes.letters[:-2]}D{axes.letters[-2]})"
-            if len(axes.letters) > 1 and axes.shape[-2] == wanted and axes.letters[-1] == "D"
-            else ""
-        )
-        for side, where, axes, wanted in pairs
-        if axes.width != wanted
-    ]
-    if wrong:
-        raise ShapeError(
-            f"{'; '.join(wrong)}: {weights} takes image features of width {config.image_dim} and "
-            f"text features of width {config.text_dim} (image {image} {list(shapes.image.shape)}, "
-            f"text {text} {list(shapes.text.shape)}); give other --weights or leave them out"
-        )
+    for axes, wanted in wrong:
+        before = axes.letters[-2:-1]
+        if axes.letters.endswith("D") and before and axes.size(before) == wanted:
+            swapped = f"{axes.letters[:-2]}D{before}"
+            remedy = f"if its axes are swapped say --{axes.side}-axes {swapped}, else {remedy}"
+    raise ShapeError(
+        f"image {image} {list(shapes.image.shape)} is {shapes.image.width} wide and text {text} "
+        f"{list(shapes.text.shape)} is {shapes.text.width} wide, but {weights} takes "
+        f"{config.image_dim} and {config.text_dim}: {remedy}"
+    )
 
 
 def _add_mask(side: Side, option: str | None, N: int, same_file: bool, notes: list[str]) -> None:

@@ -631,8 +631,8 @@ def test_the_same_job_gives_the_same_bytes(output, engine, monkeypatch):
 @pytest.mark.parametrize(
     ("image_dim", "text_dim", "sentence"),
     [
-        (DI + 1, DT, f"image.npy .* has image features of width {DI + 1}, expected {DI}"),
-        (DI, DT + 1, f"text.npy .* has text features of width {DT + 1}, expected {DT}"),
+        (DI + 1, DT, f"image.npy .* is {DI + 1} wide and text .* takes {DI} and {DT}: .*init"),
+        (DI, DT + 1, f"text.npy .* is {DT + 1} wide, but .* takes {DI} and {DT}: .*init"),
     ],
 )
 def test_widths_that_do_not_fit_the_weights_are_refused(image_dim, text_dim, sentence):
