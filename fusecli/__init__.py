@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fusecli.fuse import FuseOptions, fuse_files
     from fusecli.module import ImageTextFusion
     from fusecli.report import Report
-    from fusecli.weights import load_module, save_module
+    from fusecli.weights import Switches, load_module, save_module
 
 __all__ = [
     "FuseError",
@@ -28,6 +28,7 @@ __all__ = [
     "FusionConfig",
     "ImageTextFusion",
     "Report",
+    "Switches",
     "fuse_files",
     "load_module",
     "save_module",
@@ -39,6 +40,7 @@ _HOME = {
     "FusionConfig": "config",
     "ImageTextFusion": "module",
     "Report": "report",
+    "Switches": "weights",
     "fuse_files": "fuse",
     "load_module": "weights",
     "save_module": "weights",

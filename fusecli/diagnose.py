@@ -44,8 +44,8 @@ def one_image_token(
             "one-image-token",
             f"{which}: all fused rows of such a pair are identical and hold no text "
             "information (attention over a single token weighs it 1, whatever the text)",
-            "give patch features [P, D], or say --residual (adds the text) or --null-token "
-            "(weighs the image per text token)",
+            f"{'give patch features [P, D]' if mask is None else 'check the mask'}, or say "
+            "--residual (adds the text) or --null-token (weighs the image per text token)",
         )
     ]
 
@@ -65,7 +65,7 @@ def uniform_attention(entropy: float | None, untrained: bool) -> list[Diagnosis]
             "uniform-attention",
             f"attention is close to uniform (mean entropy {entropy:.4f} of its maximum)"
             f"{usual}: every text token gets nearly the mean of the image tokens",
-            "give trained weights with --weights" if untrained else "check the weights",
+            "give trained weights with --weights" if untrained else "were these weights trained?",
         )
     ]
 
@@ -79,7 +79,7 @@ def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> l
             "heads-assumed",
             f"{weights} does not say how many heads it was trained with, {config.num_heads} "
             "are assumed",
-            f"say --heads {config.num_heads}, or what is right",
+            "if that is wrong so is every number: say --heads",
         )
     ]
 

@@ -116,6 +116,6 @@ def _weights(name: str) -> dict[str, Any] | None:
         **config.to_dict(),
         "parameters": config.parameter_count(),
         "num_heads": None if assumed else config.num_heads,
-        "trained": weights.seed is None,
+        "trained": None if weights.seed is None else False,
         "initial_seed": weights.seed,
     }

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusecli.config import FusionConfig
+from fusecli.config import FusionConfig, divisors
 from fusecli.device import check_device_name, resolve_device
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features import FeatureFile, open_features
@@ -61,6 +61,12 @@ class FuseOptions:
     provenance: bool = False
     max_memory: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("image", "text", "output", "weights", "image_mask", "text_mask"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else os.fspath(path))
+        object.__setattr__(self, "reports", tuple(map(os.fspath, self.reports)))
+
 
 @dataclass
 class Side:
@@ -113,11 +119,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     """
     output = default_output(o.text) if o.output is None else o.output
     _check_options(o, output)
-    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask]
-    inputs = [name for name in given if name not in (None, "none")]
-    check_target(output, o.force, inputs, ENDINGS)
-    for path in o.reports:
-        check_target(path, o.force, inputs, (".json",))
+    _check_targets(o, output, force=True)
     if o.device not in ("auto", "cpu"):
         resolve_device(o.device)  # before any work
     image_file, text_file = _open_both(o, undo)
@@ -131,7 +133,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     )
     config, weights, seed, assumed = _choose_config(o, shapes, undo)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
-    same_file = image_file is text_file
+    two_tensors = image_file is text_file and stored_image.key != stored_text.key
     image = Side(
         image_file,
         TokenReader(stored_image, shapes.image, None, o.allow_nonfinite, shapes.image_shared),
@@ -142,10 +144,20 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     if seed is not None:
         notes.append(_untrained(o.weights, seed))
     for side, option in ((image, o.image_mask), (text, o.text_mask)):
-        _add_mask(side, option, shapes.N, same_file, notes)
+        _add_mask(side, option, shapes.N, two_tensors, notes)
     if image.reader.mask is not None and not o.allow_empty_image:
         refuse_empty_images(image.reader.mask, stored_image.where)
+    # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
+    _check_targets(o, output, o.force)
     return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output)
+
+
+def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
+    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask]
+    inputs = [name for name in given if name not in (None, "none")]
+    check_target(output, force, inputs, ENDINGS)
+    for path in o.reports:
+        check_target(path, force, inputs, (".json",))
 
 
 def _check_options(o: FuseOptions, output: str) -> None:
@@ -187,6 +199,15 @@ def _choose_config(
         return config, weights, weights.seed, assumed
     seed = check_seed(o.seed or 0)
     s = o.switches
+    width = shapes.text.width
+    if s.dim is None and s.heads is None and width % 8:
+        possible = ", ".join(map(str, divisors(width)))
+        swapped = "; if its axes are swapped say --text-axes DT"
+        raise ShapeError(
+            f"text {o.text} {list(shapes.text.shape)} is {width} wide, and 8 heads do not divide "
+            f"that: say --heads with one of {possible}, or --dim"
+            f"{swapped if shapes.text.letters == 'TD' else ''}"
+        )
     config = FusionConfig(
         s.dim if s.dim is not None else shapes.text.width,
         s.heads if s.heads is not None else 8,
@@ -229,7 +250,7 @@ def _check_widths(
     )
 
 
-def _add_mask(side: Side, option: str | None, N: int, same_file: bool, notes: list[str]) -> None:
+def _add_mask(side: Side, option: str | None, N: int, two_tensors: bool, notes: list[str]) -> None:
     axes = side.reader.axes
     if option == "none":
         return
@@ -238,7 +259,7 @@ def _add_mask(side: Side, option: str | None, N: int, same_file: bool, notes: li
             stored = the_mask_of(file, axes.side)
             mask = read_mask(stored, axes, N)
     else:
-        beside = choose_mask(side.file, axes.side, same_file)
+        beside = choose_mask(side.file, axes.side, two_tensors)
         if beside is None:
             return
         stored, mask = beside, read_mask(beside, axes, N)

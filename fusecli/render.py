@@ -39,7 +39,7 @@ def print_report(report: Report) -> None:
     )
     sha = f", sha256 {weights['sha256'][:16]}…" if weights["sha256"] else ""
     origin = weights["origin"]
-    if weights["file"] is not None and not weights["trained"]:
+    if weights["file"] is not None and weights["trained"] is False:
         origin = f"{weights['file']} ({origin})"
     _line(console, "weights", f"{origin}{sha}")
     console.print(_stages(report))
@@ -169,7 +169,9 @@ def _stages(report: Report) -> Table:
 
 def _described(weights: dict[str, Any]) -> str:
     heads = "unknown" if weights["num_heads"] is None else weights["num_heads"]
-    state = "trained" if weights["trained"] else f"untrained, seed {weights['initial_seed']}"
+    state = []
+    if weights["trained"] is False:
+        state.append(f"untrained, seed {weights['initial_seed']}")
     switches = [name for name in ("residual", "norm", "null_token") if weights[name]]
     return ", ".join(
         [
@@ -179,7 +181,7 @@ def _described(weights: dict[str, Any]) -> str:
             f"Dt = {weights['text_dim']}",
             *switches,
             f"{weights['parameters']:,} parameters",
-            state,
+            *state,
         ]
     )
 

@@ -149,7 +149,8 @@ def describe_module(
             "file": weights_file,
             "sha256": sha256,
             "seed": seed,
-            "trained": seed is None,
+            # A file cannot tell that it was trained, only that it was not.
+            "trained": None if seed is None else False,
             "origin": weights_file if seed is None else f"untrained, seed {seed}",
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,8 @@ def open_weights(name: str) -> WeightsFile:
 
 def _recognized(file: FeatureFile) -> WeightsFile:
     name = file.name
+    if list(file.tensors) == [""]:
+        raise WeightsError(f"{name}: holds one array without a name, expected a fusion's weights")
     prefixes = [key.removesuffix(_ANCHOR) for key in file.tensors if key.endswith(_ANCHOR)]
     if len(prefixes) != 1:
         many = "several" if prefixes else "no"
@@ -209,17 +212,24 @@ def save_module(module: ImageTextFusion, path: str, force: bool = False) -> None
 
     Raises:
         UsageError, OutputError: the path does not serve.
+        WeightsError: some other module.
     """
+    if not hasattr(module, "config"):
+        raise WeightsError(
+            f"{path}: save_module takes fusecli's ImageTextFusion, found "
+            f"{type(module).__name__}: save its state_dict(), and say --heads when it is used"
+        )
     state = {name: t.detach().float().cpu().numpy() for name, t in module.state_dict().items()}
     write_weights(path, module.config, state, None, force)
 
 
 def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
-    """Read a weights file into a torch module.
+    """Read a weights file into a torch module, in training mode as every new module.
 
     Args:
         path: .safetensors, .npz, .pt or .pth.
-        heads: H, for files that do not say (those of the published module); default 8.
+        heads: H, for files that do not say (those of the published module); without it 8 is
+            assumed, with a warning.
 
     Raises:
         FeatureFileError, WeightsError, UsageError: as `fusecli fuse --weights` would say.
@@ -230,7 +240,13 @@ def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
 
     weights = open_weights(path)
     with weights.file:
-        config, _ = config_of(weights, Switches(heads=heads))
+        config, assumed = config_of(weights, Switches(heads=heads))
+        if assumed:
+            warnings.warn(
+                f"{path} does not say how many heads it has, {config.num_heads} are assumed: "
+                "say heads=",
+                stacklevel=2,
+            )
         arrays = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
     module = ImageTextFusion.from_config(config)
     module.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})

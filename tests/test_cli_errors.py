@@ -162,7 +162,7 @@ def test_width_that_eight_heads_do_not_divide_asks_for_heads(folder: Path, cli: 
     np.save("image.npy", np.ones((1, 50), np.float32))
     np.save("text.npy", np.ones((4, 50), np.float32))
     done = cli(*PAIR)
-    assert done.code == 2
+    assert done.code == 1
     assert "--heads" in done.err
     assert "1, 2, 5, 10, 25, 50" in done.err
 

@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
+from fusecli import FuseOptions, ImageTextFusion, Switches, fuse_files, load_module
 from fusecli import selftest as selftest_module
 from fusecli.bench import bench_rows, bench_stack
 from fusecli.inspection import inspect_file
@@ -161,3 +163,42 @@ def test_bench_times_a_stack_from_file_to_file():
     assert made.file_gb == pytest.approx((2 * 128 + 5 * (3 + 2) * 16 * 4) / 1e9)
     assert made.rate == pytest.approx(5 / made.seconds)
     assert made.resident_mb is None or made.resident_mb > 1
+
+
+def test_inspect_shows_the_good_files_and_says_which_are_bad(tmp_path):
+    np.save(tmp_path / "good.npy", np.zeros((3, 5)))
+    (tmp_path / "bad.npy").write_bytes(b"")
+    done = run("inspect", "bad.npy", "good.npy", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "[3, 5]" in done.stdout
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: bad.npy")
+
+
+def test_one_tensor_that_is_both_sides_has_its_mask_on_both(tmp_path):
+    rng = np.random.default_rng(0)
+    states, real = rng.standard_normal((2, 6, 8)).astype(np.float32), np.array([4, 6])
+    mask = (np.arange(6) < real[:, None]).astype(np.int64)
+    save_file({"last_hidden_state": states, "attention_mask": mask}, tmp_path / "x.safetensors")
+    options = FuseOptions(
+        tmp_path / "x.safetensors",
+        tmp_path / "x.safetensors",
+        tmp_path / "both.npy",
+        Switches(heads=2),
+    )
+    report = fuse_files(options)
+    assert (
+        report.inputs["image"]["mask"]["padding"] == report.inputs["text"]["mask"]["padding"] == 2
+    )
+    np.save(tmp_path / "cropped.npy", states[0, :4])
+    cropped = tmp_path / "cropped.npy"
+    fuse_files(FuseOptions(cropped, cropped, tmp_path / "one.npy", Switches(heads=2)))
+    both, one = np.load(tmp_path / "both.npy"), np.load(tmp_path / "one.npy")
+    np.testing.assert_allclose(both[0, :4], one, atol=1e-6)
+
+
+def test_heads_that_a_file_does_not_say_are_assumed_with_a_warning(tmp_path):
+    torch.save(ImageTextFusion(16, 2).state_dict(), tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match="8 are assumed"):
+        assert load_module(str(tmp_path / "w.pt")).config.num_heads == 8
+    assert load_module(str(tmp_path / "w.pt"), heads=2).config.num_heads == 2

@@ -818,7 +818,7 @@ def test_the_report_s_json_has_stable_keys_and_says_what_was_done():
         "file": "w.safetensors",
         "sha256": sha256("w.safetensors"),
         "seed": None,
-        "trained": True,
+        "trained": None,
         "origin": "w.safetensors",
     }
     assert set(report["plan"]) == {
@@ -972,7 +972,7 @@ def test_uniform_attention_is_diagnosed():
     _, report = fuse(image, text)
     assert codes(report) == ["uniform-attention"]
     assert report.attention["entropy_ratio"] == pytest.approx(1)
-    assert report.diagnoses[0].remedy == "check the weights"
+    assert report.diagnoses[0].remedy == "were these weights trained?"
 
 
 def test_untrained_weights_with_uniform_attention_say_that_it_is_usual():

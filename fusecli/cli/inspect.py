@@ -22,12 +22,25 @@ def inspect(
 
     Reads headers only, so it takes no longer for a large file, unless --stats is given.
     """
+    from fusecli.cli.main import say_error
+    from fusecli.errors import FuseError
     from fusecli.inspection import inspect_file
 
-    found = [inspect_file(name, stats) for name in files]
+    found, failed = [], []
+    for name in files:
+        try:
+            found.append(inspect_file(name, stats))
+        except FuseError as error:
+            if len(files) == 1:
+                raise
+            failed.append(str(error))
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
-        return
-    from fusecli.render import print_inspection
+    else:
+        from fusecli.render import print_inspection
 
-    print_inspection(found)
+        print_inspection(found)
+    for problem in failed:
+        say_error(problem)
+    if failed:
+        raise typer.Exit(1)

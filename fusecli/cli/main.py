@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if error.filename is not None or error.errno not in _FULL:
             raise
         _abandon_stdout()
-        _say(f"stdout: cannot be written: {error.strerror}")
+        say_error(f"stdout: cannot be written: {error.strerror}")
         code = 1
     sys.exit(code)
 
@@ -73,11 +73,11 @@ def _run(args: list[str]) -> int:
         code = app(_with_report_values(args), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FuseError as error:
-        _say(str(error), "--debug" in args)
+        say_error(str(error), "--debug" in args)
         return error.exit_code
     except MemoryError as error:
         why = str(error) or "an allocation failed"
-        _say(f"there is not enough memory for this job: {why}", "--debug" in args)
+        say_error(f"there is not enough memory for this job: {why}", "--debug" in args)
         return 1
     except Exception as error:
         # Typer exports no base class of its usage errors; they all can say themselves.
@@ -88,7 +88,7 @@ def _run(args: list[str]) -> int:
             command.callback.__name__ for command in app.registered_commands if command.callback
         ]
         command = f"fusecli {args[0]}" if args and args[0] in known else "fusecli"
-        _say(f"{message().rstrip('.')} (see {command} --help)")
+        say_error(f"{message().rstrip('.')} (see {command} --help)")
         return int(getattr(error, "exit_code", 2))
 
 
@@ -105,7 +105,8 @@ def _with_report_values(args: list[str]) -> list[str]:
     return out
 
 
-def _say(message: str, debug: bool = False) -> None:
+def say_error(message: str, debug: bool = False) -> None:
+    """One line on stderr, under the traceback if that was asked for."""
     from fusecli.errors import LONGEST_LINE, printable, shortened
 
     if debug:

@@ -45,7 +45,7 @@ def open_checkpoint(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor
             raise FeatureFileError(f"{file}: is not a readable .pt file: it is damaged") from None
         raise FeatureFileError(
             f"{file}: holds more than tensors, and loading that could run code, so fusecli does "
-            "not: save the tensor itself (torch.save(features, ...)) or use .safetensors"
+            "not: save the features themselves or a module's state_dict(), or use .safetensors"
         ) from None
     except Exception as error:  # torch raises nearly anything on damaged files
         raise FeatureFileError(f"{file}: is not a readable .pt file: {one_line(error)}") from None

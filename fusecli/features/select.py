@@ -41,17 +41,17 @@ def choose_tensor(file: FeatureFile, side: str, key: str | None) -> StoredTensor
     return chosen
 
 
-def choose_mask(file: FeatureFile, side: str, shared_file: bool) -> StoredTensor | None:
+def choose_mask(file: FeatureFile, side: str, text_only: bool) -> StoredTensor | None:
     """Find a mask stored beside the features of one side; None where there is none.
 
     Args:
         file: the file of the features.
         side: "image" or "text".
-        shared_file: the other side's features are in the same file, where a bare
+        text_only: both sides' features are in this file, as two tensors, and a bare
             `attention_mask` is the tokenizer's and so the text's.
     """
     names = [name for name in _MASKS[side] if name in file.tensors]
-    if _EITHER_MASK in file.tensors and not (shared_file and side == "image"):
+    if _EITHER_MASK in file.tensors and not (text_only and side == "image"):
         names.append(_EITHER_MASK)
     return file.tensors[names[0]] if names else None
 
