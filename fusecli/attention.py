@@ -214,7 +214,9 @@ def _weighed(
     else:
         right = arrays.per_head("into value", v, m["out_heads"]).reshape(n, P * H, D)
         into = arrays.give("fused", n, T, D)
-    total = arrays.give("total", n * T, H, 1) if m["value_bias"] is not None else None
+    total = None
+    if plan.values == "context" and m["value_bias"] is not None:
+        total = arrays.give("total", n * T, H, 1)
     for some in _groups(image):
         a = _weights(operands, side, some, None if real is None else real[some], arrays)
         if weights_out is not None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fusecli.errors import FuseError
-from fusecli.features import open_features
+from fusecli.features import FeatureFile, open_features
 from fusecli.features.stored import Span, StoredTensor
 from fusecli.shapes import read_axes
-from fusecli.weights import Switches, config_of, open_weights
+from fusecli.weights import Switches, config_of, weights_in
 
 _CHUNK_BYTES = 16 << 20
 
@@ -34,7 +34,8 @@ def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
     """
     with open_features(name) as file:
         tensors = [_describe(key, stored, stats) for key, stored in sorted(file.tensors.items())]
-    return {"file": name, "bytes": file.size, "weights": _weights(name), "tensors": tensors}
+        weights = _weights(file)
+    return {"file": name, "bytes": file.size, "weights": weights, "tensors": tensors}
 
 
 def _describe(key: str, stored: StoredTensor, stats: bool) -> dict[str, Any]:
@@ -102,14 +103,11 @@ def _letters(side: str, stored: StoredTensor) -> str | None:
         return None
 
 
-def _weights(name: str) -> dict[str, Any] | None:
+def _weights(file: FeatureFile) -> dict[str, Any] | None:
     """A fusion's config if the file holds one, with where it comes from."""
-    if name == "-":
-        return None
     try:
-        weights = open_weights(name)
-        with weights.file:
-            config, assumed = config_of(weights, Switches())
+        weights = weights_in(file)
+        config, assumed = config_of(weights, Switches())
     except FuseError:
         return None
     return {

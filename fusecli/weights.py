@@ -80,13 +80,18 @@ def open_weights(name: str) -> WeightsFile:
         raise UsageError("--weights cannot be read from stdin: give a file")
     file = open_features(name)
     try:
-        return _recognized(file)
+        return weights_in(file)
     except BaseException:
         file.__exit__()
         raise
 
 
-def _recognized(file: FeatureFile) -> WeightsFile:
+def weights_in(file: FeatureFile) -> WeightsFile:
+    """Find a fusion's parameters in an open file.
+
+    Raises:
+        WeightsError: it does not hold them.
+    """
     name = file.name
     if list(file.tensors) == [""]:
         raise WeightsError(f"{name}: holds one array without a name, expected a fusion's weights")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusecli.cli.main import main
 
@@ -72,3 +73,12 @@ def program() -> Callable[..., subprocess.CompletedProcess[bytes]]:
         return subprocess.run([sys.executable, "-m", "fusecli", *args], **settings)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads of small products wait for each other as soon as the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -19,13 +19,7 @@ few = settings(max_examples=25, deadline=None)  # each goes through all (up to 4
 many = settings(max_examples=100, deadline=None)  # each goes through one
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads of small products wait for each other as soon as the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass
