@@ -174,9 +174,12 @@ def _compute(
         start: int, stop: int, sides: tuple[NDArray[np.float32], NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         mask = job.image.reader.mask_rows(start, stop)
-        if not seen:
+        weights: list[Any] = []
+        if not seen and N > 1:
             seen.append(_look(job, operands, arrays, *sides, mask))
-        fused = _fuse_chunk(operands, arrays, *sides, mask)
+        fused = _fuse_chunk(operands, arrays, *sides, mask, weights if N == 1 else None)
+        if N == 1:  # one pair gives its weights as it is fused
+            seen.append(_statistics(job, arrays, weights, mask))
         if not job.options.allow_nonfinite and not np.isfinite(fused).all():
             raise _not_finite(job)
         words = job.text.reader.mask_rows(start, stop)
@@ -203,6 +206,7 @@ def _fuse_chunk(
     image: NDArray[np.float32],
     text: NDArray[np.float32],
     mask: NDArray[np.bool_] | None,
+    weights_out: list[Any] | None,
 ) -> NDArray[np.float32]:
     """image `[n, P, Di]` (or `[1, P, Di]` for one that serves all), text `[n, T, Dt]`."""
     n, T, Dt = text.shape
@@ -213,7 +217,12 @@ def _fuse_chunk(
         mask = None if mask.all() else np.broadcast_to(mask, image.shape[:2])
     with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
         fused = attend(
-            operands, arrays.load(image), arrays.load(text), arrays, _loaded(arrays, mask)
+            operands,
+            arrays.load(image),
+            arrays.load(text),
+            arrays,
+            _loaded(arrays, mask),
+            weights_out,
         )
     return arrays.unload(fused).reshape(n, T, -1)
 
@@ -236,7 +245,7 @@ def _look(
     text: NDArray[np.float32],
     mask: NDArray[np.bool_] | None,
 ) -> dict[str, Any] | None:
-    """Attention weights of the first few samples, for their entropy."""
+    """How spread attention is in the first few samples of a stack."""
     if operands.plan.scores == "none":
         return None
     each = job.config.num_heads * text.shape[1] * image.shape[1]
@@ -248,6 +257,12 @@ def _look(
     text = arrays.load(np.ascontiguousarray(text[:n]))
     with np.errstate(over="ignore", invalid="ignore"):
         attend(operands, image, text, arrays, _loaded(arrays, mask), weights)
+    return _statistics(job, arrays, weights, mask)
+
+
+def _statistics(
+    job: Job, arrays: Arrays, weights: list[Any], mask: NDArray[np.bool_] | None
+) -> dict[str, Any] | None:
     seen = np.concatenate([arrays.unload(part) for part in weights])
     return diagnose.attention_statistics(seen, mask, job.config.null_token)
 
