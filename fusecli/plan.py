@@ -31,16 +31,14 @@ _EXACT_ORDERS = {
     "bfloat16": (("projected", "query"), ("projected", "context")),
     "float16": (("projected",), ("projected",)),
 }
-# What a multiply-add costs against one of a large product, measured by `fusecli bench` on two
-# cores: small products in batches, one a sample, run at about two thirds of the rate of large
-# ones; folding is done in float64.
-SMALL_PRODUCT = 1.5
+# Folding is done in float64: a multiply-add of it costs two of a large product.
 FOLDING = 2.0
-# Importing torch takes this long; what numpy loses against it is softmax, which numpy runs on
-# one core. Matrix products take the same time in both (measured on two cores).
+# Importing torch takes this long. What numpy loses against it, measured on two cores: softmax,
+# which it runs on one core, and shares of the time that products take.
 TORCH_IMPORT_S = 1.7
 SOFTMAX_S = 3e-9  # a weight, on one core
-PRODUCTS_A_SECOND = 2.5e10  # multiply-adds, a core
+LARGE_LOSS, SMALL_LOSS = 0.08, 0.6
+PRODUCTS_A_SECOND = 4.5e10  # multiply-adds, a core
 CHUNK_ROWS = 1024  # products over fewer rows run at a lower rate
 SMALL_CHUNK_BYTES = 32 << 20  # below this a larger chunk costs nothing
 CHUNK_BYTES = 192 << 20  # no chunk takes more, unless one sample does
@@ -71,6 +69,7 @@ class Plan:
         fold_query, fold_key, fold_value: that layer is folded with the projection before it.
         fold_output: with one image token, the whole way from image to result is one matrix.
         multiply_adds: of the job, folding included (each once).
+        small: those of them in small products, one a sample or a head.
         plain: multiply-adds of the plain module for the same job.
         cost: multiply-adds weighed by what each kind takes; what the choice goes by.
     """
@@ -82,6 +81,7 @@ class Plan:
     fold_value: bool
     fold_output: bool
     multiply_adds: int
+    small: int
     plain: int
     cost: float
 
@@ -129,7 +129,9 @@ def numpy_is_quicker(sizes: Sizes, plan: Plan, cores: int) -> bool:
         cores: that torch would use.
     """
     weights = 0 if plan.scores == "none" else sizes.N * sizes.H * sizes.T * sizes.P
-    return weights * SOFTMAX_S * (1 - 1 / cores) < TORCH_IMPORT_S
+    loss = weights * SOFTMAX_S * (1 - 1 / cores)
+    products = LARGE_LOSS * (plan.multiply_adds - plan.small) + SMALL_LOSS * plan.small
+    return loss + products / (PRODUCTS_A_SECOND * cores) < TORCH_IMPORT_S
 
 
 def worth_an_accelerator(plan: Plan, cores: int) -> bool:
@@ -202,16 +204,9 @@ def _one_token(s: Sizes, fold_value: bool, fold_output: bool, plain: int, prepar
     rows += 0 if fold_value else s.D * s.D  # v after image_proj
     if s.residual:
         rows += s.T * s.Dt * s.D
-    return _plan(
-        "none",
-        "none",
-        (False, False, fold_value, fold_output),
-        s.N * rows,
-        0,
-        once,
-        plain,
-        prepared,
-    )
+    cost = s.N * rows + (0 if prepared else FOLDING * once)
+    total = s.N * rows + (0 if prepared else once)
+    return Plan("none", "none", False, False, fold_value, fold_output, total, 0, plain, cost)
 
 
 def _with_scores(
@@ -226,7 +221,7 @@ def _with_scores(
     T, P, Dt, Di, D, H = s.T, s.P, s.Dt, s.Di, s.D, s.H
     once = D * D * ((Dt if fold_query else 0) + Di * (fold_key + fold_value))
     forms_q, forms_k, forms_v = scores != "key", scores != "query", values != "context"
-    large = small = 0
+    large = 0
     if s.residual or (forms_q and not fold_query):
         large += T * Dt * D  # the projected text
     if (forms_k and not fold_key) or (forms_v and not fold_value):
@@ -238,36 +233,37 @@ def _with_scores(
     if forms_v:
         large += P * D * (Di if fold_value else D)
     if scores == "projected":
-        small += T * P * D
+        score_adds, score_edge = T * P * D, min(T, P)
     elif scores == "query":
         large += T * D * Di
-        small += H * T * P * Di
+        score_adds, score_edge = H * T * P * Di, min(H * T, P)
     else:
         large += P * D * Dt
-        small += H * T * P * Dt
+        score_adds, score_edge = H * T * P * Dt, min(T, H * P)
     if values == "projected":
-        small += T * P * D
+        value_adds, value_edge = T * P * D, min(T, P)
         large += T * D * D
     elif values == "context":
-        small += H * T * P * Di
+        value_adds, value_edge = H * T * P * Di, min(H * T, P)
         large += T * Di * D + T * D * D
     else:
         large += P * D * D
-        small += H * T * P * D
+        value_adds, value_edge = H * T * P * D, min(T, H * P)
+    small = score_adds + value_adds
+    dear = score_adds * small_product(score_edge) + value_adds * small_product(value_edge)
     flags = (fold_query, fold_key, fold_value, False)
-    return _plan(scores, values, flags, s.N * large, s.N * small, once, plain, prepared)
+    cost = s.N * (large + dear) + (0 if prepared else FOLDING * once)
+    total = s.N * (large + small) + (0 if prepared else once)
+    return Plan(scores, values, *flags, total, s.N * small, plain, cost)
 
 
-def _plan(
-    scores: str,
-    values: str,
-    folds: tuple[bool, bool, bool, bool],
-    large: int,
-    small: int,
-    once: int,
-    plain: int,
-    prepared: bool,
-) -> Plan:
-    cost = large + SMALL_PRODUCT * small + (0 if prepared else FOLDING * once)
-    total = large + small + (0 if prepared else once)
-    return Plan(scores, values, *folds, total, plain, cost)
+def small_product(edge: int) -> float:
+    """What a multiply-add of a small product (one a sample or a head) costs, in those of a large.
+
+    Measured with torch on two cores (a long job runs there): 1.05 to 1.25 where the shorter
+    side of the result has hundreds of rows, 1.25 at 64, 1.7 at 49.
+
+    Args:
+        edge: the shorter side of the product's result.
+    """
+    return 1.05 + 16 / edge

@@ -29,7 +29,7 @@ def bench(
         str | None, typer.Option(help="Type of the plain module. Default: --dtype.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto (what fuse would take), numpy or torch.")
+        str, typer.Option(help="auto (what fuse takes for a long job), numpy or torch.")
     ] = "auto",
     process: Annotated[
         bool,
