@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli import diagnose
-from fusecli.arrays import NumpyArrays, TorchArrays
-from fusecli.attention import Arrays, Operands, attend, needed_parameters, prepare
-from fusecli.device import accelerator_likely, cores, numpy_threads, resolve_device
 from fusecli.errors import DiagnosisError, FeatureFileError
+from fusecli.fusion import AttentionFusion, LoadWeights, build_fusion
 from fusecli.initial import initial_weights
 from fusecli.job import FuseOptions, Job, open_job
 from fusecli.output import FeatureWriter, StagedFile
-from fusecli.plan import (
-    Plan,
-    Sizes,
-    choose_plan,
-    chunk_samples,
-    numpy_is_quicker,
-    worth_an_accelerator,
-)
+from fusecli.plan import Plan, Sizes, chunk_samples
 from fusecli.report import (
     Diagnosis,
     Report,
@@ -68,20 +60,29 @@ def fuse_files(
             tell(f"note: {note}")
         known = _known_diagnoses(job)
         _refuse_if_strict(options, known)
-        plan, arrays, device, threads = _choose_engine(job)
-        operands = prepare(_load(job, plan), job.config, plan, arrays)
+        o = job.options
+        fusion = build_fusion(
+            job.config,
+            _loader(job),
+            _sizes(job),
+            device=o.device,
+            dtype=o.dtype,
+            engine=o.engine,
+        )
         shape = job.shapes.output_shape(job.config.embed_dim)
         writer = undo.enter_context(
             FeatureWriter(job.output, shape, options.out_dtype, job.config.to_dict())
         ).begin()
-        statistics = _compute(job, plan, operands, arrays, writer, progress)
+        statistics = _compute(job, fusion, writer, progress)
         writer.finish()
         diagnoses = known + _measured_diagnoses(job, statistics)
         _refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
-        engine = provenance(arrays.name, device, options.dtype, threads, job.seed)
-        report = _report(job, plan, statistics, diagnoses, writer, engine)
+        engine = provenance(
+            fusion.arrays.name, fusion.device, options.dtype, fusion.threads, job.seed
+        )
+        report = _report(job, fusion.plan, statistics, diagnoses, writer, engine)
         staged = [undo.enter_context(StagedFile(path)) for path in options.reports]
         for file in staged:
             file.begin().write(report.to_json().encode())
@@ -130,40 +131,23 @@ def _sizes(job: Job) -> Sizes:
     )
 
 
-def _choose_engine(job: Job) -> tuple[Plan, Arrays, str, int]:
-    o = job.options
-    sizes = _sizes(job)
-    plan = choose_plan(sizes, dtype=o.dtype)
-    possible = o.device in ("auto", "cpu") and o.dtype == "float32"
-    if o.device == "auto" and accelerator_likely() and worth_an_accelerator(plan, cores()):
-        possible = False
-    quicker = possible and numpy_is_quicker(sizes, plan, cores())
-    if o.engine == "numpy" or (o.engine == "auto" and quicker):
-        return plan, NumpyArrays(), "cpu", numpy_threads()
-    import torch
-
-    device = resolve_device(o.device)
-    return plan, TorchArrays(device, o.dtype), device, torch.get_num_threads()
-
-
-def _load(job: Job, plan: Plan) -> dict[str, NDArray[np.float32]]:
-    rows = needed_parameters(job.config, plan)
+def _loader(job: Job) -> LoadWeights:
     if job.weights is not None:
-        return read_weights(job.weights, rows)
-    return initial_weights(job.config, job.seed or 0, rows)
+        return partial(read_weights, job.weights)
+    return partial(initial_weights, job.config, job.seed or 0)
 
 
 def _compute(
     job: Job,
-    plan: Plan,
-    operands: Operands,
-    arrays: Arrays,
+    fusion: AttentionFusion,
     writer: FeatureWriter,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any] | None:
     """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
     N = job.shapes.N
-    step = chunk_samples(replace(_sizes(job), N=N, T=job.shapes.T), plan, job.options.max_memory)
+    step = chunk_samples(
+        replace(_sizes(job), N=N, T=job.shapes.T), fusion.plan, job.options.max_memory
+    )
     cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
     seen: list[dict[str, Any] | None] = []
 
@@ -174,17 +158,15 @@ def _compute(
         start: int, stop: int, sides: tuple[NDArray[np.float32], NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         mask = job.image.reader.mask_rows(start, stop)
-        weights: list[Any] = []
+        words = job.text.reader.mask_rows(start, stop)
+        weights: list[NDArray[np.float32]] = []
         if not seen and N > 1:
-            seen.append(_look(job, operands, arrays, *sides, mask))
-        fused = _fuse_chunk(operands, arrays, *sides, mask, weights if N == 1 else None)
+            seen.append(_look(job, fusion, *sides, mask))
+        fused = fusion.fuse(*sides, mask, words, weights if N == 1 else None)
         if N == 1:  # one pair gives its weights as it is fused
-            seen.append(_statistics(job, arrays, weights, mask))
+            seen.append(_statistics(job, weights, mask))
         if not job.options.allow_nonfinite and not np.isfinite(fused).all():
             raise _not_finite(job)
-        words = job.text.reader.mask_rows(start, stop)
-        if words is not None:
-            return np.where(words[..., None], fused, np.float32(0))
         # What is written while the next chunk is computed must not be workspace.
         return fused if len(cuts) == 1 else fused.copy()
 
@@ -200,33 +182,6 @@ def _compute(
     return seen[0]
 
 
-def _fuse_chunk(
-    operands: Operands,
-    arrays: Arrays,
-    image: NDArray[np.float32],
-    text: NDArray[np.float32],
-    mask: NDArray[np.bool_] | None,
-    weights_out: list[Any] | None,
-) -> NDArray[np.float32]:
-    """image `[n, P, Di]` (or `[1, P, Di]` for one that serves all), text `[n, T, Dt]`."""
-    n, T, Dt = text.shape
-    if len(image) < n:
-        # The same image for all: their texts are one long text.
-        text = text.reshape(1, n * T, Dt)
-    if mask is not None:
-        mask = None if mask.all() else np.broadcast_to(mask, image.shape[:2])
-    with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
-        fused = attend(
-            operands,
-            arrays.load(image),
-            arrays.load(text),
-            arrays,
-            _loaded(arrays, mask),
-            weights_out,
-        )
-    return arrays.unload(fused).reshape(n, T, -1)
-
-
 def _not_finite(job: Job) -> FeatureFileError:
     image, text, dtype = job.image.reader, job.text.reader, job.options.dtype
     remedy = "normalize the features" + (", or say --dtype float32" if dtype != "float32" else "")
@@ -239,36 +194,26 @@ def _not_finite(job: Job) -> FeatureFileError:
 
 def _look(
     job: Job,
-    operands: Operands,
-    arrays: Arrays,
+    fusion: AttentionFusion,
     image: NDArray[np.float32],
     text: NDArray[np.float32],
     mask: NDArray[np.bool_] | None,
 ) -> dict[str, Any] | None:
     """How spread attention is in the first few samples of a stack."""
-    if operands.plan.scores == "none":
+    if fusion.plan.scores == "none":
         return None
     each = job.config.num_heads * text.shape[1] * image.shape[1]
     n = max(1, min(len(image), _WEIGHTS_LOOKED_AT // each))
-    weights: list[Any] = []
-    if mask is not None:
-        mask = np.broadcast_to(mask, (len(image), mask.shape[1]))[:n]
-    image = arrays.load(np.ascontiguousarray(image[:n]))
-    text = arrays.load(np.ascontiguousarray(text[:n]))
-    with np.errstate(over="ignore", invalid="ignore"):
-        attend(operands, image, text, arrays, _loaded(arrays, mask), weights)
-    return _statistics(job, arrays, weights, mask)
+    weights: list[NDArray[np.float32]] = []
+    mask = None if mask is None else mask[:n]
+    fusion.fuse(image[:n], text[:n], mask, None, weights)
+    return _statistics(job, weights, mask)
 
 
 def _statistics(
-    job: Job, arrays: Arrays, weights: list[Any], mask: NDArray[np.bool_] | None
+    job: Job, weights: list[NDArray[np.float32]], mask: NDArray[np.bool_] | None
 ) -> dict[str, Any] | None:
-    seen = np.concatenate([arrays.unload(part) for part in weights])
-    return diagnose.attention_statistics(seen, mask, job.config.null_token)
-
-
-def _loaded(arrays: Arrays, mask: NDArray[np.bool_] | None) -> Any:
-    return None if mask is None else arrays.load(np.ascontiguousarray(mask))
+    return diagnose.attention_statistics(np.concatenate(weights), mask, job.config.null_token)
 
 
 def _report(
