@@ -33,6 +33,10 @@ class NumpyArrays:
             flat = self._flat[name] = np.empty(size, np.float32)
         return flat[:size].reshape(shape)
 
+    def release(self, name: str) -> None:
+        """Leave workspace to whoever was handed it: the next call gets other memory."""
+        self._flat.pop(name, None)
+
     def load(self, array: NDArray[Any]) -> Array:
         """Bring an array to where it is computed with."""
         return array
@@ -152,6 +156,9 @@ class TorchArrays:
             flat = self._torch.empty(size, dtype=self._dtype, device=self._device)
             self._flat[name] = flat
         return flat[:size].view(shape)
+
+    def release(self, name: str) -> None:
+        self._flat.pop(name, None)
 
     def load(self, array: NDArray[Any]) -> Array:
         kind = self._torch.bool if array.dtype == np.bool_ else self._dtype

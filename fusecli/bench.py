@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from fusecli.arrays import NumpyArrays, TorchArrays
 from fusecli.attention import Arrays, Operands, attend, prepare
 from fusecli.config import FusionConfig
-from fusecli.device import cores, resolve_device
+from fusecli.device import numpy_threads, resolve_device
+from fusecli.fusion import AttentionFusion
 from fusecli.initial import initial_weights
 from fusecli.output import FeatureWriter
-from fusecli.plan import Sizes, choose_plan, chunk_samples, numpy_is_quicker
+from fusecli.plan import Sizes, choose_plan, chunk_samples
+from fusecli.stream import stream
 
 IMAGE_TOKENS = (1, 49, 197, 577)
 TEXT_TOKENS = (8, 16, 32, 77)
@@ -36,7 +38,6 @@ TEXT_TOKENS = (8, 16, 32, 77)
 # The threads of numpy's library turn idly for more than 50 ms after a product and take the
 # cores from whoever comes next: the plain module ran at half its rate without this pause.
 REST_S = 0.25
-_A_LONG_JOB = 1_000_000  # pairs
 
 # What people write today, in full.
 PLAIN_SCRIPT = """\
@@ -181,22 +182,23 @@ def bench_rows(
             plain = _plain_runner(config, weights, image, text, device, plain_dtype or dtype)
             sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
             plan = choose_plan(sizes, prepared=True, dtype=dtype)
-            possible = device == "cpu" and dtype == "float32"
-            # The rate of a job so long that importing torch, where it helps, is forgotten.
-            many = replace(sizes, N=_A_LONG_JOB)
-            quicker = possible and numpy_is_quicker(many, choose_plan(many), cores())
-            numpy = engine == "numpy" or (engine == "auto" and quicker)
+            numpy = engine == "numpy" or (
+                engine == "auto" and device == "cpu" and dtype == "float32"
+            )
             arrays: Arrays = NumpyArrays() if numpy else TorchArrays(device, dtype)
             began = time.perf_counter()
             operands = prepare(weights, config, plan, arrays)
             prepare_s = time.perf_counter() - began
-            step = chunk_samples(sizes, plan, None)
-            ours = _our_runner(operands, arrays, image, text, step)
+            if numpy:
+                fusion = AttentionFusion(operands, arrays, device, numpy_threads())
+                ours = _our_runner(fusion, sizes, image, text)
+            else:
+                ours = _our_device_runner(operands, arrays, image, text)
             deviation = _deviation(plain, ours)
             rest = REST_S if numpy else 0.0
             ratios, plain_times, times = [], [], []
             for turn in range(turns + 1):
-                a, b = _seconds(plain, device, rest), _seconds(ours, device, rest)
+                a, b = _steady(plain, device, rest), _steady(ours, device, rest)
                 if turn:  # the first touches the memory
                     plain_times.append(a)
                     times.append(b)
@@ -323,25 +325,41 @@ def _plain_runner(
 
 
 def _our_runner(
-    operands: Operands,
-    arrays: Arrays,
-    image: NDArray[np.float32],
-    text: NDArray[np.float32],
-    step: int,
+    fusion: AttentionFusion, sizes: Sizes, image: NDArray[np.float32], text: NDArray[np.float32]
 ) -> Callable[[], Any]:
-    y, x = arrays.load(image), arrays.load(text)
-    N, T, D = len(image), text.shape[1], operands.config.embed_dim
+    """Fuse what is in memory, in the chunks in which `fuse` would stream it."""
+    N, T, D = len(image), text.shape[1], fusion.config.embed_dim
+    step = chunk_samples(sizes, fusion.plan, None, fusion.workers)
+    cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
+    out = np.empty((N, T, D), np.float32)
+    places = iter(cuts)
+
+    def write(fused: NDArray[np.float32]) -> None:
+        start, stop = next(places)
+        out[start:stop] = fused
 
     def run() -> Any:
-        if step >= N:
-            return attend(operands, y, x, arrays)
-        out = arrays.give("bench", N, T, D)
-        for start in range(0, N, step):
-            stop = min(start + step, N)
-            out[start:stop] = attend(operands, y[start:stop], x[start:stop], arrays)
+        nonlocal places
+        places = iter(cuts)
+        with fusion.in_parallel(fusion.workers if len(cuts) > 1 else 1):
+            stream(
+                cuts,
+                lambda start, stop: (image[start:stop], text[start:stop]),
+                lambda start, stop, sides: fusion.fuse(*sides),
+                write,
+                fusion.workers,
+            )
         return out
 
     return run
+
+
+def _our_device_runner(
+    operands: Operands, arrays: Arrays, image: NDArray[np.float32], text: NDArray[np.float32]
+) -> Callable[[], Any]:
+    """Fuse what lies in the device's memory, as the plain module's inputs do."""
+    y, x = arrays.load(image), arrays.load(text)
+    return lambda: attend(operands, y, x, arrays)
 
 
 def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
@@ -351,8 +369,14 @@ def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
     return float(np.abs(a - b).max() / np.abs(a).max())
 
 
-def _seconds(run: Callable[[], Any], device: str, rest: float = 0.0) -> float:
+def _steady(run: Callable[[], Any], device: str, rest: float) -> float:
+    """Seconds of a run that follows another of its own side, as in a long job."""
     time.sleep(rest)
+    _seconds(run, device)
+    return _seconds(run, device)
+
+
+def _seconds(run: Callable[[], Any], device: str) -> float:
     began = time.perf_counter()
     run()
     if device.startswith("cuda"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import AbstractContextManager
 
 from fusecli.errors import DeviceError, UsageError
 
@@ -53,16 +54,41 @@ def accelerator_likely() -> bool:
 
 
 def numpy_threads() -> int:
-    """Threads that numpy's matrix products use: the limits its library reads, or all cores."""
+    """Threads for numpy's products: the limits its library reads, or all physical cores."""
     for limit in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(limit, "")
         if value.isdigit() and int(value) > 0:
             return min(int(value), cores())
-    return cores()
+    return physical_cores()
+
+
+def one_thread_a_product() -> AbstractContextManager[object]:
+    """Inside, numpy's matrix products run on the thread that calls them."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
+
+
+def physical_cores() -> int:
+    """Cores this process may use, the threads of one core counted once where Linux tells.
+
+    Two threads on one core share its arithmetic units: matrix products gain nothing by it.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return cores()
+    seen = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                seen.add(file.read())
+        except OSError:
+            return cores()
+    return len(seen)
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may use, as the system counts them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from fusecli.report import (
     stages,
 )
 from fusecli.stream import stream
+from fusecli.tokens import Norms
 from fusecli.weights import read_weights
 
 __all__ = ["FuseOptions", "fuse_files"]
@@ -79,9 +80,7 @@ def fuse_files(
         _refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
-        engine = provenance(
-            fusion.arrays.name, fusion.device, options.dtype, fusion.threads, job.seed
-        )
+        engine = provenance(fusion.engine, fusion.device, options.dtype, fusion.threads, job.seed)
         report = _report(job, fusion.plan, statistics, diagnoses, writer, engine)
         staged = [undo.enter_context(StagedFile(path)) for path in options.reports]
         for file in staged:
@@ -137,6 +136,17 @@ def _loader(job: Job) -> LoadWeights:
     return partial(initial_weights, job.config, job.seed or 0)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What one chunk gave."""
+
+    fused: NDArray[np.float32]
+    finite: bool
+    image_norms: Norms
+    text_norms: Norms
+    seen: dict[str, Any] | None  # how spread attention is, in the first chunk
+
+
 def _compute(
     job: Job,
     fusion: AttentionFusion,
@@ -145,41 +155,45 @@ def _compute(
 ) -> dict[str, Any] | None:
     """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
     N = job.shapes.N
-    step = chunk_samples(
-        replace(_sizes(job), N=N, T=job.shapes.T), fusion.plan, job.options.max_memory
-    )
+    image_reader, text_reader = job.image.reader, job.text.reader
+    sizes = replace(_sizes(job), N=N, T=job.shapes.T)
+    workers = fusion.workers
+    step = chunk_samples(sizes, fusion.plan, job.options.max_memory, workers)
     cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
-    seen: list[dict[str, Any] | None] = []
+    statistics: dict[str, Any] | None = None
 
-    def read(start: int, stop: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return job.image.reader.read(start, stop), job.text.reader.read(start, stop)
+    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        return image_reader.read(start, stop), text_reader.read(start, stop)
 
-    def compute(
-        start: int, stop: int, sides: tuple[NDArray[np.float32], NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        mask = job.image.reader.mask_rows(start, stop)
-        words = job.text.reader.mask_rows(start, stop)
+    def compute(start: int, stop: int, raw: tuple[NDArray[Any], NDArray[Any]]) -> _Made:
+        image, image_norms = image_reader.tokens(raw[0], start, stop)
+        text, text_norms = text_reader.tokens(raw[1], start, stop)
+        mask, words = image_reader.mask_rows(start, stop), text_reader.mask_rows(start, stop)
+        seen = None
+        if start == 0 and N > 1:
+            seen = _look(job, fusion, image, text, mask)
         weights: list[NDArray[np.float32]] = []
-        if not seen and N > 1:
-            seen.append(_look(job, fusion, *sides, mask))
-        fused = fusion.fuse(*sides, mask, words, weights if N == 1 else None)
+        fused = fusion.fuse(image, text, mask, words, weights if N == 1 else None)
         if N == 1:  # one pair gives its weights as it is fused
-            seen.append(_statistics(job, weights, mask))
-        if not job.options.allow_nonfinite and not np.isfinite(fused).all():
-            raise _not_finite(job)
-        # What is written while the next chunk is computed must not be workspace.
-        return fused if len(cuts) == 1 else fused.copy()
+            seen = _statistics(job, weights, mask)
+        return _Made(fused, bool(np.isfinite(fused).all()), image_norms, text_norms, seen)
 
     done = 0
 
-    def write(fused: NDArray[np.float32]) -> None:
-        nonlocal done
-        writer.append(fused)
-        done += len(fused)
+    def write(made: _Made) -> None:
+        nonlocal done, statistics
+        image_reader.seen.add(made.image_norms)
+        text_reader.seen.add(made.text_norms)
+        if not made.finite and not job.options.allow_nonfinite:
+            raise _not_finite(job)
+        statistics = statistics or made.seen
+        writer.append(made.fused)
+        done += len(made.fused)
         progress(done, N)
 
-    stream(cuts, read, compute, write)
-    return seen[0]
+    with fusion.in_parallel(workers if len(cuts) > 1 else 1):
+        stream(cuts, read, compute, write, workers)
+    return statistics
 
 
 def _not_finite(job: Job) -> FeatureFileError:

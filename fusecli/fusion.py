@@ -7,7 +7,8 @@ Everything that fuses (`fuse.py`, `batch.py`, `bench.py`) goes through `build_fu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,34 +17,50 @@ from numpy.typing import NDArray
 from fusecli.arrays import NumpyArrays, TorchArrays
 from fusecli.attention import Arrays, Operands, attend, needed_parameters, prepare
 from fusecli.config import FusionConfig
-from fusecli.device import accelerator_likely, cores, numpy_threads, resolve_device
-from fusecli.plan import Plan, Sizes, choose_plan, numpy_is_quicker, worth_an_accelerator
+from fusecli.device import (
+    accelerator_likely,
+    cores,
+    numpy_threads,
+    one_thread_a_product,
+    resolve_device,
+)
+from fusecli.plan import Plan, Sizes, choose_plan, worth_an_accelerator
 
 LoadWeights = Callable[[Mapping[str, slice]], Mapping[str, NDArray[np.float32]]]
 
 
-@dataclass
 class AttentionFusion:
     """Cross-attention in the order of products that its plan says.
 
-    Attributes:
-        config: what it is.
+    Several threads may call `fuse` at once. On numpy each then computes for itself, in
+    workspace of its own; on torch, which uses all cores (or a GPU) for one call, they take turns.
+
+    Args:
         operands: its weights, folded and placed.
         arrays: the engine.
         device: where it computes, as torch names it.
         threads: that products use.
     """
 
-    config: FusionConfig
-    operands: Operands
-    arrays: Arrays
-    device: str
-    threads: int
+    def __init__(self, operands: Operands, arrays: Arrays, device: str, threads: int) -> None:
+        self.operands, self.device, self.threads = operands, device, threads
+        self.config, self.plan = operands.config, operands.plan
+        self.engine = arrays.name
+        self._idle: list[Arrays] = [arrays]
+        self._turn: AbstractContextManager[object] = nullcontext() if self._many else Lock()
 
     @property
-    def plan(self) -> Plan:
-        """The order of products."""
-        return self.operands.plan
+    def _many(self) -> bool:
+        return self.engine == "numpy"
+
+    @property
+    def workers(self) -> int:
+        """Threads that may take chunks at once: on torch one computes while another reads."""
+        return self.threads if self._many else 2
+
+    def in_parallel(self, workers: int) -> AbstractContextManager[object]:
+        """While several threads call `fuse`: a product takes one core and leaves the others."""
+        return one_thread_a_product() if self._many and workers > 1 else nullcontext()
 
     def fuse(
         self,
@@ -64,7 +81,7 @@ class AttentionFusion:
                 after the other. Asking does not change the result.
 
         Returns:
-            `[n, T, D]`, in memory that the next call may overwrite. Not checked to be finite.
+            `[n, T, D]`, in memory of its own. Not checked to be finite.
         """
         n, T, Dt = text.shape
         if len(image) < n:
@@ -74,21 +91,25 @@ class AttentionFusion:
         if image_mask is not None and not image_mask.all():
             real = np.ascontiguousarray(np.broadcast_to(image_mask, image.shape[:2]))
         weights: list[Any] = []
-        with np.errstate(over="ignore", invalid="ignore"):
+        with self._turn, np.errstate(over="ignore", invalid="ignore"):
+            try:
+                arrays = self._idle.pop()
+            except IndexError:
+                arrays = NumpyArrays()
             fused = attend(
                 self.operands,
-                self.arrays.load(image),
-                self.arrays.load(text),
-                self.arrays,
-                None if real is None else self.arrays.load(real),
+                arrays.load(image),
+                arrays.load(text),
+                arrays,
+                None if real is None else arrays.load(real),
                 None if weights_out is None else weights,
             )
-        if weights_out is not None:
-            weights_out += [self.arrays.unload(part) for part in weights]
-        rows = self.arrays.unload(fused).reshape(n, T, -1)
-        if text_mask is None:
-            return rows
-        return np.where(text_mask[..., None], rows, np.float32(0))
+            rows = arrays.unload(fused).reshape(n, T, -1)
+            if weights_out is not None:
+                weights_out += [arrays.unload(part) for part in weights]
+            arrays.release("fused")
+            self._idle.append(arrays)
+        return rows if text_mask is None else np.where(text_mask[..., None], rows, np.float32(0))
 
 
 def build_fusion(
@@ -115,19 +136,16 @@ def build_fusion(
         WeightsError: a weight is NaN or infinite.
     """
     plan = choose_plan(sizes, dtype=dtype)
-    arrays, device, threads = _choose_engine(sizes, plan, device, dtype, engine)
+    arrays, device, threads = _choose_engine(plan, device, dtype, engine)
     operands = prepare(load(needed_parameters(config, plan)), config, plan, arrays)
-    return AttentionFusion(config, operands, arrays, device, threads)
+    return AttentionFusion(operands, arrays, device, threads)
 
 
-def _choose_engine(
-    sizes: Sizes, plan: Plan, device: str, dtype: str, engine: str
-) -> tuple[Arrays, str, int]:
+def _choose_engine(plan: Plan, device: str, dtype: str, engine: str) -> tuple[Arrays, str, int]:
     possible = device in ("auto", "cpu") and dtype == "float32"
     if device == "auto" and accelerator_likely() and worth_an_accelerator(plan, cores()):
         possible = False
-    quicker = possible and numpy_is_quicker(sizes, plan, cores())
-    if engine == "numpy" or (engine == "auto" and quicker):
+    if engine == "numpy" or (engine == "auto" and possible):
         return NumpyArrays(), "cpu", numpy_threads()
     import torch
 

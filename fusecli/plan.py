@@ -33,15 +33,12 @@ _EXACT_ORDERS = {
 }
 # Folding is done in float64: a multiply-add of it costs two of a large product.
 FOLDING = 2.0
-# Importing torch takes this long. What numpy loses against it, measured on two cores: softmax,
-# which it runs on one core, and shares of the time that products take.
 TORCH_IMPORT_S = 1.7
-SOFTMAX_S = 3e-9  # a weight, on one core
-LARGE_LOSS, SMALL_LOSS = 0.08, 0.6
 PRODUCTS_A_SECOND = 4.5e10  # multiply-adds, a core
-CHUNK_ROWS = 1024  # products over fewer rows run at a lower rate
-SMALL_CHUNK_BYTES = 32 << 20  # below this a larger chunk costs nothing
-CHUNK_BYTES = 192 << 20  # no chunk takes more, unless one sample does
+CHUNK_ROWS = 512  # products over fewer rows run at a lower rate
+SMALL_CHUNK_BYTES = 16 << 20  # below this a larger chunk costs nothing
+CHUNK_BYTES = 96 << 20  # no chunk takes more, unless one sample does
+SHARED_COST = 1e9  # multiply-adds; starting threads for less takes longer than the products
 
 
 @dataclass(frozen=True)
@@ -120,20 +117,6 @@ def choose_plan(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32")
     return min(all_plans(sizes, prepared=prepared, dtype=dtype), key=lambda plan: plan.cost)
 
 
-def numpy_is_quicker(sizes: Sizes, plan: Plan, cores: int) -> bool:
-    """Whether numpy, on the CPU, ends before torch would, importing it included.
-
-    Args:
-        sizes: of the whole job.
-        plan: its order.
-        cores: that torch would use.
-    """
-    weights = 0 if plan.scores == "none" else sizes.N * sizes.H * sizes.T * sizes.P
-    loss = weights * SOFTMAX_S * (1 - 1 / cores)
-    products = LARGE_LOSS * (plan.multiply_adds - plan.small) + SMALL_LOSS * plan.small
-    return loss + products / (PRODUCTS_A_SECOND * cores) < TORCH_IMPORT_S
-
-
 def worth_an_accelerator(plan: Plan, cores: int) -> bool:
     """Whether the products take longer on the CPU than importing torch to look for a GPU."""
     return plan.cost / (PRODUCTS_A_SECOND * cores) > TORCH_IMPORT_S
@@ -158,18 +141,23 @@ def workspace_bytes(sizes: Sizes, plan: Plan) -> int:
     return 4 * floats
 
 
-def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None) -> int:
+def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None, workers: int = 1) -> int:
     """Samples to compute at once: enough for large products, few enough for the cache.
 
     Args:
         sizes: of the job.
         plan: its order.
-        max_memory: a bound in bytes that the user set, or None.
+        max_memory: a bound in bytes that the user set for all chunks in memory, or None.
+        workers: chunks under way at once; each gets as many, where the job is worth sharing.
     """
-    budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory)
+    budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory // workers)
     each = workspace_bytes(sizes, plan)
     wanted = max(-(-CHUNK_ROWS // min(sizes.T, sizes.P)), SMALL_CHUNK_BYTES // each)
-    return max(1, min(sizes.N, wanted, budget // each))
+    step = max(1, min(sizes.N, wanted, budget // each))
+    if plan.cost < SHARED_COST:
+        return step
+    chunks = -(-sizes.N // step)
+    return -(-sizes.N // (-(-chunks // workers) * workers))
 
 
 def all_plans(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32") -> Iterator[Plan]:

@@ -1,8 +1,11 @@
-"""Read, compute and write chunks of a stack at the same time, in order."""
+"""Take the chunks of a stack through reading, computing and writing at the same time, in order."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from itertools import count
+from threading import Lock
 from typing import TypeVar
 
 Read = TypeVar("Read")
@@ -14,34 +17,58 @@ def stream(
     read: Callable[[int, int], Read],
     compute: Callable[[int, int, Read], Made],
     write: Callable[[Made], None],
+    workers: int = 1,
 ) -> None:
     """Take every cut through the three steps.
 
-    While one chunk is computed (here), the next is read and the one before is written, each
-    in a thread of its own: never more than one of each, so that two places to read into are
-    enough. An error of any step ends the whole and is raised here.
+    Each worker reads a chunk and computes with it while it is still in its core's cache; what
+    they made is written here, in the order of the cuts. Only one of them reads at a time, in
+    order, so that a file or an archive is read from front to end. What is made and not yet
+    written never exceeds one chunk a worker and one more. The error of the first chunk that
+    has one ends the whole and is raised here.
 
     Args:
         cuts: start and stop of every chunk.
-        read: gives a chunk.
-        compute: makes of it what is written; must not hand out memory that it uses again.
+        read: gives a chunk; what it gives must stay as it is until the same thread reads again.
+        compute: makes of it what is written, in memory of its own.
         write: takes that.
+        workers: chunks that are read or computed at the same time.
     """
     if len(cuts) == 1:  # a thread would cost more than it saves
         write(compute(*cuts[0], read(*cuts[0])))
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = reader.submit(read, *cuts[0])
-        written: Future[None] | None = None
-        for index, cut in enumerate(cuts):
-            chunk = ahead.result()
-            if index + 1 < len(cuts):
-                ahead = reader.submit(read, *cuts[index + 1])
-            made = compute(*cut, chunk)
-            if written is not None:
-                written.result()
-            written = writer.submit(write, made)
-        if written is not None:
-            written.result()
+    turn, todo = Lock(), count()
+
+    def work() -> tuple[int, Made | BaseException]:
+        with turn:
+            index = next(todo)
+            try:
+                chunk = read(*cuts[index])
+            except BaseException as error:
+                return index, error
+        try:
+            return index, compute(*cuts[index], chunk)
+        except BaseException as error:
+            return index, error
+
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[tuple[int, Made | BaseException]]] = deque()
+        made: dict[int, Made | BaseException] = {}
+        left = len(cuts)
+        for index in range(len(cuts)):
+            while index not in made:
+                while left and len(under_way) + len(made) <= workers:
+                    under_way.append(pool.submit(work))
+                    left -= 1
+                # Two that start together may take their turns the other way round.
+                key, result = under_way.popleft().result()
+                made[key] = result
+            result = made.pop(index)
+            if isinstance(result, BaseException):
+                raise result
+            if left:
+                under_way.append(pool.submit(work))
+                left -= 1
+            write(result)

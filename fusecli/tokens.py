@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError
+from fusecli.features.dtypes import to_float32
 from fusecli.features.stored import StoredTensor
 from fusecli.shapes import Axes
 
 # A row this much shorter than the longest is as good as zero: the padding of an encoder that
 # stores float16 zeros with noise, not a short feature.
 NEARLY_ZERO = 1e-4
+
+Norms = NDArray[np.floating[Any]]
 
 
 @dataclass
@@ -30,10 +35,19 @@ class Seen:
     zero_rows: int = 0
     largest_norm: float = 0.0
 
+    def add(self, norms: Norms) -> None:
+        """Add the lengths of further rows, chunk after chunk in the order of the file."""
+        self.rows += norms.size
+        self.largest_norm = max(self.largest_norm, float(np.max(norms, initial=0.0)))
+        self.zero_rows += int((norms <= NEARLY_ZERO * self.largest_norm).sum())
+
 
 @dataclass
 class TokenReader:
     """Reads one side of a job as `[n, tokens, width]`, float32, masked rows zero.
+
+    `read` and `tokens` are two steps, so that of several threads one reads while the others
+    convert and check.
 
     Attributes:
         stored: the tensor.
@@ -41,7 +55,7 @@ class TokenReader:
         mask: bool `[N, tokens]` or `[1, tokens]`, true for real tokens; None if all are.
         allow_nonfinite: let NaN and infinity pass.
         shared: the file holds one sample that serves every one of the job.
-        seen: statistics of what was read so far.
+        seen: statistics of the rows whose lengths were added so far.
     """
 
     stored: StoredTensor
@@ -50,24 +64,33 @@ class TokenReader:
     allow_nonfinite: bool = False
     shared: bool = False
     seen: Seen = field(default_factory=Seen)
-    _kept: NDArray[np.float32] | None = None
-    _places: list[NDArray[np.uint8]] = field(default_factory=list)
+    _whole: NDArray[Any] | None = None
+    _memory: threading.local = field(default_factory=threading.local)
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Samples `start:stop`, checked; one sample where it serves them all.
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Samples `start:stop` as they are stored; they stay until this thread reads again.
 
-        The result stays as it is until the call after the next.
+        Raises:
+            FeatureFileError: the file became shorter since its header was read.
+        """
+        axis = self.axes.letters.find("N")
+        if self.shared or axis < 0:
+            if self._whole is None:
+                self._whole = self.stored.raw()
+            return self._whole
+        return self.stored.raw_part(axis, start, stop, self._place(stop - start))
+
+    def tokens(self, raw: NDArray[Any], start: int, stop: int) -> tuple[NDArray[np.float32], Norms]:
+        """What `read` gave for `start:stop`, converted and checked.
+
+        Returns:
+            `[n, tokens, width]`, one sample where it serves them all, and the lengths of its
+            rows that are not masked (once, where it serves them all).
 
         Raises:
             FeatureFileError: NaN or infinity in a row that is not masked; the first is named.
         """
-        if self._kept is not None and not self._own_masks:
-            return self._kept
-        axis = self.axes.letters.find("N")
-        if self.shared or axis < 0:
-            whole = self.stored.read()
-        else:
-            whole = self.stored.part(axis, start, stop, self._place(stop - start))
+        whole = to_float32(raw, self.stored.dtype)
         tokens = whole.transpose(self.axes.order).reshape(-1, self.axes.tokens, self.axes.width)
         mask = self.mask_rows(start, stop)
         if mask is not None and not mask.all():
@@ -76,21 +99,19 @@ class TokenReader:
         elif self._own_masks:
             tokens = np.broadcast_to(tokens, (stop - start, *tokens.shape[1:]))
         tokens = np.ascontiguousarray(tokens)
-        self._look(tokens, mask, start)
-        if self.shared:
-            self._kept = tokens
-        return tokens
+        norms = self._norms(tokens, mask, start)
+        once = self.shared and not self._own_masks and start > 0
+        return tokens, norms[:0] if once else norms
 
     def _place(self, samples: int) -> NDArray[np.uint8] | None:
-        """Memory for a chunk of a stack; two take turns, one computed with, one read into."""
+        """Memory for a chunk of a stack, used again by this thread for its next."""
         if samples == (self.axes.samples or 1):
             return None
         nbytes = self.stored.nbytes // (self.axes.samples or 1) * samples
-        if len(self._places) < 2:
-            self._places.append(np.empty(nbytes, np.uint8))
-        else:
-            self._places.reverse()
-        return self._places[-1]
+        place: NDArray[np.uint8] | None = getattr(self._memory, "place", None)
+        if place is None or place.size < nbytes:
+            place = self._memory.place = np.empty(nbytes, np.uint8)
+        return place
 
     @property
     def _own_masks(self) -> bool:
@@ -103,23 +124,18 @@ class TokenReader:
             return self.mask
         return self.mask[start:stop]
 
-    def _look(
+    def _norms(
         self, tokens: NDArray[np.float32], mask: NDArray[np.bool_] | None, start: int
-    ) -> None:
+    ) -> Norms:
         with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("npd,npd->np", tokens, tokens)
+            squares: Norms = np.einsum("npd,npd->np", tokens, tokens)
         if not np.isfinite(squares).all():
             # Squares overflow beyond 1.8e19, which is not an error by itself.
             if not self.allow_nonfinite:
                 self._refuse_nonfinite(tokens, start)
             squares = np.einsum("npd,npd->np", tokens, tokens, dtype=np.float64)
         norms = np.sqrt(squares)
-        if mask is not None:
-            norms = norms[np.broadcast_to(mask, norms.shape)]
-        self.seen.rows += norms.size
-        largest = float(np.max(norms, initial=0.0))
-        self.seen.largest_norm = max(self.seen.largest_norm, largest)
-        self.seen.zero_rows += int((norms <= NEARLY_ZERO * self.seen.largest_norm).sum())
+        return norms.reshape(-1) if mask is None else norms[np.broadcast_to(mask, norms.shape)]
 
     def _refuse_nonfinite(self, tokens: NDArray[np.float32], start: int) -> None:
         bad = np.argwhere(~np.isfinite(tokens))

@@ -13,11 +13,11 @@ from fusecli.attention import attend, prepare
 from fusecli.plan import (
     CHUNK_BYTES,
     CHUNK_ROWS,
+    SMALL_CHUNK_BYTES,
     Sizes,
     all_plans,
     choose_plan,
     chunk_samples,
-    numpy_is_quicker,
     plain_multiply_adds,
     workspace_bytes,
     worth_an_accelerator,
@@ -245,53 +245,44 @@ def test_why_says_the_order_and_what_it_saved(sizes, word, share):
         assert f"{plan.plain / plan.multiply_adds:.1f} times fewer" in why
 
 
-@pytest.mark.parametrize(
-    ("sizes", "cores", "quicker"),
-    [
-        (base(1, 8, 1), 2, True),
-        (base(1, 77, 577), 2, True),
-        (base(64, 77, 1), 64, True),
-        # Many attention weights: softmax on one core takes longer than the import.
-        (base(20_000, 77, 197), 2, False),
-        (base(20_000, 77, 197), 64, False),
-        # One image token has none, and its products are few.
-        (base(100_000, 77, 1), 2, True),
-        # One core has nobody to share the softmax with; the products remain.
-        (base(1_500, 77, 197), 1, True),
-        (base(20_000, 77, 197), 1, False),
-    ],
+@many
+@given(
+    sizes=any_sizes,
+    budget=st.one_of(st.none(), st.integers(1, 1 << 31)),
+    workers=st.integers(1, 64),
 )
-def test_numpy_runs_what_torch_would_not_be_done_with_sooner(sizes, cores, quicker):
-    assert numpy_is_quicker(sizes, choose_plan(sizes), cores) is quicker
-
-
-@many
-@given(sizes=any_sizes, cores=st.integers(1, 64))
-def test_a_smaller_part_of_a_job_for_numpy_is_for_numpy_too(sizes, cores):
-    plan = choose_plan(sizes)
-    if numpy_is_quicker(sizes, plan, cores):
-        half = replace(sizes, N=(sizes.N + 1) // 2)
-        assert numpy_is_quicker(half, choose_plan(half), cores)
-
-
-@many
-@given(sizes=any_sizes, budget=st.one_of(st.none(), st.integers(1, 1 << 31)))
-def test_a_chunk_keeps_within_its_budget(sizes, budget):
+def test_the_chunks_under_way_keep_within_the_budget(sizes, budget, workers):
     for plan in (choose_plan(sizes), choose_plan(sizes, dtype="float16")):
-        chunk = chunk_samples(sizes, plan, budget)
-        limit = CHUNK_BYTES if budget is None else min(budget, CHUNK_BYTES)
+        chunk = chunk_samples(sizes, plan, budget, workers)
         each = workspace_bytes(sizes, plan)
         assert 1 <= chunk <= sizes.N
-        assert chunk == 1 or chunk * each <= limit
-        # Not fewer than there is room for, unless the products are large enough.
-        enough = chunk * min(sizes.T, sizes.P) >= CHUNK_ROWS
-        assert chunk == sizes.N or (chunk + 1) * each > limit or enough
+        assert chunk == 1 or chunk * each <= CHUNK_BYTES
+        assert chunk == 1 or budget is None or chunk * each * workers <= budget
 
 
-def test_a_chunk_does_not_depend_on_how_many_samples_there_are():
+@many
+@given(sizes=any_sizes)
+def test_a_chunk_is_no_smaller_than_the_cache_allows(sizes):
+    plan = choose_plan(sizes)
+    chunk, each = chunk_samples(sizes, plan, None), workspace_bytes(sizes, plan)
+    enough = chunk * min(sizes.T, sizes.P) >= CHUNK_ROWS // 2
+    assert chunk == sizes.N or (2 * chunk + 1) * each > SMALL_CHUNK_BYTES or enough
+
+
+def test_every_worker_gets_as_many_chunks_of_a_job_worth_sharing():
+    sizes = base(64, 8, 577)
+    for workers in (1, 2, 3, 4):
+        step = chunk_samples(sizes, choose_plan(sizes), None, workers)
+        assert -(-64 // step) % workers == 0
+    small = base(64, 8, 1)
+    assert chunk_samples(small, choose_plan(small), None, 2) == 64
+
+
+def test_a_chunk_hardly_depends_on_how_many_samples_there_are():
     small, large = base(1000, 8, 197), base(1_000_000, 8, 197)
-    plan = choose_plan(large)
-    assert 1 < chunk_samples(small, plan, None) == chunk_samples(large, plan, None) < 1000
+    chunks = [chunk_samples(s, choose_plan(large), None, 2) for s in (small, large)]
+    assert min(chunks) > 1
+    assert max(chunks) < 1.2 * min(chunks)
 
 
 @pytest.mark.parametrize("switches", [{}, {"residual": True, "null_token": True}])

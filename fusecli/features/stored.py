@@ -79,41 +79,22 @@ class StoredTensor:
         Raises:
             FeatureFileError: the file became shorter since its header was read.
         """
-        return to_float32(self._whole(), self.dtype)
+        return to_float32(self.raw(), self.dtype)
 
-    def part(
-        self, axis: int, start: int, stop: int, place: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.float32]:
+    def part(self, axis: int, start: int, stop: int) -> NDArray[np.float32]:
         """The slice `start:stop` of one axis, as float32.
-
-        Args:
-            axis: which axis is cut.
-            start, stop: the cut.
-            place: memory to read into where that is possible and it is large enough; fresh
-                memory for every part of a large file would cost more than reading it.
-
-        Only that slice is read: straight into memory when the file holds it in one piece,
-        through a memory map otherwise.
 
         Raises:
             FeatureFileError: the file became shorter since its header was read.
         """
-        cut = (slice(None),) * axis + (slice(start, stop),)
-        span = self.source
-        if start == 0 and stop == self.shape[axis]:
-            raw = self._whole()
-        elif not isinstance(span, Span):
-            raw = self._whole()[cut]
-        elif axis == 0 and not span.fortran_order:
-            row = math.prod(self.shape[1:]) * span.storage.itemsize
-            raw = self._bits(span, start * row, (stop - start, *self.shape[1:]), place)
-        elif span.mappable:
-            raw = self._mapped(span)[cut]
-        else:
-            raw = self._whole()[cut]
-        return to_float32(raw, self.dtype)
+        return to_float32(self.raw_part(axis, start, stop), self.dtype)
 
-    def _whole(self) -> NDArray[Any]:
+    def raw(self) -> NDArray[Any]:
+        """All numbers as they are stored; plain bits for the types numpy does not have.
+
+        Raises:
+            FeatureFileError: the file became shorter since its header was read.
+        """
         self.check_readable()
         if isinstance(self.source, np.ndarray):
             return self.source
@@ -121,6 +102,36 @@ class StoredTensor:
         if self.source.fortran_order:
             return self._bits(self.source, 0, self.shape[::-1]).T
         return self._bits(self.source, 0, self.shape)
+
+    def raw_part(
+        self, axis: int, start: int, stop: int, place: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
+        """The slice `start:stop` of one axis, as it is stored.
+
+        Only that slice is read: straight into memory when the file holds it in one piece,
+        through a memory map otherwise.
+
+        Args:
+            axis: which axis is cut.
+            start, stop: the cut.
+            place: memory to read into where that is possible and it is large enough; fresh
+                memory for every part of a large file would cost more than reading it.
+
+        Raises:
+            FeatureFileError: the file became shorter since its header was read.
+        """
+        cut = (slice(None),) * axis + (slice(start, stop),)
+        span = self.source
+        if start == 0 and stop == self.shape[axis]:
+            return self.raw()
+        if not isinstance(span, Span):
+            return self.raw()[cut]
+        if axis == 0 and not span.fortran_order:
+            row = math.prod(self.shape[1:]) * span.storage.itemsize
+            return self._bits(span, start * row, (stop - start, *self.shape[1:]), place)
+        if span.mappable:
+            return self._mapped(span)[cut]
+        return self.raw()[cut]
 
     def _bits(
         self,
