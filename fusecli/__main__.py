@@ -1,6 +1,6 @@
 """`python -m fusecli`."""
 
-from fusecli.cli.main import main
+from fusecli.cli.main import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from fusecli.cli.app import app
+from fusecli.cli.app import make_app
 
 pytestmark = pytest.mark.parametrize("engine", ["numpy", "torch"])
 
@@ -29,7 +29,7 @@ def fuse(tmp_path, monkeypatch, engine):
         np.save("text.npy", np.asarray(text, float))
         arguments = ["image.npy", "text.npy", "--weights", "weights.npz", "--heads", str(heads)]
         arguments += ["--engine", engine, "-o", "fused.npy", "-f", "-q", *options]
-        app(["fuse", *arguments], standalone_mode=False)
+        make_app()(["fuse", *arguments], standalone_mode=False)
         return np.load("fused.npy")
 
     return run
