@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.arrays import NumpyArrays, TorchArrays
-from fusecli.attention import Arrays, Operands, attend, prepare
+from fusecli.attention import attend
 from fusecli.config import FusionConfig
 from fusecli.device import numpy_threads, resolve_device
 from fusecli.fusion import AttentionFusion
 from fusecli.initial import initial_weights
+from fusecli.operands import Arrays, Operands, prepare
 from fusecli.output import FeatureWriter
 from fusecli.plan import Sizes, choose_plan, chunk_samples
 from fusecli.stream import stream

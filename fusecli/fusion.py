@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.arrays import NumpyArrays, TorchArrays
-from fusecli.attention import Arrays, Operands, attend, needed_parameters, prepare
+from fusecli.attention import attend
 from fusecli.config import FusionConfig
 from fusecli.device import (
     accelerator_likely,
@@ -24,6 +24,7 @@ from fusecli.device import (
     one_thread_a_product,
     resolve_device,
 )
+from fusecli.operands import Arrays, Operands, needed_parameters, prepare
 from fusecli.plan import Plan, Sizes, choose_plan, worth_an_accelerator
 
 LoadWeights = Callable[[Mapping[str, slice]], Mapping[str, NDArray[np.float32]]]

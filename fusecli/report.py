@@ -17,10 +17,10 @@ import numpy as np
 import safetensors
 
 from fusecli import __version__
-from fusecli.attention import uses_projected_image, uses_projected_text
 from fusecli.config import FusionConfig
 from fusecli.features import FeatureFile, open_regular
 from fusecli.features.stored import StoredTensor
+from fusecli.operands import uses_projected_image, uses_projected_text
 from fusecli.plan import Plan
 from fusecli.shapes import Axes, PairShapes
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.arrays import NumpyArrays, TorchArrays
-from fusecli.attention import Arrays, attend, prepare
+from fusecli.attention import attend
 from fusecli.config import FusionConfig
 from fusecli.device import devices
+from fusecli.operands import Arrays, prepare
 from fusecli.plan import Plan, Sizes, all_plans
 
 TOLERANCE = 1e-5  # of the output's scale, float32

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fusecli import FusionConfig, ImageTextFusion
 from fusecli.arrays import NumpyArrays, TorchArrays
-from fusecli.attention import attend, prepare
+from fusecli.attention import attend
+from fusecli.operands import prepare
 from fusecli.plan import Sizes, all_plans, choose_plan
 
 FLOAT32 = 1e-5  # of the output's scale

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fusecli import FusionConfig
 from fusecli.arrays import NumpyArrays
-from fusecli.attention import attend, prepare
+from fusecli.attention import attend
+from fusecli.operands import prepare
 from fusecli.plan import (
     CHUNK_BYTES,
     CHUNK_ROWS,

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from fusecli import FusionConfig, ImageTextFusion, load_module, save_module
-from fusecli.attention import needed_parameters
 from fusecli.errors import FeatureFileError, OutputError, UsageError, WeightsError
 from fusecli.initial import initial_weights
+from fusecli.operands import needed_parameters
 from fusecli.plan import Sizes, choose_plan
 from fusecli.weights import (
     Switches,
