@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Annotated
 
 import typer
 
+from fusecli.cli.options import (
+    AllowEmptyImage,
+    AllowNonfinite,
+    Debug,
+    Device,
+    Dim,
+    Dtype,
+    Engine,
+    Force,
+    Heads,
+    ImageAxes,
+    ImageKey,
+    ImageMask,
+    MaxMemory,
+    Norm,
+    NullToken,
+    OutDtype,
+    Quiet,
+    Residual,
+    Seed,
+    Strict,
+    TextAxes,
+    TextKey,
+    TextMask,
+    Weights,
+    parse_bytes,
+)
 from fusecli.cli.progress import Progress, print_path
-
-_FEATURES, _MODULE, _RUN, _RESULT = "Features", "Module", "Computing", "Result"
 
 
 def fuse(
@@ -25,77 +49,28 @@ def fuse(
             "Default: the text's name with .fused.npy, in this folder.",
         ),
     ] = None,
-    dim: Annotated[
-        int | None,
-        typer.Option(help="Width D of the module. Default: the text's, or the weights'."),
-    ] = None,
-    heads: Annotated[
-        int | None, typer.Option(help="Attention heads H. Default: 8, or the weights'.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights: .safetensors, .npz, .pt or .pth.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the initial weights, without --weights. Default: 0.")
-    ] = None,
-    residual: Annotated[
-        bool | None, typer.Option("--residual/--no-residual", help="Add the projected text.")
-    ] = None,
-    norm: Annotated[
-        bool | None, typer.Option("--norm/--no-norm", help="LayerNorm over the result.")
-    ] = None,
-    null_token: Annotated[
-        bool | None,
-        typer.Option(
-            "--null-token/--no-null-token",
-            help="One extra all-zero key and value, so that a single image token is weighed too.",
-        ),
-    ] = None,
-    image_mask: Annotated[
-        str | None, typer.Option(help="Image mask: 1 real, 0 padding; 'none' ignores a stored one.")
-    ] = None,
-    text_mask: Annotated[
-        str | None, typer.Option(help="Text mask: 1 real, 0 padding; 'none' ignores a stored one.")
-    ] = None,
-    image_key: Annotated[
-        str | None, typer.Option(help="Which tensor of a file with several is the image.")
-    ] = None,
-    text_key: Annotated[
-        str | None, typer.Option(help="Which tensor of a file with several is the text.")
-    ] = None,
-    image_axes: Annotated[
-        str | None,
-        typer.Option(help="What the image's axes are: D, PD, ND, NPD, DHW, HWD, NDHW, NHWD."),
-    ] = None,
-    text_axes: Annotated[
-        str | None, typer.Option(help="What the text's axes are: D, TD, ND, NTD.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Type to compute in: float32, bfloat16, float16.")
-    ] = "float32",
-    engine: Annotated[
-        str, typer.Option(help="auto, numpy (small CPU jobs, no torch import) or torch.")
-    ] = "auto",
-    out_dtype: Annotated[
-        str, typer.Option(help="Type to write: float32, float16, bfloat16 (.safetensors).")
-    ] = "float32",
-    max_memory: Annotated[
-        str | None, typer.Option(help="Bound on one chunk of a stack: 500M, 2G. Default: 192M.")
-    ] = None,
-    allow_empty_image: Annotated[
-        bool, typer.Option("--allow-empty-image", help="An all-masked image: a context of zero.")
-    ] = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the features pass.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", help="Replace an existing output.")
-    ] = False,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Fail (exit 1, nothing written) if a diagnosis is made."),
-    ] = False,
+    dim: Dim = None,
+    heads: Heads = None,
+    weights: Weights = None,
+    seed: Seed = None,
+    residual: Residual = None,
+    norm: Norm = None,
+    null_token: NullToken = None,
+    image_mask: ImageMask = None,
+    text_mask: TextMask = None,
+    image_key: ImageKey = None,
+    text_key: TextKey = None,
+    image_axes: ImageAxes = None,
+    text_axes: TextAxes = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    engine: Engine = "auto",
+    out_dtype: OutDtype = "float32",
+    max_memory: MaxMemory = None,
+    allow_empty_image: AllowEmptyImage = False,
+    allow_nonfinite: AllowNonfinite = False,
+    force: Force = False,
+    strict: Strict = False,
     report: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,10 +81,8 @@ def fuse(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON on stdout, not the path.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes, warnings or progress on stderr.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Fuse an image's features into a text's, one fused vector per text token.
 
@@ -162,17 +135,3 @@ def fuse(
         sys.stdout.write(made.to_json())
     elif made.output["file"] != "-":
         print_path(made.output["file"])
-
-
-def parse_bytes(text: str) -> int:
-    """`500M`, `2G`, `1.5GiB` or plain bytes.
-
-    Raises:
-        UsageError: something else.
-    """
-    from fusecli.errors import UsageError
-
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not match or float(match[1]) == 0:
-        raise UsageError(f"--max-memory {text}: expected a size such as 500M or 2G")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
