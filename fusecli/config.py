@@ -8,8 +8,19 @@ from typing import Any
 
 from fusecli.errors import UsageError, WeightsError, shortened
 
-METHODS = ("attention",)
 LARGEST_SIZE = 1 << 20  # wider than any encoder; keeps a hostile header from costing anything
+MOST_LAYERS = 256
+DIRECTIONS = ("text", "image")  # which side's tokens are fused into, and come out
+# What each method reads besides the widths; anything else it refuses.
+_OWN = {
+    "attention": ("num_heads", "residual", "norm", "null_token", "gate"),
+    "concat": ("projected",),
+    "sum": ("projected", "alpha"),
+    "transformer": ("num_heads", "layers", "ffn_dim"),
+}
+METHODS = tuple(_OWN)
+_WIDTHS = ("embed_dim", "image_dim", "text_dim", "method")
+_OPTIONS = {"embed_dim": "--dim", "num_heads": "--heads", "projected": "a projection"}
 
 
 @dataclass(frozen=True)
@@ -24,10 +35,18 @@ class FusionConfig:
         residual: add the projected text to what attention returns.
         norm: LayerNorm over the result (after the residual).
         null_token: one extra all-zero key and value (PyTorch's `add_zero_attn`).
-        method: how text and image are fused.
+        method: how text and image are fused, one of `METHODS`.
+        gate: add tanh(gate) times what attention returns to the text itself (Flamingo,
+            arXiv:2204.14198, figure 4); the gate is a parameter that starts at 0.
+        projected: concat and sum project to D. Without, concat is Dt + Di wide and sum takes
+            sides of one width, and neither has weights.
+        alpha: the text's share of a sum, from 0 to 1.
+        layers: of a transformer.
+        ffn_dim: inner width of a transformer's feed-forward; 0 means 4 D.
 
     Raises:
-        UsageError: a size is not positive, or H does not divide D.
+        UsageError: a size is not possible, H does not divide D, or a switch is of another method
+            or contradicts another.
     """
 
     embed_dim: int
@@ -38,22 +57,104 @@ class FusionConfig:
     norm: bool = False
     null_token: bool = False
     method: str = "attention"
+    gate: bool = False
+    projected: bool = False
+    alpha: float = 0.5
+    layers: int = 2
+    ffn_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"unknown fusion method {self.method!r}: there is {_listed(METHODS)}")
+        self._refuse_foreign()
         object.__setattr__(self, "image_dim", self.image_dim or self.embed_dim)
         object.__setattr__(self, "text_dim", self.text_dim or self.embed_dim)
-        for name in ("embed_dim", "num_heads", "image_dim", "text_dim"):
-            if not 1 <= getattr(self, name) <= LARGEST_SIZE:
+        sizes = dict.fromkeys(("embed_dim", "num_heads", "image_dim", "text_dim"), LARGEST_SIZE)
+        if self.method == "transformer":
+            object.__setattr__(self, "ffn_dim", self.ffn_dim or 4 * self.embed_dim)
+            sizes |= {"layers": MOST_LAYERS, "ffn_dim": 4 * LARGEST_SIZE}
+        for name, largest in sizes.items():
+            if not 1 <= getattr(self, name) <= largest:
                 raise UsageError(
-                    f"{name} must be from 1 to {LARGEST_SIZE:,}, found {getattr(self, name)}"
+                    f"{name} must be from 1 to {largest:,}, found {getattr(self, name)}"
                 )
-        if self.embed_dim % self.num_heads:
+        if self.has_heads and self.embed_dim % self.num_heads:
             raise UsageError(
                 f"--heads {self.num_heads} does not divide --dim {self.embed_dim}: "
                 f"head counts that do are {_listed(divisors(self.embed_dim))}"
             )
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"--alpha must be from 0 to 1, found {self.alpha:g}")
+        self._check_gate()
+        self._check_unprojected()
+
+    def _refuse_foreign(self) -> None:
+        own = (*_WIDTHS, *_OWN[self.method])
+        for field in fields(self):
+            if field.name not in own and getattr(self, field.name) != field.default:
+                takers = [method for method, names in _OWN.items() if field.name in names]
+                raise UsageError(
+                    f"{option_of(field.name)} belongs to --method {' or '.join(takers)}, "
+                    f"not to {self.method}"
+                )
+
+    def _check_gate(self) -> None:
+        if not self.gate:
+            return
+        for name, what in (("residual", "adds the projected text"), ("norm", "changes the text")):
+            if getattr(self, name):
+                raise UsageError(
+                    f"--gate keeps the text and --{name} {what}: leave one of them out"
+                )
+        if self.embed_dim not in (self.text_dim, self.image_dim):
+            raise UsageError(self._gate_needs("text"))
+
+    def _check_unprojected(self) -> None:
+        if self.method not in ("concat", "sum") or self.projected:
+            return
+        if self.method == "sum" and not self.text_dim == self.image_dim == self.embed_dim:
+            raise UsageError(
+                f"a sum without a projection takes sides of one width, found text {self.text_dim} "
+                f"and image {self.image_dim}: say --dim, which projects both"
+            )
+        if self.method == "concat" and self.embed_dim != self.text_dim + self.image_dim:
+            raise UsageError(
+                f"text {self.text_dim} and image {self.image_dim} wide, concatenated, are "
+                f"{self.text_dim + self.image_dim} wide, not {self.embed_dim} without a projection"
+            )
+
+    def check_direction(self, direction: str) -> None:
+        """Whether one side's tokens can be fused into.
+
+        Raises:
+            UsageError: no such direction, or the gate would add that side to a result of
+                another width.
+        """
+        if direction not in DIRECTIONS:
+            raise UsageError(f"direction {direction!r}: expected {_listed(DIRECTIONS)}")
+        if self.gate and self.side_dim(direction) != self.embed_dim:
+            raise UsageError(self._gate_needs(direction))
+
+    def _gate_needs(self, side: str) -> str:
+        width = self.side_dim(side)
+        return (
+            f"--gate adds attention to the {side} itself, which is {width} wide, and the module is "
+            f"{self.embed_dim}: say --dim {width}"
+        )
+
+    def side_dim(self, side: str) -> int:
+        """Width of one side's features: Dt or Di."""
+        return self.text_dim if side == "text" else self.image_dim
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether H means anything."""
+        return "num_heads" in _OWN[self.method]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is anything to train or to load."""
+        return bool(self.parameter_shapes())
 
     @property
     def head_dim(self) -> int:
@@ -62,19 +163,22 @@ class FusionConfig:
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter, under its `state_dict` name, in the order of creation."""
-        D = self.embed_dim
-        shapes: dict[str, tuple[int, ...]] = {
-            "text_proj.weight": (D, self.text_dim),
-            "text_proj.bias": (D,),
-            "image_proj.weight": (D, self.image_dim),
-            "image_proj.bias": (D,),
-            "attention.in_proj_weight": (3 * D, D),
-            "attention.in_proj_bias": (3 * D,),
-            "attention.out_proj.weight": (D, D),
-            "attention.out_proj.bias": (D,),
-        }
+        D, Dt, Di = self.embed_dim, self.text_dim, self.image_dim
+        if self.method == "concat":
+            return _linear("projection", Dt + Di, D) if self.projected else {}
+        if self.method == "sum" and not self.projected:
+            return {}
+        shapes = _linear("text_proj", Dt, D) | _linear("image_proj", Di, D)
+        if self.method == "attention":
+            shapes |= _attention("attention", D)
         if self.norm:
-            shapes |= {"norm.weight": (D,), "norm.bias": (D,)}
+            shapes |= _norm("norm", D)
+        if self.gate:
+            shapes |= {"gate": (1,)}
+        if self.method == "transformer":
+            for index in range(self.layers):
+                shapes |= _decoder_layer(f"decoder.layers.{index}", D, self.ffn_dim)
+            shapes |= _norm("decoder.norm", D)
         return shapes
 
     def parameter_count(self) -> int:
@@ -88,8 +192,9 @@ class FusionConfig:
         return total
 
     def to_dict(self) -> dict[str, Any]:
-        """Field names and values, in the order of the fields."""
-        return asdict(self)
+        """Names and values of the fields that its method reads, in the order of the fields."""
+        own = (*_WIDTHS, *_OWN[self.method])
+        return {name: value for name, value in asdict(self).items() if name in own}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str) -> FusionConfig:
@@ -116,7 +221,10 @@ class FusionConfig:
                     f"expected {kinds[name].__name__}"
                 )
             values[name] = value
-        for name in ("embed_dim", "num_heads"):
+        needed = ["embed_dim"]
+        if "num_heads" in _OWN.get(values.get("method", "attention"), ()):
+            needed.append("num_heads")
+        for name in needed:
             if name not in values:
                 raise WeightsError(f"{where}: its fusecli metadata has no {name}")
         try:
@@ -126,6 +234,32 @@ class FusionConfig:
 
 
 _EXAMPLE = FusionConfig(embed_dim=8)
+
+
+def option_of(name: str) -> str:
+    """The option that a field of `FusionConfig` is said with."""
+    return _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _linear(name: str, fan_in: int, fan_out: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (fan_out, fan_in), f"{name}.bias": (fan_out,)}
+
+
+def _attention(name: str, D: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{name}.in_proj_weight": (3 * D, D), f"{name}.in_proj_bias": (3 * D,)}
+    return shapes | _linear(f"{name}.out_proj", D, D)
+
+
+def _norm(name: str, D: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (D,), f"{name}.bias": (D,)}
+
+
+def _decoder_layer(name: str, D: int, ffn_dim: int) -> dict[str, tuple[int, ...]]:
+    shapes = _attention(f"{name}.self_attn", D) | _attention(f"{name}.multihead_attn", D)
+    shapes |= _linear(f"{name}.linear1", D, ffn_dim) | _linear(f"{name}.linear2", ffn_dim, D)
+    for norm in ("norm1", "norm2", "norm3"):
+        shapes |= _norm(f"{name}.{norm}", D)
+    return shapes
 
 
 def divisors(number: int) -> list[int]:

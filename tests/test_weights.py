@@ -323,7 +323,7 @@ GOOD = FusionConfig(12, 3).to_dict()
         ("null", "its fusecli metadata is not a JSON object"),
         (json.dumps(GOOD | {"initial_seed": "0"}), "its fusecli metadata says initial_seed = '0'"),
         (json.dumps(GOOD | {"initial_seed": True}), "metadata says initial_seed = True"),
-        (json.dumps(GOOD | {"layers": 3}), "has 'layers', which this version does not know"),
+        (json.dumps(GOOD | {"depth": 3}), "has 'depth', which this version does not know"),
         (json.dumps(GOOD | {"num_heads": "3"}), "says num_heads = '3', expected int"),
         (json.dumps(GOOD | {"num_heads": 3.0}), "says num_heads = 3.0, expected int"),
         (json.dumps(GOOD | {"residual": 1}), "says residual = 1, expected bool"),
