@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.config import FusionConfig
+from fusecli.config import FusionConfig, option_of
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features import FeatureFile, open_features
 from fusecli.output import StagedFile, check_target
 
 if TYPE_CHECKING:
-    from fusecli.module import ImageTextFusion
+    from fusecli.module import PairFusion
 
 METADATA_KEY = "fusecli"
 _SEED_KEY = "initial_seed"
-_ANCHOR = "text_proj.weight"
+_DROPPED = ("norm.weight", "norm.bias", "gate")  # what --no-norm and --no-gate leave unread
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,37 @@ class Switches:
     residual: bool | None = None
     norm: bool | None = None
     null_token: bool | None = None
+    method: str | None = None
+    gate: bool | None = None
+    alpha: float | None = None
+    layers: int | None = None
+    ffn_dim: int | None = None
+
+    def config(self, image_dim: int, text_dim: int) -> FusionConfig:
+        """The fusion that the options describe by themselves, for features of these widths.
+
+        Concat and sum project where `dim` is said; a sum also where the widths differ.
+
+        Args:
+            image_dim: Di.
+            text_dim: Dt; the width D where `dim` is not said.
+
+        Raises:
+            UsageError: an option is out of range, of another method, or contradicts another.
+        """
+        said = {name: value for name, value in asdict(self).items() if value is not None}
+        dim = said.pop("dim", None)
+        D = text_dim if dim is None else dim
+        if self.method == "concat" and dim is None:
+            D = text_dim + image_dim
+        if self.method in ("concat", "sum"):
+            differ = self.method == "sum" and image_dim != text_dim
+            said["projected"] = dim is not None or differ
+        if "heads" in said:
+            said["num_heads"] = said.pop("heads")
+        if D < 1:  # a width of 0 stands for D itself
+            raise UsageError(f"--dim must be at least 1, found {D}")
+        return FusionConfig(D, image_dim=image_dim, text_dim=text_dim, **said)
 
 
 def open_weights(name: str) -> WeightsFile:
@@ -95,13 +126,6 @@ def weights_in(file: FeatureFile) -> WeightsFile:
     name = file.name
     if list(file.tensors) == [""]:
         raise WeightsError(f"{name}: holds one array without a name, expected a fusion's weights")
-    prefixes = [key.removesuffix(_ANCHOR) for key in file.tensors if key.endswith(_ANCHOR)]
-    if len(prefixes) != 1:
-        many = "several" if prefixes else "no"
-        raise WeightsError(
-            f"{name}: expected the weights of one fusion, found {many} {_ANCHOR}; there are "
-            f"{', '.join(sorted(map(shortened, file.tensors))[:12])}"
-        )
     config = seed = None
     if METADATA_KEY in file.metadata:
         data = _metadata(file.metadata[METADATA_KEY], name)
@@ -109,6 +133,18 @@ def weights_in(file: FeatureFile) -> WeightsFile:
         if seed is not None and type(seed) is not int:
             raise WeightsError(f"{name}: its fusecli metadata says {_SEED_KEY} = {seed!r}")
         config = FusionConfig.from_dict(data, name)
+        if not config.has_weights:
+            raise WeightsError(
+                f"{name}: its fusecli metadata is of a {config.method} without weights"
+            )
+    anchor = _anchor(config)
+    prefixes = [key.removesuffix(anchor) for key in file.tensors if key.endswith(anchor)]
+    if len(prefixes) != 1:
+        many = "several" if prefixes else "no"
+        raise WeightsError(
+            f"{name}: expected the weights of one fusion, found {many} {anchor}; there are "
+            f"{', '.join(sorted(map(shortened, file.tensors))[:12])}"
+        )
     return WeightsFile(file, prefixes[0], config, seed)
 
 
@@ -130,23 +166,26 @@ def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, b
     assumed = config is None and switches.heads is None
     if config is None:
         config = _config_from_shapes(weights, switches.heads)
-    for option, said, found in (
-        ("--dim", switches.dim, config.embed_dim),
-        ("--heads", switches.heads, config.num_heads),
-    ):
+    fixed = {
+        "method": switches.method,
+        "embed_dim": switches.dim,
+        "num_heads": switches.heads,
+        "layers": switches.layers,
+        "ffn_dim": switches.ffn_dim,
+    }
+    for field, said in fixed.items():
+        found = getattr(config, field)
         if said is not None and said != found:
-            raise UsageError(f"{option} {said} contradicts {name}, which has {found}")
-    norm = config.norm if switches.norm is None else switches.norm
-    if norm and not config.norm:
-        raise WeightsError(
-            f"{name}: has no norm.weight: --norm needs weights made with it (fusecli init --norm)"
-        )
-    config = replace(
-        config,
-        norm=norm,
-        residual=config.residual if switches.residual is None else switches.residual,
-        null_token=config.null_token if switches.null_token is None else switches.null_token,
-    )
+            raise UsageError(f"{option_of(field)} {said} contradicts {name}, which has {found}")
+    for field, parameter in (("norm", "norm.weight"), ("gate", "gate")):
+        if getattr(switches, field) and not getattr(config, field):
+            raise WeightsError(
+                f"{name}: has no {parameter}: --{field} needs weights made with it "
+                f"(fusecli init --{field})"
+            )
+    free = ("residual", "norm", "null_token", "gate", "alpha")
+    said_free = {field: getattr(switches, field) for field in free}
+    config = replace(config, **{f: value for f, value in said_free.items() if value is not None})
     _check_parameters(weights, config)
     return config, assumed
 
@@ -207,7 +246,7 @@ def write_weights(
     return len(content)
 
 
-def save_module(module: ImageTextFusion, path: str, force: bool = False) -> None:
+def save_module(module: PairFusion, path: str, force: bool = False) -> None:
     """Write a (trained) module to a file that `fusecli fuse --weights` takes as it is.
 
     Args:
@@ -221,14 +260,14 @@ def save_module(module: ImageTextFusion, path: str, force: bool = False) -> None
     """
     if not hasattr(module, "config"):
         raise WeightsError(
-            f"{path}: save_module takes fusecli's ImageTextFusion, found "
+            f"{path}: save_module takes a fusion of fusecli's, such as ImageTextFusion, found "
             f"{type(module).__name__}: save its state_dict(), and say --heads when it is used"
         )
     state = {name: t.detach().float().cpu().numpy() for name, t in module.state_dict().items()}
     write_weights(path, module.config, state, None, force)
 
 
-def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
+def load_module(path: str, heads: int | None = None) -> PairFusion:
     """Read a weights file into a torch module, in training mode as every new module.
 
     Args:
@@ -241,7 +280,7 @@ def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
     """
     import torch
 
-    from fusecli.module import ImageTextFusion
+    from fusecli.module import build_module
 
     weights = open_weights(path)
     with weights.file:
@@ -253,9 +292,14 @@ def load_module(path: str, heads: int | None = None) -> ImageTextFusion:
                 stacklevel=2,
             )
         arrays = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
-    module = ImageTextFusion.from_config(config)
+    module = build_module(config)
     module.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
     return module
+
+
+def _anchor(config: FusionConfig | None) -> str:
+    """The parameter by which the others are found; the published module's where nothing says."""
+    return "text_proj.weight" if config is None else next(iter(config.parameter_shapes()))
 
 
 def _metadata(text: str, where: str) -> dict[str, Any]:
@@ -276,20 +320,22 @@ def _config_from_shapes(weights: WeightsFile, heads: int | None) -> FusionConfig
             f"{list(image)} must be matrices"
         )
     norm = weights.prefix + "norm.weight" in weights.file.tensors
-    return FusionConfig(text[0], 8 if heads is None else heads, image[1], text[1], norm=norm)
+    gate = weights.prefix + "gate" in weights.file.tensors
+    H = 8 if heads is None else heads
+    return FusionConfig(text[0], H, image[1], text[1], norm=norm, gate=gate)
 
 
 def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
     name, prefix = weights.file.name, weights.prefix
-    expected = config.parameter_shapes()
+    expected, anchor = config.parameter_shapes(), _anchor(config)
     for parameter, shape in expected.items():
         found = weights.shape(parameter)
         if found != shape:
             raise WeightsError(
                 f"{name}: {prefix}{parameter} has shape {list(found)}, expected {list(shape)} "
-                f"beside {_ANCHOR} {list(weights.shape(_ANCHOR))}"
+                f"beside {anchor} {list(weights.shape(anchor))}"
             )
-    known = {prefix + p for p in (*expected, "norm.weight", "norm.bias")}
+    known = {prefix + p for p in (*expected, *_DROPPED)}
     extra = [key for key in weights.file.tensors if key.startswith(prefix) and key not in known]
     if extra:
         listed = ", ".join(map(shortened, sorted(extra)[:5]))
