@@ -37,6 +37,10 @@ class NumpyArrays:
         """Leave workspace to whoever was handed it: the next call gets other memory."""
         self._flat.pop(name, None)
 
+    def fresh(self, *shape: int) -> Array:
+        """Memory of its own; the contents are whatever was there."""
+        return np.empty(shape, np.float32)
+
     def load(self, array: NDArray[Any]) -> Array:
         """Bring an array to where it is computed with."""
         return array
@@ -159,6 +163,9 @@ class TorchArrays:
 
     def release(self, name: str) -> None:
         self._flat.pop(name, None)
+
+    def fresh(self, *shape: int) -> Array:
+        return self._torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def load(self, array: NDArray[Any]) -> Array:
         kind = self._torch.bool if array.dtype == np.bool_ else self._dtype

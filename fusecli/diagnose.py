@@ -19,33 +19,57 @@ FLOAT16_MAX = 65504.0
 BFLOAT16_COARSE = 256.0
 
 
-def one_image_token(
-    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None
+def one_token(
+    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None, asking: str
 ) -> list[Diagnosis]:
-    """With one key softmax is 1, whatever the text asks.
+    """With one key softmax is 1, whatever is asked.
 
     Args:
         shapes: of the job.
-        config: a residual or a null token mends it.
-        mask: of the image, bool `[N, P]` or `[1, P]`; it may leave one token of many.
+        config: a residual, a null token or a gate mends it; other methods keep the text anyway.
+        mask: of the side that answers, bool `[N, P]` or `[1, P]`; it may leave one token of many.
+        asking: "text" or "image".
     """
-    if config.null_token or config.residual:
+    if config.method != "attention" or config.null_token or config.residual or config.gate:
         return []
-    single = shapes.N if shapes.P == 1 else 0
-    if mask is not None and shapes.P > 1:
+    side, tokens = ("image", shapes.P) if asking == "text" else ("text", shapes.T)
+    single = shapes.N if tokens == 1 else 0
+    if mask is not None and tokens > 1:
         single = int((mask.sum(axis=1) == 1).sum()) * (shapes.N // len(mask))
     if not single:
         return []
-    which = "one image token"
+    which = f"one {side} token"
     if mask is not None:
-        which = f"one unmasked image token in {single} of {shapes.N} samples"
+        which = f"one unmasked {side} token in {single} of {shapes.N} samples"
+    more = "give patch features [P, D]" if side == "image" else "give a text of several tokens"
     return [
         Diagnosis(
-            "one-image-token",
-            f"{which}: all fused rows of such a pair are identical and hold no text "
-            "information (attention over a single token weighs it 1, whatever the text)",
-            f"{'give patch features [P, D]' if mask is None else 'check the mask'}, or say "
-            "--residual (adds the text) or --null-token (weighs the image per text token)",
+            f"one-{side}-token",
+            f"{which}: all fused rows of such a pair are identical and hold no {asking} "
+            f"information (attention over a single token weighs it 1, whatever the {asking})",
+            f"{more if mask is None else 'check the mask'}, or say --residual (adds the "
+            f"{asking}) or --null-token (weighs the {side} per {asking} token)",
+        )
+    ]
+
+
+def closed_gate(gate: float | None, asking: str) -> list[Diagnosis]:
+    """A gate of 0 lets nothing through.
+
+    Args:
+        gate: its value; None where there is no gate.
+        asking: "text" or "image".
+    """
+    if gate != 0:
+        return []
+    other = "image" if asking == "text" else "text"
+    return [
+        Diagnosis(
+            "closed-gate",
+            f"the gate is 0, as it starts: the result is the {asking} unchanged and holds "
+            f"nothing of the {other}",
+            "train the module and its gate (load_module, save_module), and give the weights with "
+            "--weights",
         )
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,20 +14,23 @@ from numpy.typing import NDArray
 
 from fusecli import diagnose
 from fusecli.errors import DiagnosisError, FeatureFileError
-from fusecli.fusion import AttentionFusion, LoadWeights, build_fusion
+from fusecli.features.dtypes import storage_type
+from fusecli.fusion import Fusion, LoadWeights, build_fusion
 from fusecli.initial import initial_weights
 from fusecli.job import FuseOptions, Job, open_job
 from fusecli.output import FeatureWriter, StagedFile
-from fusecli.plan import Plan, Sizes, chunk_samples
+from fusecli.plan import Sizes
 from fusecli.report import (
     Diagnosis,
     Report,
     describe_input,
     describe_module,
+    describe_plan,
     provenance,
     sha256_of,
-    stages,
 )
+from fusecli.results import ResultTensor, asking_sides, fuse_chunk, result_tensors
+from fusecli.stages import all_stages
 from fusecli.stream import stream
 from fusecli.tokens import Norms
 from fusecli.weights import read_weights
@@ -62,26 +66,32 @@ def fuse_files(
         known = _known_diagnoses(job)
         _refuse_if_strict(options, known)
         o = job.options
-        fusion = build_fusion(
-            job.config,
-            _loader(job),
-            _sizes(job),
-            device=o.device,
-            dtype=o.dtype,
-            engine=o.engine,
-        )
-        shape = job.shapes.output_shape(job.config.embed_dim)
+        fusions = [
+            build_fusion(
+                job.config,
+                _loader(job),
+                _planned(job, side),
+                direction=side,
+                device=o.device,
+                dtype=o.dtype,
+                engine=o.engine,
+            )
+            for side in asking_sides(o.direction)
+        ]
+        tensors = result_tensors(job.shapes, job.config, o.direction, o.pool)
+        first, *others = tensors
+        further = {tensor.key: tensor.shape for tensor in others}
+        metadata = job.config.to_dict()
         writer = undo.enter_context(
-            FeatureWriter(job.output, shape, options.out_dtype, job.config.to_dict())
+            FeatureWriter(job.output, first.shape, o.out_dtype, metadata, first.key, further)
         ).begin()
-        statistics = _compute(job, fusion, writer, progress)
+        statistics = _compute(job, fusions, writer, progress)
         writer.finish()
         diagnoses = known + _measured_diagnoses(job, statistics)
         _refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
-        engine = provenance(fusion.engine, fusion.device, options.dtype, fusion.threads, job.seed)
-        report = _report(job, fusion.plan, statistics, diagnoses, writer, engine)
+        report = _report(job, fusions, statistics, diagnoses, tensors, writer)
         staged = [undo.enter_context(StagedFile(path)) for path in options.reports]
         for file in staged:
             file.begin().write(report.to_json().encode())
@@ -94,8 +104,14 @@ def fuse_files(
 
 def _known_diagnoses(job: Job) -> list[Diagnosis]:
     shapes = job.shapes
+    gate = float(_loader(job)({"gate": slice(None)})["gate"][0]) if job.config.gate else None
+    found = []
+    for side in asking_sides(job.options.direction):
+        mask = (job.image if side == "text" else job.text).reader.mask
+        found += diagnose.one_token(shapes, job.config, mask, side)
+        found += diagnose.closed_gate(gate, side)
     return [
-        *diagnose.one_image_token(shapes, job.config, job.image.reader.mask),
+        *found,
         *diagnose.heads_assumed(job.heads_assumed, job.config, job.options.weights),
         *diagnose.same_row_counts(shapes.image, shapes.text),
         *diagnose.transposed(shapes.image, shapes.text.width),
@@ -106,7 +122,8 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
 def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Diagnosis]:
     found: list[Diagnosis] = []
     ratio = None if statistics is None else statistics["entropy_ratio"]
-    found += diagnose.uniform_attention(ratio, job.seed is not None)
+    if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
+        found += diagnose.uniform_attention(ratio, job.seed is not None)
     for side in (job.image, job.text):
         name, reader = side.reader.axes.side, side.reader
         found += diagnose.zero_rows(name, reader.seen, reader.mask is not None, reader.stored.where)
@@ -121,13 +138,17 @@ def _refuse_if_strict(o: FuseOptions, diagnoses: list[Diagnosis]) -> None:
 
 def _sizes(job: Job) -> Sizes:
     s, c = job.shapes, job.config
-    mask = job.image.reader.mask
-    # Texts that share one image are computed as one long text.
-    merged = s.image_shared and (mask is None or len(mask) == 1)
-    N, T = (1, s.N * s.T) if merged else (s.N, s.T)
     return Sizes(
-        N, T, s.P, c.text_dim, c.image_dim, c.embed_dim, c.num_heads, c.null_token, c.residual
+        s.N, s.T, s.P, c.text_dim, c.image_dim, c.embed_dim, c.num_heads, c.null_token, c.residual
     )
+
+
+def _planned(job: Job, asking: str) -> Sizes:
+    """The sizes that decide the order: texts that share one image are one long text."""
+    sizes, mask = _sizes(job), job.image.reader.mask
+    if asking == "text" and job.shapes.image_shared and (mask is None or len(mask) == 1):
+        return replace(sizes, N=1, T=sizes.N * sizes.T)
+    return sizes
 
 
 def _loader(job: Job) -> LoadWeights:
@@ -140,7 +161,7 @@ def _loader(job: Job) -> LoadWeights:
 class _Made:
     """What one chunk gave."""
 
-    fused: NDArray[np.float32]
+    rows: list[NDArray[np.float32]]  # of every tensor of the result
     finite: bool
     image_norms: Norms
     text_norms: Norms
@@ -149,16 +170,17 @@ class _Made:
 
 def _compute(
     job: Job,
-    fusion: AttentionFusion,
+    fusions: list[Fusion],
     writer: FeatureWriter,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any] | None:
     """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
-    N = job.shapes.N
+    N, pool, first = job.shapes.N, job.options.pool, fusions[0]
     image_reader, text_reader = job.image.reader, job.text.reader
-    sizes = replace(_sizes(job), N=N, T=job.shapes.T)
-    workers = fusion.workers
-    step = chunk_samples(sizes, fusion.plan, job.options.max_memory, workers)
+    workers = first.workers
+    bound = job.options.max_memory
+    share = None if bound is None else bound // len(fusions)
+    step = min(fusion.chunk_samples(_sizes(job), share) for fusion in fusions)
     cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
     statistics: dict[str, Any] | None = None
 
@@ -171,12 +193,13 @@ def _compute(
         mask, words = image_reader.mask_rows(start, stop), text_reader.mask_rows(start, stop)
         seen = None
         if start == 0 and N > 1:
-            seen = _look(job, fusion, image, text, mask)
+            seen = _look(job, first, image, text, mask, words)
         weights: list[NDArray[np.float32]] = []
-        fused = fusion.fuse(image, text, mask, words, weights if N == 1 else None)
-        if N == 1:  # one pair gives its weights as it is fused
-            seen = _statistics(job, weights, mask)
-        return _Made(fused, bool(np.isfinite(fused).all()), image_norms, text_norms, seen)
+        rows = fuse_chunk(fusions, pool, image, text, mask, words, weights if N == 1 else None)
+        if weights:  # one pair gives its weights as it is fused
+            seen = _statistics(job, weights, mask if first.direction == "text" else words)
+        finite = all(bool(np.isfinite(part).all()) for part in rows)
+        return _Made(rows, finite, image_norms, text_norms, seen)
 
     done = 0
 
@@ -187,11 +210,11 @@ def _compute(
         if not made.finite and not job.options.allow_nonfinite:
             raise _not_finite(job)
         statistics = statistics or made.seen
-        writer.append(made.fused)
-        done += len(made.fused)
+        writer.append(*made.rows)
+        done += len(made.rows[0])
         progress(done, N)
 
-    with fusion.in_parallel(workers if len(cuts) > 1 else 1):
+    with first.in_parallel(workers if len(cuts) > 1 else 1):
         stream(cuts, read, compute, write, workers)
     return statistics
 
@@ -208,20 +231,22 @@ def _not_finite(job: Job) -> FeatureFileError:
 
 def _look(
     job: Job,
-    fusion: AttentionFusion,
+    fusion: Fusion,
     image: NDArray[np.float32],
     text: NDArray[np.float32],
-    mask: NDArray[np.bool_] | None,
+    image_mask: NDArray[np.bool_] | None,
+    text_mask: NDArray[np.bool_] | None,
 ) -> dict[str, Any] | None:
     """How spread attention is in the first few samples of a stack."""
-    if fusion.plan.scores == "none":
+    if fusion.plan is None or fusion.plan.scores == "none":
         return None
     each = job.config.num_heads * text.shape[1] * image.shape[1]
     n = max(1, min(len(image), _WEIGHTS_LOOKED_AT // each))
     weights: list[NDArray[np.float32]] = []
-    mask = None if mask is None else mask[:n]
-    fusion.fuse(image[:n], text[:n], mask, None, weights)
-    return _statistics(job, weights, mask)
+    image_mask = None if image_mask is None else image_mask[:n]
+    text_mask = None if text_mask is None else text_mask[:n]
+    fusion.fuse(image[:n], text[:n], image_mask, text_mask, weights)
+    return _statistics(job, weights, image_mask if fusion.direction == "text" else text_mask)
 
 
 def _statistics(
@@ -232,40 +257,53 @@ def _statistics(
 
 def _report(
     job: Job,
-    plan: Plan,
+    fusions: list[Fusion],
     statistics: dict[str, Any] | None,
     diagnoses: list[Diagnosis],
+    tensors: list[ResultTensor],
     writer: FeatureWriter,
-    engine: dict[str, Any],
 ) -> Report:
-    hashed = job.options.provenance or bool(job.options.reports)
+    o, first = job.options, fusions[0]
+    hashed = o.provenance or bool(o.reports)
     inputs = {}
     for side in (job.image, job.text):
         sha = sha256_of(side.file) if hashed else None
         stored, axes = side.reader.stored, side.reader.axes
         inputs[axes.side] = describe_input(stored, axes, sha, side.mask_entry)
     weights_sha = sha256_of(job.weights.file) if job.weights is not None and hashed else None
+    plans = [fusion.plan for fusion in fusions]
     return Report(
         inputs=inputs,
-        module=describe_module(job.config, job.options.weights, weights_sha, job.seed),
-        plan={
-            "scores": plan.scores,
-            "values": plan.values,
-            "multiply_adds": plan.multiply_adds,
-            "plain_multiply_adds": plan.plain,
-            "why": plan.why,
-        },
-        stages=stages(job.shapes, job.config, plan),
+        module=describe_module(job.config, o.weights, weights_sha, job.seed),
+        plan=describe_plan(plans[0], plans[1] if len(plans) > 1 else None),
+        stages=all_stages(job.shapes, job.config, {f.direction: f.plan for f in fusions}),
         attention=statistics,
-        output={
-            "file": job.output,
-            "key": writer.key,
-            "shape": list(job.shapes.output_shape(job.config.embed_dim)),
-            "axes": job.shapes.output_letters,
-            "dtype": job.options.out_dtype,
-            "bytes": writer.nbytes,
-        },
+        output=_output(job, tensors, writer),
         diagnoses=diagnoses,
         notes=job.notes,
-        provenance=engine,
+        provenance=provenance(first.engine, first.device, o.dtype, first.threads, job.seed),
     )
+
+
+def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> dict[str, Any]:
+    """The report's entry for the file written: its first tensor, and the list of all."""
+    o = job.options
+    size = storage_type(o.out_dtype).itemsize
+    listed = [
+        {
+            "key": None if writer.key is None else tensor.key,
+            "shape": list(tensor.shape),
+            "axes": tensor.letters,
+            "bytes": math.prod(tensor.shape) * size,
+        }
+        for tensor in tensors
+    ]
+    return {
+        "file": job.output,
+        **listed[0],
+        "dtype": o.out_dtype,
+        "bytes": writer.nbytes,
+        "direction": o.direction,
+        "pool": o.pool,
+        "tensors": listed,
+    }

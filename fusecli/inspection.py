@@ -113,7 +113,7 @@ def _weights(file: FeatureFile) -> dict[str, Any] | None:
     return {
         **config.to_dict(),
         "parameters": config.parameter_count(),
-        "num_heads": None if assumed else config.num_heads,
+        "num_heads": None if assumed or not config.has_heads else config.num_heads,
         "trained": None if weights.seed is None else False,
         "initial_seed": weights.seed,
     }

@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusecli.config import FusionConfig, divisors
+from fusecli.config import DIRECTIONS, FusionConfig, divisors
 from fusecli.device import check_device_name, resolve_device
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features import FeatureFile, open_features
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
 from fusecli.initial import check_seed
 from fusecli.output import ENDINGS, OUT_DTYPES, check_target
+from fusecli.pooled import POOLS
+from fusecli.results import BOTH, asking_sides
 from fusecli.shapes import PairShapes, match_pair, read_axes
 from fusecli.tokens import TokenReader, refuse_empty_images
 from fusecli.weights import Switches, WeightsFile, config_of, open_weights
@@ -29,7 +31,9 @@ class FuseOptions:
     Attributes:
         image, text: paths, one of them may be "-" (.npy on stdin).
         output: a path, "-" (.npy on stdout), or None for the text's name in this folder.
-        switches: dim, heads, residual, norm, null_token, where they were said.
+        switches: what was said of the module: method, dim, heads, residual and the others.
+        direction: "text", "image" or "both": the sides whose tokens get a fused vector each.
+        pool: "mean", "max" or "first": one vector a pair besides, or None.
         seed: of initial weights where no weights are given; None means 0.
         image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
         reports: .json paths the report is written to.
@@ -41,6 +45,8 @@ class FuseOptions:
     text: str
     output: str | None = None
     switches: Switches = field(default_factory=Switches)
+    direction: str = "text"
+    pool: str | None = None
     device: str = "auto"
     dtype: str = "float32"
     engine: str = "auto"
@@ -93,8 +99,12 @@ class Job:
     output: str
 
 
-def default_output(text: str) -> str:
+def default_output(text: str, several: bool = False) -> str:
     """`<text stem>.fused.npy`, or .safetensors if the text was, in the working directory.
+
+    Args:
+        text: the text's path.
+        several: the result is more than one tensor, which .npy does not hold.
 
     Raises:
         UsageError: the text comes from stdin and has no name.
@@ -102,7 +112,8 @@ def default_output(text: str) -> str:
     if text == "-":
         raise UsageError("the text comes from stdin, so say where the result goes: -o FILE or -o -")
     stem, ending = os.path.splitext(os.path.basename(text))
-    return f"{stem}.fused{'.safetensors' if ending.lower() == '.safetensors' else '.npy'}"
+    named = several or ending.lower() == ".safetensors"
+    return f"{stem}.fused{'.safetensors' if named else '.npy'}"
 
 
 def open_job(o: FuseOptions, undo: ExitStack) -> Job:
@@ -117,7 +128,8 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     Raises:
         FuseError: the options, files, weights, device or output do not serve.
     """
-    output = default_output(o.text) if o.output is None else o.output
+    several = o.direction == BOTH or o.pool is not None
+    output = default_output(o.text, several) if o.output is None else o.output
     _check_options(o, output)
     _check_targets(o, output, force=True)
     if o.device not in ("auto", "cpu"):
@@ -142,11 +154,14 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     text = Side(text_file, TokenReader(stored_text, shapes.text, None, o.allow_nonfinite), None)
     notes = list(shapes.notes)
     if seed is not None:
-        notes.append(_untrained(o.weights, seed))
+        notes.append(_untrained(o.weights, seed, config))
     for side, option in ((image, o.image_mask), (text, o.text_mask)):
         _add_mask(side, option, shapes.N, two_tensors, notes)
-    if image.reader.mask is not None and not o.allow_empty_image:
-        refuse_empty_images(image.reader.mask, stored_image.where)
+    for asking in asking_sides(o.direction):
+        config.check_direction(asking)
+        asked = (image if asking == "text" else text).reader
+        if asked.mask is not None and not o.allow_empty_image:
+            refuse_empty_images(asked.mask, asked.stored.where, asked.axes.side)
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     _check_targets(o, output, o.force)
     return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output)
@@ -165,8 +180,10 @@ def _check_options(o: FuseOptions, output: str) -> None:
         ("--dtype", o.dtype, DTYPES),
         ("--out-dtype", o.out_dtype, OUT_DTYPES),
         ("--engine", o.engine, ENGINES),
+        ("--direction", o.direction, (*DIRECTIONS, BOTH)),
+        ("--pool", o.pool, POOLS),
     ):
-        if value not in allowed:
+        if value is not None and value not in allowed:
             raise UsageError(f"{option} {value}: expected {', '.join(allowed)}")
     check_device_name(o.device)
     if o.image == o.text == "-":
@@ -175,6 +192,13 @@ def _check_options(o: FuseOptions, output: str) -> None:
         raise UsageError("--weights and --seed exclude each other: a seed makes initial weights")
     if o.engine == "numpy" and (o.dtype != "float32" or o.device not in ("auto", "cpu")):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
+    one_only = output == "-" or output.lower().endswith(".npy")
+    if one_only and (o.direction == BOTH or o.pool is not None):
+        what = "--direction both" if o.direction == BOTH else f"--pool {o.pool}"
+        raise UsageError(
+            f"{output}: {what} gives more than one tensor, and .npy holds one: say -o "
+            "FILE.safetensors or FILE.npz"
+        )
     if o.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
         raise UsageError("--out-dtype bfloat16 needs -o FILE.safetensors: .npy has no bfloat16")
     if output != "-" and os.path.realpath(output) in map(os.path.realpath, o.reports):
@@ -197,10 +221,9 @@ def _choose_config(
         undo.enter_context(weights.file)
         config, assumed = config_of(weights, o.switches)
         return config, weights, weights.seed, assumed
-    seed = check_seed(o.seed or 0)
-    s = o.switches
-    width = shapes.text.width
-    if s.dim is None and s.heads is None and width % 8:
+    s, width = o.switches, shapes.text.width
+    with_heads = s.method in (None, "attention", "transformer")
+    if with_heads and s.dim is None and s.heads is None and width % 8:
         possible = ", ".join(map(str, divisors(width)))
         swapped = "; if its axes are swapped say --text-axes DT"
         raise ShapeError(
@@ -208,23 +231,19 @@ def _choose_config(
             f"that: say --heads with one of {possible}, or --dim"
             f"{swapped if shapes.text.letters == 'TD' else ''}"
         )
-    config = FusionConfig(
-        s.dim if s.dim is not None else shapes.text.width,
-        s.heads if s.heads is not None else 8,
-        shapes.image.width,
-        shapes.text.width,
-        bool(s.residual),
-        bool(s.norm),
-        bool(s.null_token),
-    )
-    return config, None, seed, False
+    config = s.config(shapes.image.width, width)
+    if config.has_weights:
+        return config, None, check_seed(o.seed or 0), False
+    if o.seed is not None:
+        raise UsageError(f"--seed {o.seed}: --method {config.method} has no weights without --dim")
+    return config, None, None, False
 
 
-def _untrained(weights: str | None, seed: int) -> str:
-    return (
-        f"{weights or 'no --weights'}: initial weights, seed {seed}; this module is untrained, "
-        "its output is a fixed random projection"
-    )
+def _untrained(weights: str | None, seed: int, config: FusionConfig) -> str:
+    # A gate that is still closed has a diagnosis of its own.
+    gives = "" if config.gate else ", its output is a fixed random projection"
+    whose = weights or "no --weights"
+    return f"{whose}: initial weights, seed {seed}; this module is untrained{gives}"
 
 
 def _check_widths(

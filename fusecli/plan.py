@@ -150,14 +150,22 @@ def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None, workers: int
         max_memory: a bound in bytes that the user set for all chunks in memory, or None.
         workers: chunks under way at once; each gets as many, where the job is worth sharing.
     """
-    budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory // workers)
     each = workspace_bytes(sizes, plan)
-    wanted = max(-(-CHUNK_ROWS // min(sizes.T, sizes.P)), SMALL_CHUNK_BYTES // each)
-    step = max(1, min(sizes.N, wanted, budget // each))
-    if plan.cost < SHARED_COST:
-        return step
-    chunks = -(-sizes.N // step)
-    return -(-sizes.N // (-(-chunks // workers) * workers))
+    return samples_within(each, min(sizes.T, sizes.P), sizes.N, max_memory, workers)
+
+
+def samples_within(each: int, rows: int, N: int, max_memory: int | None, workers: int) -> int:
+    """Samples to compute at once, for any method.
+
+    Args:
+        each: bytes a sample takes.
+        rows: of the smallest product of a sample.
+        N: samples of the job.
+        max_memory, workers: as for `chunk_samples`.
+    """
+    budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory // workers)
+    wanted = max(-(-CHUNK_ROWS // rows), SMALL_CHUNK_BYTES // each)
+    return max(1, min(N, wanted, budget // each))
 
 
 def all_plans(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32") -> Iterator[Plan]:

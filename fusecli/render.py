@@ -29,28 +29,28 @@ def print_report(report: Report) -> None:
     console = _console(sys.stderr)
     console.print(_inputs(report))
     module, weights = report.module, report.module["weights"]
-    switches = [name for name in ("residual", "norm", "null_token") if module[name]]
-    _line(
-        console,
-        "module",
-        f"{module['method']}, D = {module['embed_dim']}, H = {module['num_heads']}, "
-        f"d = {module['head_dim']}, {module['parameters']:,} parameters"
-        + (f", {', '.join(switches)}" if switches else ""),
-    )
+    words = [module["method"], *_sizes(module), f"{module['parameters']:,} parameters"]
+    _line(console, "module", ", ".join([*words, *_switches(module)]))
     sha = f", sha256 {weights['sha256'][:16]}…" if weights["sha256"] else ""
     origin = weights["origin"]
     if weights["file"] is not None and weights["trained"] is False:
         origin = f"{weights['file']} ({origin})"
     _line(console, "weights", f"{origin}{sha}")
     console.print(_stages(report))
-    _line(console, "order", report.plan["why"])
+    if report.plan is not None:
+        _line(console, "order", report.plan["why"])
+        if report.plan["image_asks"] is not None:
+            _line(console, "order, image asks", report.plan["image_asks"]["why"])
     if report.attention is not None:
         ratio = report.attention["entropy_ratio"]
         _line(console, "attention", f"mean entropy {ratio:.4f} of its maximum (1 is uniform)")
     out, made = report.output, report.provenance
-    _line(
-        console, "output", f"{out['file']}  {out['shape']} {out['dtype']}, {out['bytes']:,} bytes"
-    )
+    tensors = [
+        f"{tensor['shape']}" if tensor["key"] is None else f"{tensor['key']} {tensor['shape']}"
+        for tensor in out["tensors"]
+    ]
+    shown = ", ".join(tensors) if len(tensors) > 1 else str(out["shape"])
+    _line(console, "output", f"{out['file']}  {shown} {out['dtype']}, {out['bytes']:,} bytes")
     versions = ", ".join(f"{name} {number}" for name, number in made["libraries"].items())
     _line(
         console,
@@ -168,22 +168,40 @@ def _stages(report: Report) -> Table:
 
 
 def _described(weights: dict[str, Any]) -> str:
-    heads = "unknown" if weights["num_heads"] is None else weights["num_heads"]
     state = []
     if weights["trained"] is False:
         state.append(f"untrained, seed {weights['initial_seed']}")
-    switches = [name for name in ("residual", "norm", "null_token") if weights[name]]
-    return ", ".join(
-        [
-            f"D = {weights['embed_dim']}",
-            f"H = {heads}",
-            f"Di = {weights['image_dim']}",
-            f"Dt = {weights['text_dim']}",
-            *switches,
-            f"{weights['parameters']:,} parameters",
-            *state,
-        ]
-    )
+    words = [
+        *_sizes(weights),
+        f"Di = {weights['image_dim']}",
+        f"Dt = {weights['text_dim']}",
+        *_switches(weights),
+        f"{weights['parameters']:,} parameters",
+        *state,
+    ]
+    return ", ".join(words if weights["method"] == "attention" else [weights["method"], *words])
+
+
+def _sizes(module: dict[str, Any]) -> list[str]:
+    words = [f"D = {module['embed_dim']}"]
+    if module["method"] in ("attention", "transformer"):
+        heads = module["num_heads"]
+        words.append(f"H = {'unknown' if heads is None else heads}")
+    if module.get("head_dim") is not None:
+        words.append(f"d = {module['head_dim']}")
+    if module.get("layers") is not None:
+        words.append(f"{module['layers']} layers, F = {module['ffn_dim']}")
+    return words
+
+
+def _switches(module: dict[str, Any]) -> list[str]:
+    """What is said of a module; a method without such a switch has no entry, or None."""
+    words = [name for name in ("residual", "norm", "null_token", "gate") if module.get(name)]
+    if module.get("projected") is not None:
+        words.append("projected" if module["projected"] else "not projected")
+    if module.get("alpha") is not None:
+        words.append(f"alpha {module['alpha']:g}")
+    return words
 
 
 def _stats(stats: dict[str, Any]) -> str:

@@ -22,9 +22,11 @@ from fusecli.features import FeatureFile, open_regular
 from fusecli.features.stored import StoredTensor
 from fusecli.operands import uses_projected_image, uses_projected_text
 from fusecli.plan import Plan
-from fusecli.shapes import Axes, PairShapes
+from fusecli.shapes import Axes
 
 REPORT_VERSION = 1
+# What only some methods read; null in the report of the others.
+SWITCHES = ("residual", "norm", "null_token", "gate", "projected", "alpha", "layers", "ffn_dim")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Report:
 
     inputs: dict[str, dict[str, Any]]
     module: dict[str, Any]
-    plan: dict[str, Any]
+    plan: dict[str, Any] | None
     stages: list[Stage]
     attention: dict[str, Any] | None
     output: dict[str, Any]
@@ -97,52 +99,39 @@ def describe_input(
     }
 
 
-def stages(shapes: PairShapes, config: FusionConfig, plan: Plan) -> list[Stage]:
-    """The shape at every stage of the module, and whether the plan forms it."""
-    N, T, P = shapes.N, shapes.T, shapes.P
-    D, H, d = config.embed_dim, config.num_heads, config.head_dim
-    keys = P + 1 if config.null_token else P
-    key = "P+1" if config.null_token else "P"
-    weighed = plan.scores != "none"
-    listed = [
-        ("text features", "N, T, Dt", (N, T, config.text_dim), True),
-        ("image features", "N, P, Di", (N, P, config.image_dim), True),
-        ("projected text", "N, T, D", (N, T, D), uses_projected_text(config, plan)),
-        ("projected image", "N, P, D", (N, P, D), uses_projected_image(plan)),
-        ("query, per head", "N, H, T, d", (N, H, T, d), weighed and plan.scores != "key"),
-        ("key, per head", f"N, H, {key}, d", (N, H, keys, d), weighed and plan.scores != "query"),
-        (
-            "value, per head",
-            f"N, H, {key}, d",
-            (N, H, keys, d),
-            plan.values != "context" and not plan.fold_output,
-        ),
-        ("scores", f"N, H, T, {key}", (N, H, T, keys), weighed),
-        (
-            "context, per head",
-            "N, H, T, d",
-            (N, H, T, d),
-            weighed and plan.values != "output",
-        ),
-        ("fused", "N, T, D", (N, T, D), True),
-    ]
-    return [Stage(*entry) for entry in listed]
+def describe_plan(plan: Plan | None, image_asks: Plan | None) -> dict[str, Any] | None:
+    """The report's entry for the order of products; None for methods without a choice.
+
+    Args:
+        plan: of the (first) side that asks.
+        image_asks: of the image, where both ask.
+    """
+    if plan is None:
+        return None
+    return {
+        "scores": plan.scores,
+        "values": plan.values,
+        "multiply_adds": plan.multiply_adds,
+        "plain_multiply_adds": plan.plain,
+        "why": plan.why,
+        "image_asks": describe_plan(image_asks, None),
+    }
 
 
 def describe_module(
     config: FusionConfig, weights_file: str | None, sha256: str | None, seed: int | None
 ) -> dict[str, Any]:
     """The report's entry for the module and where its weights came from."""
+    own = config.to_dict()
+    origin = weights_file or "none needed"
     return {
         "method": config.method,
         "embed_dim": config.embed_dim,
-        "num_heads": config.num_heads,
-        "head_dim": config.head_dim,
+        "num_heads": own.get("num_heads"),
+        "head_dim": config.head_dim if config.has_heads else None,
         "image_dim": config.image_dim,
         "text_dim": config.text_dim,
-        "residual": config.residual,
-        "norm": config.norm,
-        "null_token": config.null_token,
+        **{name: own.get(name) for name in SWITCHES},
         "parameters": config.parameter_count(),
         "weights": {
             "file": weights_file,
@@ -150,7 +139,7 @@ def describe_module(
             "seed": seed,
             # A file cannot tell that it was trained, only that it was not.
             "trained": None if seed is None else False,
-            "origin": weights_file if seed is None else f"untrained, seed {seed}",
+            "origin": origin if seed is None else f"untrained, seed {seed}",
         },
     }
 

@@ -108,15 +108,22 @@ class PairShapes:
     def P(self) -> int:  # noqa: N802
         return self.image.tokens
 
-    def output_shape(self, width: int) -> tuple[int, ...]:
-        """Shape of the result: the text's, in the order N, T, D, with the module's width."""
-        sizes = [self.text.size(c) for c in "NT"]
-        return (*(size for size in sizes if size is not None), width)
+    def output_shape(self, width: int, side: str = "text") -> tuple[int, ...]:
+        """Shape of a fused vector per token of one side, in the order N, tokens, D."""
+        sizes = {"N": self.N, "T": self.T, "P": self.P, "D": width}
+        return tuple(sizes[letter] for letter in self.output_letters_of(side))
 
     @property
     def output_letters(self) -> str:
         """The letters of `output_shape`."""
-        return "".join(c for c in "NTD" if c in self.text.letters)
+        return self.output_letters_of("text")
+
+    def output_letters_of(self, side: str) -> str:
+        """The letters of one side's result; cells of a feature map are tokens there."""
+        own = self.text if side == "text" else self.image
+        samples = "N" if "N" in self.text.letters or "N" in own.letters else ""
+        tokens = _TOKEN_LETTER[side] if own.token_letters else ""
+        return f"{samples}{tokens}D"
 
 
 def read_axes(side: str, shape: tuple[int, ...], named: str | None, where: str) -> Axes:

@@ -157,14 +157,14 @@ class TokenReader:
         )
 
 
-def refuse_empty_images(mask: NDArray[np.bool_], where: str) -> None:
+def refuse_empty_images(mask: NDArray[np.bool_], where: str, side: str = "image") -> None:
     """Raises:
-    ShapeError: a sample of the mask has no real token; the first is named.
+    ShapeError: a sample of the side that is asked has no real token; the first is named.
     """
     empty = np.flatnonzero(~mask.any(axis=1))
     if len(empty):
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise ShapeError(
-            f"{where}: sample {empty[0]}{more} has every image token masked: "
+            f"{where}: sample {empty[0]}{more} has every {side} token masked: "
             "there is nothing to attend to; --allow-empty-image gives it a context of zero"
         )

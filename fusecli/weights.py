@@ -92,8 +92,6 @@ class Switches:
             said["projected"] = dim is not None or differ
         if "heads" in said:
             said["num_heads"] = said.pop("heads")
-        if D < 1:  # a width of 0 stands for D itself
-            raise UsageError(f"--dim must be at least 1, found {D}")
         return FusionConfig(D, image_dim=image_dim, text_dim=text_dim, **said)
 
 

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from fusecli.cli.options import Debug, Force, Heads, Norm, NullToken, Residual
+from fusecli.cli.options import (
+    Alpha,
+    Debug,
+    FfnDim,
+    Force,
+    Gate,
+    Heads,
+    Layers,
+    Method,
+    Norm,
+    NullToken,
+    Residual,
+)
 from fusecli.cli.progress import print_path
 
 
@@ -14,6 +26,7 @@ def init(
     output: Annotated[
         str, typer.Option("--output", "-o", help="Where the weights go: a .safetensors file.")
     ],
+    method: Method = None,
     dim: Annotated[int, typer.Option(help="Width D of the module.")] = 768,
     heads: Heads = None,
     image_dim: Annotated[
@@ -25,6 +38,10 @@ def init(
     residual: Residual = None,
     norm: Norm = None,
     null_token: NullToken = None,
+    gate: Gate = None,
+    alpha: Alpha = None,
+    layers: Layers = None,
+    ffn_dim: FfnDim = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     force: Force = False,
     debug: Debug = False,
@@ -33,22 +50,14 @@ def init(
 
     Prints the path of the file.
     """
-    from fusecli.config import FusionConfig
     from fusecli.errors import UsageError
     from fusecli.initial import initial_weights
-    from fusecli.weights import write_weights
+    from fusecli.weights import Switches, write_weights
 
     for option, size in (("--image-dim", image_dim), ("--text-dim", text_dim)):
         if size is not None and size < 1:
             raise UsageError(f"{option} must be at least 1, found {size}")
-    config = FusionConfig(
-        dim,
-        8 if heads is None else heads,
-        image_dim or 0,
-        text_dim or 0,
-        bool(residual),
-        bool(norm),
-        bool(null_token),
-    )
+    said = Switches(dim, heads, residual, norm, null_token, method, gate, alpha, layers, ffn_dim)
+    config = said.config(image_dim or dim, text_dim or dim)
     write_weights(output, config, initial_weights(config, seed), seed, force)
     print_path(output)

@@ -12,11 +12,19 @@ from typing import Annotated
 import typer
 
 # The module: what `fusecli init` writes and what `--weights` says.
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="How to fuse: attention (default), concat, sum or transformer; see fusecli methods. "
+        "Concat and sum need no weights without --dim, and project to D with it."
+    ),
+]
 Heads = Annotated[
     int | None, typer.Option(help="Attention heads H; divides D. Default: 8, or the weights'.")
 ]
 Residual = Annotated[
-    bool | None, typer.Option("--residual/--no-residual", help="Add the projected text.")
+    bool | None,
+    typer.Option("--residual/--no-residual", help="Add the projected text to the attention."),
 ]
 Norm = Annotated[bool | None, typer.Option("--norm/--no-norm", help="LayerNorm over the result.")]
 NullToken = Annotated[
@@ -26,6 +34,21 @@ NullToken = Annotated[
         help="One extra all-zero key and value, so that a single image token is weighed too.",
     ),
 ]
+Gate = Annotated[
+    bool | None,
+    typer.Option(
+        "--gate/--no-gate",
+        help="Add tanh(gate) times the attention to the text itself, which must be D wide; the "
+        "gate starts at 0, so that the untrained module returns the text unchanged.",
+    ),
+]
+Alpha = Annotated[
+    float | None, typer.Option(help="The text's share of a sum, from 0 to 1. Default: 0.5.")
+]
+Layers = Annotated[int | None, typer.Option(help="Layers of a transformer. Default: 2.")]
+FfnDim = Annotated[
+    int | None, typer.Option(help="Inner width of a transformer's feed-forward. Default: 4 D.")
+]
 
 # The same module on a job.
 Dim = Annotated[
@@ -34,6 +57,21 @@ Dim = Annotated[
 Weights = Annotated[str | None, typer.Option(help="Weights: .safetensors, .npz, .pt or .pth.")]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of the initial weights, without --weights. Default: 0.")
+]
+
+Direction = Annotated[
+    str,
+    typer.Option(
+        help="Whose tokens ask and get a fused vector each: text, image (same weights), or both "
+        "(two tensors: fused_text and fused_image in .safetensors or .npz)."
+    ),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        help="Also one vector a pair, of the fused rows: mean, max or first, of real tokens "
+        "(a second tensor, pooled, in .safetensors or .npz)."
+    ),
 ]
 
 # Features.
@@ -55,7 +93,11 @@ ImageAxes = Annotated[
 ]
 TextAxes = Annotated[str | None, typer.Option(help="What the text's axes are: D, TD, ND, NTD.")]
 AllowEmptyImage = Annotated[
-    bool, typer.Option("--allow-empty-image", help="An all-masked image: a context of zero.")
+    bool,
+    typer.Option(
+        "--allow-empty-image",
+        help="An all-masked image (or text, where the image asks): a context of zero.",
+    ),
 ]
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Let NaN and infinity in the features pass.")
