@@ -12,6 +12,7 @@ from fusecli.device import check_device_name, resolve_device
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features import FeatureFile, open_features
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
+from fusecli.features.stored import StoredTensor
 from fusecli.initial import check_seed
 from fusecli.output import ENDINGS, OUT_DTYPES, check_target
 from fusecli.pooled import POOLS
@@ -135,14 +136,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     if o.device not in ("auto", "cpu"):
         resolve_device(o.device)  # before any work
     image_file, text_file = _open_both(o, undo)
-    stored_image = choose_tensor(image_file, "image", o.image_key)
-    stored_text = choose_tensor(text_file, "text", o.text_key)
-    shapes = match_pair(
-        read_axes("image", stored_image.shape, o.image_axes, stored_image.where),
-        read_axes("text", stored_text.shape, o.text_axes, stored_text.where),
-        stored_image.where,
-        stored_text.where,
-    )
+    stored_image, stored_text, shapes = _choose_features(o, image_file, text_file)
     config, weights, seed, assumed = _choose_config(o, shapes, undo)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
     two_tensors = image_file is text_file and stored_image.key != stored_text.key
@@ -165,6 +159,30 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     _check_targets(o, output, o.force)
     return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output)
+
+
+def pair_shapes(o: FuseOptions) -> PairShapes:
+    """How the two files of a job belong together, from their headers.
+
+    Raises:
+        FuseError: the files do not serve.
+    """
+    with ExitStack() as undo:
+        return _choose_features(o, *_open_both(o, undo))[2]
+
+
+def _choose_features(
+    o: FuseOptions, image_file: FeatureFile, text_file: FeatureFile
+) -> tuple[StoredTensor, StoredTensor, PairShapes]:
+    stored_image = choose_tensor(image_file, "image", o.image_key)
+    stored_text = choose_tensor(text_file, "text", o.text_key)
+    shapes = match_pair(
+        read_axes("image", stored_image.shape, o.image_axes, stored_image.where),
+        read_axes("text", stored_text.shape, o.text_axes, stored_text.where),
+        stored_image.where,
+        stored_text.where,
+    )
+    return stored_image, stored_text, shapes
 
 
 def _check_targets(o: FuseOptions, output: str, force: bool) -> None:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusecli.errors import printable, shortened
+from fusecli.methods import MethodRow, Shapes
 from fusecli.report import Report
 
 _PLAIN_WIDTH = 120  # where the output is no terminal: wide enough to keep rows on one line
@@ -89,6 +90,25 @@ def print_inspection(files: list[dict[str, Any]]) -> None:
                 _line(console, label, tensor["problem"])
             if "stats" in tensor:
                 _line(console, label, _stats(tensor["stats"]))
+
+
+def print_methods(shapes: Shapes, rows: list[MethodRow]) -> None:
+    """The ways to fuse as a table, on stdout."""
+    console = _console(sys.stdout)
+    sizes = f"T {shapes.T}, Dt {shapes.text_dim}, P {shapes.P}, Di {shapes.image_dim}"
+    _line(console, "a pair", sizes)
+    table = _table("method", "width", "weights", "patches", "the text", "multiply-adds")
+    for index in (1, 2, 5):
+        table.columns[index].justify = "right"
+    for row in rows:
+        if row.problem is None:
+            numbers = [str(row.width), f"{row.parameters:,}" if row.parameters else "none"]
+            name = row.options.removeprefix("--method ")
+            table.add_row(name, *numbers, row.patches, row.text, f"{row.multiply_adds:,}")
+    console.print(table)
+    for row in rows:
+        if row.problem is not None:
+            _line(console, row.options, row.problem)
 
 
 class ProgressBar:

@@ -458,7 +458,7 @@ def test_chunks_are_as_good_as_the_whole(engine, form, axes, monkeypatch):
 def test_chunks_need_not_divide_the_stack(per_chunk, monkeypatch):
     module = trained(residual=True, norm=True)
     image, text = noise(7, 4, DI), noise(7, 5, DT, seed=1)
-    monkeypatch.setattr("fusecli.fuse.chunk_samples", lambda *ignored: per_chunk)
+    monkeypatch.setattr("fusecli.fusion.chunk_samples", lambda *ignored: per_chunk)
     fused, _ = fuse(image, text)
     assert_close(fused, expected(module, image, text), 1e-4)
 
@@ -767,6 +767,11 @@ MODULE = [
     "residual",
     "norm",
     "null_token",
+    "gate",
+    "projected",
+    "alpha",
+    "layers",
+    "ffn_dim",
     "parameters",
     "weights",
 ]
@@ -822,7 +827,7 @@ def test_the_report_s_json_has_stable_keys_and_says_what_was_done():
         "origin": "w.safetensors",
     }
     assert set(report["plan"]) == {
-        "scores", "values", "multiply_adds", "plain_multiply_adds", "why",
+        "scores", "values", "multiply_adds", "plain_multiply_adds", "why", "image_asks",
     }  # fmt: skip
     assert report["output"] == {
         "file": "out.npy",
@@ -831,6 +836,9 @@ def test_the_report_s_json_has_stable_keys_and_says_what_was_done():
         "axes": "NTD",
         "dtype": "float32",
         "bytes": 4 * 3 * 5 * D,
+        "direction": "text",
+        "pool": None,
+        "tensors": [{"key": None, "shape": [3, 5, D], "axes": "NTD", "bytes": 4 * 3 * 5 * D}],
     }
     assert list(report["provenance"]) == PROVENANCE
     assert report["provenance"]["libraries"]["numpy"] == np.__version__
