@@ -74,21 +74,25 @@ def closed_gate(gate: float | None, asking: str) -> list[Diagnosis]:
     ]
 
 
-def uniform_attention(entropy: float | None, untrained: bool) -> list[Diagnosis]:
-    """Attention that hardly depends on the text.
+def uniform_attention(
+    entropy: float | None, untrained: bool, asking: str = "text"
+) -> list[Diagnosis]:
+    """Attention that hardly depends on what asks.
 
     Args:
         entropy: mean entropy as a share of log P; None if there is nothing to weigh.
         untrained: the weights are initial ones.
+        asking: "text" or "image".
     """
     if entropy is None or not entropy > UNIFORM:
         return []
+    other = "image" if asking == "text" else "text"
     usual = ", as is usual for untrained weights" if untrained else ""
     return [
         Diagnosis(
             "uniform-attention",
             f"attention is close to uniform (mean entropy {entropy:.4f} of its maximum)"
-            f"{usual}: every text token gets nearly the mean of the image tokens",
+            f"{usual}: every {asking} token gets nearly the mean of the {other} tokens",
             "give trained weights with --weights" if untrained else "were these weights trained?",
         )
     ]

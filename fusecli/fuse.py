@@ -123,7 +123,8 @@ def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Dia
     found: list[Diagnosis] = []
     ratio = None if statistics is None else statistics["entropy_ratio"]
     if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
-        found += diagnose.uniform_attention(ratio, job.seed is not None)
+        asking = asking_sides(job.options.direction)[0]  # whose attention was looked at
+        found += diagnose.uniform_attention(ratio, job.seed is not None, asking)
     for side in (job.image, job.text):
         name, reader = side.reader.axes.side, side.reader
         found += diagnose.zero_rows(name, reader.seen, reader.mask is not None, reader.stored.where)

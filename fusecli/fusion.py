@@ -226,14 +226,21 @@ def build_fusion(
         WeightsError: a weight is NaN or infinite.
     """
     config.check_direction(direction)
+    check_engine(config, engine)
     if config.method == "attention":
         return _attention(config, load, sizes, direction, device, dtype, engine)
     weights = load(dict.fromkeys(config.parameter_shapes(), slice(None)))
     if config.method == "transformer":
-        if engine == "numpy":
-            raise UsageError("--engine numpy: --method transformer runs on torch only")
         return DecoderFusion(config, weights, direction, device, dtype)
     return PooledFusion(config, weights, direction, device, dtype, engine)
+
+
+def check_engine(config: FusionConfig, engine: str) -> None:
+    """Raises:
+    UsageError: the method does not run on that engine.
+    """
+    if engine == "numpy" and config.method == "transformer":
+        raise UsageError("--engine numpy: --method transformer runs on torch only")
 
 
 def _attention(

@@ -13,6 +13,7 @@ from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features import FeatureFile, open_features
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
 from fusecli.features.stored import StoredTensor
+from fusecli.fusion import check_engine
 from fusecli.initial import check_seed
 from fusecli.output import ENDINGS, OUT_DTYPES, check_target
 from fusecli.pooled import POOLS
@@ -138,6 +139,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     image_file, text_file = _open_both(o, undo)
     stored_image, stored_text, shapes = _choose_features(o, image_file, text_file)
     config, weights, seed, assumed = _choose_config(o, shapes, undo)
+    check_engine(config, o.engine)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
     two_tensors = image_file is text_file and stored_image.key != stored_text.key
     image = Side(
