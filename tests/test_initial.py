@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusecli import FusionConfig, ImageTextFusion
+from fusecli import FusionConfig
 from fusecli.errors import UsageError
 from fusecli.initial import LARGEST_SEED, check_seed, initial_weights
+from fusecli.module import build_module
 
 CONFIGS = [
     FusionConfig(768, 8),
@@ -19,21 +20,20 @@ CONFIGS = [
     FusionConfig(16, 4, 1, 16, norm=True),
     FusionConfig(96, 3, 1280, 384, residual=True, null_token=True),
     FusionConfig(24, 6, residual=True, norm=True, null_token=True),
+    FusionConfig(16, 4, 9, 16, gate=True),
+    FusionConfig(10, 8, 7, 5, method="concat", projected=True),
+    FusionConfig(300, 8, 320, 384, method="concat", projected=True),
+    FusionConfig(12, 8, 7, 5, method="sum", projected=True),
+    FusionConfig(24, 4, 10, 6, method="transformer"),
+    FusionConfig(64, 8, method="transformer", layers=3, ffn_dim=100),
+    FusionConfig(1, 1, 1, 1, method="transformer", layers=1, ffn_dim=1),
 ]
 SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1]
 
 
 def torch_weights(config, seed):
     torch.manual_seed(seed)
-    module = ImageTextFusion(
-        config.embed_dim,
-        config.num_heads,
-        image_dim=config.image_dim,
-        text_dim=config.text_dim,
-        residual=config.residual,
-        norm=config.norm,
-        null_token=config.null_token,
-    )
+    module = build_module(config)
     return {name: array.numpy() for name, array in module.state_dict().items()}
 
 
@@ -50,10 +50,9 @@ def assert_same_bits(found, expected):
 def test_initial_weights_are_torch_s_bit_for_bit(config, seed):
     found = initial_weights(config, seed)
     assert_same_bits(found, torch_weights(config, seed))
-    assert found["text_proj.weight"].any()
-    assert not np.array_equal(
-        found["text_proj.weight"], initial_weights(config, seed ^ 1)["text_proj.weight"]
-    )
+    first = next(name for name in config.parameter_shapes() if "proj" in name)
+    assert found[first].any()
+    assert not np.array_equal(found[first], initial_weights(config, seed ^ 1)[first])
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,6 +67,22 @@ def test_initial_weights_are_torch_s_bit_for_bit(config, seed):
 def test_initial_weights_are_torch_s_for_any_sizes(H, d, Di, Dt, norm, seed):
     config = FusionConfig(H * d, H, Di, Dt, norm=norm)
     assert_same_bits(initial_weights(config, seed), torch_weights(config, seed))
+
+
+def test_the_layers_of_a_transformer_start_apart():
+    weights = initial_weights(FusionConfig(8, 2, method="transformer"), 0)
+    for kind in ("self_attn.in_proj_weight", "multihead_attn.out_proj.weight", "linear1.bias"):
+        first, second = (weights[f"decoder.layers.{index}.{kind}"] for index in (0, 1))
+        assert not np.array_equal(first, second)
+
+
+def test_a_linear_projection_is_nn_linear_s():
+    torch.manual_seed(5)
+    plain = torch.nn.Linear(7 + 5, 10)
+    found = initial_weights(FusionConfig(10, 8, 7, 5, method="concat", projected=True), 5)
+    assert_same_bits(
+        found, {f"projection.{k}": p.detach().numpy() for k, p in plain.named_parameters()}
+    )
 
 
 @settings(max_examples=40, deadline=None)
