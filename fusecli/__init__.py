@@ -1,6 +1,7 @@
 """fusecli: fuse image features into text features by cross-attention.
 
     from fusecli import ImageTextFusion     the torch module, a drop-in for the published one
+    from fusecli import build_module        the modules of the other methods, from a FusionConfig
     from fusecli import load_module, save_module
     from fusecli import FuseOptions, fuse_files     what `fusecli fuse` does, from Python
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fusecli.config import FusionConfig
     from fusecli.errors import FuseError
     from fusecli.fuse import FuseOptions, fuse_files
-    from fusecli.module import ImageTextFusion
+    from fusecli.module import ImageTextFusion, build_module
     from fusecli.report import Report
     from fusecli.weights import Switches, load_module, save_module
 
@@ -29,6 +30,7 @@ __all__ = [
     "ImageTextFusion",
     "Report",
     "Switches",
+    "build_module",
     "fuse_files",
     "load_module",
     "save_module",
@@ -41,6 +43,7 @@ _HOME = {
     "ImageTextFusion": "module",
     "Report": "report",
     "Switches": "weights",
+    "build_module": "module",
     "fuse_files": "fuse",
     "load_module": "weights",
     "save_module": "weights",

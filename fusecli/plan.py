@@ -151,7 +151,11 @@ def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None, workers: int
         workers: chunks under way at once; each gets as many, where the job is worth sharing.
     """
     each = workspace_bytes(sizes, plan)
-    return samples_within(each, min(sizes.T, sizes.P), sizes.N, max_memory, workers)
+    step = samples_within(each, min(sizes.T, sizes.P), sizes.N, max_memory, workers)
+    if plan.cost < SHARED_COST:
+        return step
+    chunks = -(-sizes.N // step)
+    return -(-sizes.N // (-(-chunks // workers) * workers))
 
 
 def samples_within(each: int, rows: int, N: int, max_memory: int | None, workers: int) -> int:

@@ -20,7 +20,6 @@ from fusecli import __version__
 from fusecli.config import FusionConfig
 from fusecli.features import FeatureFile, open_regular
 from fusecli.features.stored import StoredTensor
-from fusecli.operands import uses_projected_image, uses_projected_text
 from fusecli.plan import Plan
 from fusecli.shapes import Axes
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fusecli.operands import uses_projected_image, uses_projected_text
 from fusecli.config import FusionConfig
+from fusecli.operands import uses_projected_image, uses_projected_text
 from fusecli.plan import Plan
 from fusecli.report import Stage
 from fusecli.shapes import PairShapes

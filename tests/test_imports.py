@@ -55,6 +55,19 @@ LIGHT = {
         "fuse", sample("cat.global.npy"), sample("cat.text.npy"), "--null-token", "--norm",
         "-o", "out.safetensors",
     ],
+    "fuse by concat": [
+        "fuse", sample("cat.image.npy"), sample("cat.text.npy"), "--method", "concat",
+        "--pool", "mean", "--json",
+    ],
+    "fuse by a projected sum": [
+        "fuse", sample("cat.image.npy"), sample("cat.text.npy"), "--method", "sum",
+        "--direction", "both",
+    ],
+    "fuse with a gate": ["fuse", sample("cat.image.npy"), sample("cat.text.npy"), "--gate"],
+    "init a transformer": [
+        "init", "-o", "w.safetensors", "--dim", "16", "--method", "transformer",
+    ],
+    "methods": ["methods", sample("cat.image.npy"), sample("cat.text.npy")],
     "init": ["init", "-o", "w.safetensors", "--dim", "64"],
     "inspect": ["inspect", sample("img.npy"), sample("astronaut.image.npy")],
     "inspect the numbers": ["inspect", "--stats", "--json", sample("img.npy")],
