@@ -7,8 +7,10 @@ the plain torch module in float64 or with itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from fusecli.arrays import NumpyArrays, TorchArrays
 from fusecli.attention import attend
-from fusecli.config import FusionConfig
+from fusecli.config import DIRECTIONS, FusionConfig
 from fusecli.device import devices
 from fusecli.operands import Arrays, prepare
 from fusecli.plan import Plan, Sizes, all_plans
@@ -92,16 +94,93 @@ def run_selftest(tell: Callable[[CheckResult], None] = lambda result: None) -> l
     backends += [(f"torch {name}", TorchArrays(name, "float32")) for name in devices()]
     results = []
     for where, arrays in backends:
-        for name, check in _CHECKS.items():
-            worst = 0.0
-            for case in _cases():
-                for plan in all_plans(case.sizes()):
-                    worst = max(worst, check(case, arrays, plan))
+        for name, worst in chain(_attention_checks(arrays), _method_checks(where)):
             # NaN compares as false: it fails.
             result = CheckResult(name, where, worst, worst <= TOLERANCE)
             tell(result)
             results.append(result)
     return results
+
+
+def _attention_checks(arrays: Arrays) -> Iterator[tuple[str, float]]:
+    """Each check's name and worst deviation, over all cases in all orders of products."""
+    for name, check in _CHECKS.items():
+        worst = 0.0
+        for case in _cases():
+            for plan in all_plans(case.sizes()):
+                worst = _worse(worst, check(case, arrays, plan))
+        yield name, worst
+
+
+def _method_checks(where: str) -> Iterator[tuple[str, float]]:
+    """What `fuse` runs, method by method and in both directions, against the torch modules."""
+    engine, _, device = where.partition(" ")
+    for name, config in _METHODS.items():
+        if config.method == "transformer" and engine == "numpy":
+            continue  # it runs on torch only
+        worst = 0.0
+        for direction in DIRECTIONS:
+            worst = _worse(worst, _from_module(config, direction, engine, device or "cpu"))
+        yield f"{name} is what its module gives, whichever side asks", worst
+
+
+def _worse(worst: float, found: float) -> float:
+    return found if math.isnan(found) else max(worst, found)
+
+
+_METHODS = {
+    "gated attention": FusionConfig(24, 3, gate=True),
+    "concat": FusionConfig(24, 8, 20, 16, method="concat", projected=True),
+    "sum": FusionConfig(24, 8, 20, 16, method="sum", projected=True, alpha=0.3),
+    "transformer": FusionConfig(24, 3, 20, 16, method="transformer"),
+}
+
+
+def _from_module(config: FusionConfig, direction: str, engine: str, device: str) -> float:
+    import torch
+
+    from fusecli.fusion import build_fusion
+    from fusecli.module import build_module
+
+    rng = np.random.default_rng(0)
+    n, P, T = 3, 5, 4
+    weights = _weights(config, rng)
+    image = rng.standard_normal((n, P, config.image_dim), np.float32)
+    text = rng.standard_normal((n, T, config.text_dim), np.float32)
+    masks = rng.random((n, P)) < 0.6, rng.random((n, T)) < 0.6
+    for mask in masks:
+        mask[:, 0] = True
+    module = build_module(config).double().eval()
+    module.load_state_dict({name: torch.from_numpy(a).double() for name, a in weights.items()})
+    with torch.inference_mode():
+        expected = module(
+            torch.from_numpy(image).double(),
+            torch.from_numpy(text).double(),
+            image_mask=torch.from_numpy(masks[0]),
+            text_mask=torch.from_numpy(masks[1]),
+            direction=direction,
+        ).numpy()
+    fusion = build_fusion(
+        config,
+        lambda rows: {name: weights[name][part] for name, part in rows.items()},
+        Sizes(n, T, P, config.text_dim, config.image_dim, config.embed_dim, config.num_heads),
+        direction=direction,
+        device=device,
+        engine=engine,
+    )
+    image, text = (
+        np.where(mask[..., None], tokens, np.float32(0))
+        for tokens, mask in zip((image, text), masks, strict=True)
+    )
+    return _apart(fusion.fuse(image, text, *masks), expected)
+
+
+def _weights(config: FusionConfig, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+    """Scaled like trained weights, so that attention is far from uniform; biases too."""
+    return {
+        name: (rng.standard_normal(shape) * (0.4 if len(shape) > 1 else 0.2)).astype(np.float32)
+        for name, shape in config.parameter_shapes().items()
+    }
 
 
 def _cases() -> Iterator[_Case]:
@@ -114,12 +193,7 @@ def _cases() -> Iterator[_Case]:
         (2, {"null_token": True, "residual": True}),
     ):
         config = FusionConfig(24, 3, 20, 16, **switches)  # type: ignore[arg-type]
-        shapes = config.parameter_shapes()
-        # Scaled like trained weights, so that attention is far from uniform; biases too.
-        weights = {
-            name: (rng.standard_normal(shape) * (0.4 if len(shape) > 1 else 0.2)).astype(np.float32)
-            for name, shape in shapes.items()
-        }
+        weights = _weights(config, rng)
         n, T = 3, 4
         mask = rng.random((n, P)) < 0.6
         mask[:, 0] = True

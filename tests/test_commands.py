@@ -114,6 +114,8 @@ def test_selftest_passes_here():
     found = json.loads(done.stdout)
     assert found["passed"]
     assert {check["where"] for check in found["checks"]} >= {"numpy", "torch cpu"}
+    checked = {check["check"].split(" ")[0] for check in found["checks"]}
+    assert {"gated", "concat", "sum", "transformer"} <= checked
 
 
 def test_selftest_fails_when_the_arithmetic_is_wrong(monkeypatch):
@@ -130,6 +132,12 @@ def test_selftest_fails_when_the_arithmetic_is_wrong(monkeypatch):
     failed = {r.check for r in selftest_module.run_selftest() if not r.passed}
     assert "parity with the plain module" in failed
     assert "samples do not influence each other" in failed
+
+
+def test_selftest_fails_when_a_method_is_wrong(monkeypatch):
+    monkeypatch.setattr("fusecli.pooled.pool_tokens", lambda rows, mask, how: rows.mean(axis=1))
+    failed = {r.check.split(" ")[0] for r in selftest_module.run_selftest() if not r.passed}
+    assert failed == {"concat", "sum"}
 
 
 def test_bench_compares_equal_results():

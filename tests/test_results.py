@@ -227,6 +227,29 @@ def test_a_text_without_a_real_token_is_refused_where_the_image_asks():
         assert all(np.isfinite(array).all() for array in made.values())
 
 
+def test_one_pair_s_attention_is_that_of_the_side_that_asks_over_real_tokens():
+    config = CONFIGS["attention"]
+    weights = random_weights(config.parameter_shapes())
+    write_weights("w.safetensors", config, weights)
+    image, text = noise(5, DI), noise(4, DT, seed=1)
+    np.save("words.npy", np.array([True, True, False, False]))
+    np.save("patches.npy", np.array([True, True, True, False, False]))
+    options = {
+        "weights": "w.safetensors", "text_mask": "words.npy", "image_mask": "patches.npy",
+    }  # fmt: skip
+    for direction, choices in (("text", 3), ("image", 2), ("both", 3)):
+        made, report = fuse(image, text, direction=direction, **options)
+        assert report.attention["max_entropy"] == pytest.approx(np.log(choices))
+        assert 0 < report.attention["entropy_ratio"] < 1
+    assert made["fused_image"].shape == (5, D)
+
+
+def test_one_image_s_texts_of_one_token_need_no_scores():
+    _, report = fuse(noise(1, 5, 16), noise(7, 1, 16), direction="both")
+    assert report.plan["scores"] != "none"
+    assert report.plan["image_asks"]["scores"] == "none"
+
+
 # --- what speaks against a result ------------------------------------------------------------
 
 
@@ -448,6 +471,10 @@ def test_same_job_same_bytes():
 def test_a_report_of_both_sides_names_the_stages_of_each():
     _, report = fuse(noise(2, 5, 16), noise(2, 3, 16), direction="both")
     named = {(stage.name, stage.letters): list(stage.shape) for stage in report.stages}
+    names = [stage.name for stage in report.stages]
+    assert names[:4] == ["text features", "image features", "projected text", "projected image"]
+    assert names[names.index("fused text") + 1 :][:2] == ["projected text", "projected image"]
+    assert named["projected text", "N, T, D"] == [2, 3, 16]
     assert named["scores", "N, H, T, P"] == [2, 8, 3, 5]
     assert named["scores", "N, H, P, T"] == [2, 8, 5, 3]
     assert named["fused text", "N, T, D"] == [2, 3, 16]
