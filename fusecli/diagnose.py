@@ -19,10 +19,10 @@ FLOAT16_MAX = 65504.0
 BFLOAT16_COARSE = 256.0
 
 
-def one_token(
-    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None, asking: str
+def one_image_token(
+    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None, asking: str = "text"
 ) -> list[Diagnosis]:
-    """With one key softmax is 1, whatever is asked.
+    """With one key softmax is 1, whatever is asked; where the image asks, with one text token.
 
     Args:
         shapes: of the job.

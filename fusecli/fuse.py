@@ -108,7 +108,7 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     found = []
     for side in asking_sides(job.options.direction):
         mask = (job.image if side == "text" else job.text).reader.mask
-        found += diagnose.one_token(shapes, job.config, mask, side)
+        found += diagnose.one_image_token(shapes, job.config, mask, side)
         found += diagnose.closed_gate(gate, side)
     return [
         *found,

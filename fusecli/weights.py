@@ -163,6 +163,11 @@ def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, b
     name, config = weights.file.name, weights.config
     assumed = config is None and switches.heads is None
     if config is None:
+        if switches.method not in (None, "attention"):
+            raise WeightsError(
+                f"{name}: does not say what it is, so it is read as attention's: a "
+                f"{switches.method} is saved with save_module, or made by fusecli init"
+            )
         config = _config_from_shapes(weights, switches.heads)
     fixed = {
         "method": switches.method,

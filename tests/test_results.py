@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusecli import FuseOptions, FusionConfig, Switches, fuse_files, load_module, save_module
-from fusecli.errors import DiagnosisError, OutputError, ShapeError, UsageError
+from fusecli.errors import DiagnosisError, OutputError, ShapeError, UsageError, WeightsError
 from fusecli.module import build_module
 from fusecli.output import FeatureWriter
 from fusecli.pooled import POOLS, pool_tokens
@@ -354,6 +354,24 @@ def test_options_that_contradict_a_file_are_refused(method, switches, message):
             switches=switches,
         )
     assert message in str(caught.value)
+
+
+def test_a_state_dict_alone_is_attention_s_gate_and_all():
+    module = build_module(CONFIGS["gate"])
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    torch.save(module.state_dict(), "w.pt")
+    image, text = noise(2, 5, D), noise(2, 3, D)
+    made, report = fuse(image, text, weights="w.pt", switches=Switches(heads=H))
+    assert report.module["gate"]
+    with torch.inference_mode():
+        assert_close(made["fused"], module(torch.from_numpy(image), torch.from_numpy(text)).numpy())
+    torch.save(build_module(CONFIGS["transformer"]).state_dict(), "t.pt")
+    with pytest.raises(
+        WeightsError, match=r"t.pt: does not say what it is.* saved with save_modul"
+    ):
+        fuse(image, text, weights="t.pt", switches=Switches(method="transformer"))
 
 
 def test_alpha_and_the_gate_can_be_set_aside_from_a_file():
