@@ -97,7 +97,9 @@ def _weighed(
     # Torch's kernel turns a query that is not finite into a row of zeros, and hides it.
     if in_one and not config.null_token and arrays.all_finite(q, k):
         if weights_out is not None:
-            weights_out.append(_weights(operands, side, slice(0, n), real, arrays))
+            for some in _groups(image):
+                masked = None if real is None else real[some]
+                weights_out.append(_weights(operands, side, some, masked, arrays))
         heads = q.reshape(n, T, H, d), k.reshape(n, P, H, d), v.reshape(n, P, H, d)
         context = arrays.attention(*heads, real)  # [n, T, H, d]
         return _out(operands, context.reshape(n * T, D), arrays).reshape(n, T, D)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.arrays import NumpyArrays, TorchArrays
-from fusecli.attention import attend
+from fusecli.attention import WeightsOut, attend
 from fusecli.config import FusionConfig
 from fusecli.device import (
     accelerator_likely,
@@ -85,7 +85,7 @@ class Fusion(Protocol):
         text: NDArray[np.float32],
         image_mask: NDArray[np.bool_] | None = None,
         text_mask: NDArray[np.bool_] | None = None,
-        weights_out: list[NDArray[np.float32]] | None = None,
+        weights_out: WeightsOut | None = None,
     ) -> NDArray[np.float32]:
         """Fuse n pairs of equal shape that do not see each other.
 
@@ -95,8 +95,10 @@ class Fusion(Protocol):
             image_mask: `[n, P]` or `[1, P]`, true for real tokens; None if all are.
             text_mask: `[n, T]` or `[1, T]`. Masked rows of the result are zero; a side that
                 answers without a real token gives a context of zero.
-            weights_out: a list that receives the attention weights `[., H, T, P]`, some pairs
-                after the other, where there is a `plan`. Asking does not change the result.
+            weights_out: receives the attention weights, float32 `[., H, T, P]`, some pairs after
+                the other, where there is a `plan`; for one image that serves all
+                `[1, H, n T, P]`. What a masked text token or an image without a real token
+                would attend to is in it too. Asking does not change the result.
 
         Returns:
             `[n, T, D]` (direction "image": `[n, P, D]`), in memory of its own. Not checked to
@@ -159,7 +161,7 @@ class AttentionFusion:
         text: NDArray[np.float32],
         image_mask: NDArray[np.bool_] | None = None,
         text_mask: NDArray[np.bool_] | None = None,
-        weights_out: list[NDArray[np.float32]] | None = None,
+        weights_out: WeightsOut | None = None,
     ) -> NDArray[np.float32]:
         x, y, x_mask, y_mask = text, image, text_mask, image_mask
         if self.direction == "image":
@@ -174,7 +176,6 @@ class AttentionFusion:
         real = None
         if y_mask is not None and not y_mask.all():
             real = np.ascontiguousarray(np.broadcast_to(y_mask, y.shape[:2]))
-        weights: list[Any] = []
         with self._turn, np.errstate(over="ignore", invalid="ignore"):
             try:
                 arrays = self._idle.pop()
@@ -186,17 +187,26 @@ class AttentionFusion:
                 arrays.load(rows),
                 arrays,
                 None if real is None else arrays.load(real),
-                None if weights_out is None else weights,
+                None if weights_out is None else _Unloading(arrays, weights_out),
             )
             made = arrays.unload(fused).reshape(n, T, -1)
-            if weights_out is not None:
-                weights_out += [arrays.unload(part) for part in weights]
             arrays.release("fused")
             self._idle.append(arrays)
             if self.gate is not None:
                 made *= np.float32(self.gate)
                 made += x
         return made if x_mask is None else np.where(x_mask[..., None], made, np.float32(0))
+
+
+@dataclass
+class _Unloading:
+    """Brings weights from the engine to where they are wanted, part by part."""
+
+    arrays: Arrays
+    wanted: WeightsOut
+
+    def append(self, part: Any) -> None:
+        self.wanted.append(self.arrays.unload(part))
 
 
 def build_fusion(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.arrays import NumpyArrays, TorchArrays
+from fusecli.attention import WeightsOut
 from fusecli.config import FusionConfig
 from fusecli.device import numpy_threads, one_thread_a_product, resolve_device
 from fusecli.plan import Plan, Sizes, samples_within
@@ -129,7 +130,7 @@ class PooledFusion:
         text: NDArray[np.float32],
         image_mask: NDArray[np.bool_] | None = None,
         text_mask: NDArray[np.bool_] | None = None,
-        weights_out: list[NDArray[np.float32]] | None = None,
+        weights_out: WeightsOut | None = None,
     ) -> NDArray[np.float32]:
         x, y, x_mask, y_mask = text, image, text_mask, image_mask
         if self.direction == "image":

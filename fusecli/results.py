@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.attention import WeightsOut
 from fusecli.config import DIRECTIONS, FusionConfig
 from fusecli.fusion import Fusion
 from fusecli.output import FUSED_KEY
@@ -71,7 +72,7 @@ def fuse_chunk(
     text: NDArray[np.float32],
     image_mask: NDArray[np.bool_] | None = None,
     text_mask: NDArray[np.bool_] | None = None,
-    weights_out: list[NDArray[np.float32]] | None = None,
+    weights_out: WeightsOut | None = None,
 ) -> list[NDArray[np.float32]]:
     """Fuse n pairs of equal shape into every tensor of the result.
 

@@ -9,6 +9,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.attention import WeightsOut
 from fusecli.config import FusionConfig
 from fusecli.device import resolve_device
 from fusecli.plan import Plan, Sizes, samples_within
@@ -72,7 +73,7 @@ class DecoderFusion:
         text: NDArray[np.float32],
         image_mask: NDArray[np.bool_] | None = None,
         text_mask: NDArray[np.bool_] | None = None,
-        weights_out: list[NDArray[np.float32]] | None = None,
+        weights_out: WeightsOut | None = None,
     ) -> NDArray[np.float32]:
         import torch
 
