@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fusecli.config import FusionConfig
     from fusecli.errors import FuseError
-    from fusecli.fuse import FuseOptions, fuse_files
+    from fusecli.fuse import FuseOptions, MapOptions, fuse_files
     from fusecli.module import ImageTextFusion, build_module
     from fusecli.report import Report
     from fusecli.weights import Switches, load_module, save_module
@@ -28,6 +28,7 @@ __all__ = [
     "FuseOptions",
     "FusionConfig",
     "ImageTextFusion",
+    "MapOptions",
     "Report",
     "Switches",
     "build_module",
@@ -41,6 +42,7 @@ _HOME = {
     "FuseOptions": "fuse",
     "FusionConfig": "config",
     "ImageTextFusion": "module",
+    "MapOptions": "maps",
     "Report": "report",
     "Switches": "weights",
     "build_module": "module",

@@ -50,3 +50,7 @@ class OutputError(FuseError):
 
 class DiagnosisError(FuseError):
     """--strict: the result would be written, but a diagnosis speaks against it."""
+
+
+class MissingExtraError(FuseError):
+    """An optional library that this needs is not installed."""

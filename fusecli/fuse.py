@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from fusecli.features.dtypes import storage_type
 from fusecli.fusion import Fusion, LoadWeights, build_fusion
 from fusecli.initial import initial_weights
 from fusecli.job import FuseOptions, Job, open_job
+from fusecli.maps import ChunkMaps, MapOptions, MapSink
 from fusecli.output import FeatureWriter, StagedFile
 from fusecli.plan import Sizes
 from fusecli.report import (
@@ -35,7 +37,10 @@ from fusecli.stream import stream
 from fusecli.tokens import Norms
 from fusecli.weights import read_weights
 
-__all__ = ["FuseOptions", "fuse_files"]
+if TYPE_CHECKING:
+    from fusecli.view import AttentionView
+
+__all__ = ["FuseOptions", "MapOptions", "fuse_files"]
 
 # Attention weights looked at for their entropy: enough for a mean, cheap beside the job.
 _WEIGHTS_LOOKED_AT = 1 << 22
@@ -45,6 +50,7 @@ def fuse_files(
     options: FuseOptions,
     tell: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    show: Callable[[AttentionView], None] = lambda view: None,
 ) -> Report:
     """Fuse one pair of files and write the result, whole or not at all.
 
@@ -52,6 +58,7 @@ def fuse_files(
         options: what to do.
         tell: receives notes and warnings for people, one line each, as they are known.
         progress: receives samples done and samples in all.
+        show: receives the map for the terminal, if the options ask for it.
 
     Returns:
         The report on what was done.
@@ -85,21 +92,58 @@ def fuse_files(
         writer = undo.enter_context(
             FeatureWriter(job.output, first.shape, o.out_dtype, metadata, first.key, further)
         ).begin()
-        statistics = _compute(job, fusions, writer, progress)
+        maps = undo.enter_context(_map_sink(job)).begin()
+        statistics = _compute(job, fusions, writer, maps, progress)
         writer.finish()
+        maps.finish()
         diagnoses = known + _measured_diagnoses(job, statistics)
         _refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
-        report = _report(job, fusions, statistics, diagnoses, tensors, writer)
-        staged = [undo.enter_context(StagedFile(path)) for path in options.reports]
-        for file in staged:
-            file.begin().write(report.to_json().encode())
-            file.flush()
+        report = _report(job, fusions, statistics, diagnoses, tensors, writer, maps)
+        view = _view(job, maps)
+        staged = _stage_small_files(o, report, view, undo)
         writer.publish()
+        maps.publish()
         for file in staged:
             file.publish()
+    if view is not None and o.maps.show:
+        show(view)
     return report
+
+
+def _map_sink(job: Job) -> MapSink:
+    o, drawing = job.options.maps, job.drawing
+    shape = job.shapes.map_shape(job.config.num_heads if o.per_head else None)
+    return MapSink(o, shape, job.config.to_dict(), None if drawing is None else drawing.sample)
+
+
+def _view(job: Job, maps: MapSink) -> AttentionView | None:
+    if job.drawing is None or maps.kept is None:
+        return None
+    from fusecli.view import view_of
+
+    names = job.image.reader.stored.file, job.text.reader.stored.file
+    origin = None if job.seed is None else f"untrained, seed {job.seed}"
+    return view_of(maps.kept, job.drawing, names, job.shapes.N, job.config.null_token, origin)
+
+
+def _stage_small_files(
+    o: FuseOptions, report: Report, view: AttentionView | None, undo: ExitStack
+) -> list[StagedFile]:
+    """Reports and picture, complete under their temporary names."""
+    contents = {path: report.to_json().encode() for path in o.reports}
+    if view is not None and o.maps.plot is not None:
+        from fusecli.plot import draw
+
+        contents[o.maps.plot] = draw(view, os.path.splitext(o.maps.plot)[1].lower())
+    staged = []
+    for path, data in contents.items():
+        file = undo.enter_context(StagedFile(path)).begin()
+        file.write(data)
+        file.flush()
+        staged.append(file)
+    return staged
 
 
 def _known_diagnoses(job: Job) -> list[Diagnosis]:
@@ -166,6 +210,7 @@ class _Made:
     finite: bool
     image_norms: Norms
     text_norms: Norms
+    maps: ChunkMaps | None
     seen: dict[str, Any] | None  # how spread attention is, in the first chunk
 
 
@@ -173,6 +218,7 @@ def _compute(
     job: Job,
     fusions: list[Fusion],
     writer: FeatureWriter,
+    maps: MapSink,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any] | None:
     """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
@@ -196,11 +242,16 @@ def _compute(
         if start == 0 and N > 1:
             seen = _look(job, first, image, text, mask, words)
         weights: list[NDArray[np.float32]] = []
-        rows = fuse_chunk(fusions, pool, image, text, mask, words, weights if N == 1 else None)
-        if weights:  # one pair gives its weights as it is fused
+        wanted = maps.chunk(start, stop, job.shapes.T, mask, words)
+        # One pair gives its weights as it is fused.
+        asked = weights if N == 1 else wanted
+        rows = fuse_chunk(fusions, pool, image, text, mask, words, asked)
+        if weights:
             seen = _statistics(job, weights, mask if first.direction == "text" else words)
+            if wanted is not None:
+                wanted.extend(weights)
         finite = all(bool(np.isfinite(part).all()) for part in rows)
-        return _Made(rows, finite, image_norms, text_norms, seen)
+        return _Made(rows, finite, image_norms, text_norms, wanted, seen)
 
     done = 0
 
@@ -212,6 +263,7 @@ def _compute(
             raise _not_finite(job)
         statistics = statistics or made.seen
         writer.append(*made.rows)
+        maps.write(made.maps)
         done += len(made.rows[0])
         progress(done, N)
 
@@ -263,6 +315,7 @@ def _report(
     diagnoses: list[Diagnosis],
     tensors: list[ResultTensor],
     writer: FeatureWriter,
+    maps: MapSink,
 ) -> Report:
     o, first = job.options, fusions[0]
     hashed = o.provenance or bool(o.reports)
@@ -280,6 +333,7 @@ def _report(
         stages=all_stages(job.shapes, job.config, {f.direction: f.plan for f in fusions}),
         attention=statistics,
         output=_output(job, tensors, writer),
+        maps=maps.described,
         diagnoses=diagnoses,
         notes=job.notes,
         provenance=provenance(first.engine, first.device, o.dtype, first.threads, job.seed),

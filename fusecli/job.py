@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusecli.config import DIRECTIONS, FusionConfig, divisors
 from fusecli.device import check_device_name, resolve_device
@@ -15,12 +15,16 @@ from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_m
 from fusecli.features.stored import StoredTensor
 from fusecli.fusion import check_engine
 from fusecli.initial import check_seed
+from fusecli.maps import MapOptions
 from fusecli.output import ENDINGS, OUT_DTYPES, check_target
 from fusecli.pooled import POOLS
 from fusecli.results import BOTH, asking_sides
 from fusecli.shapes import PairShapes, match_pair, read_axes
 from fusecli.tokens import TokenReader, refuse_empty_images
 from fusecli.weights import Switches, WeightsFile, config_of, open_weights
+
+if TYPE_CHECKING:
+    from fusecli.drawing import Drawing
 
 DTYPES = ("float32", "bfloat16", "float16")
 ENGINES = ("auto", "numpy", "torch")
@@ -38,6 +42,7 @@ class FuseOptions:
         pool: "mean", "max" or "first": one vector a pair besides, or None.
         seed: of initial weights where no weights are given; None means 0.
         image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
+        maps: what is wanted of attention besides.
         reports: .json paths the report is written to.
         provenance: hash the inputs for the report (reads them once more).
         max_memory: bytes a chunk may take.
@@ -65,6 +70,7 @@ class FuseOptions:
     strict: bool = False
     allow_empty_image: bool = False
     allow_nonfinite: bool = False
+    maps: MapOptions = field(default_factory=MapOptions)
     reports: tuple[str, ...] = ()
     provenance: bool = False
     max_memory: int | None = None
@@ -99,6 +105,7 @@ class Job:
     heads_assumed: bool
     notes: list[str]
     output: str
+    drawing: Drawing | None
 
 
 def default_output(text: str, several: bool = False) -> str:
@@ -140,6 +147,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     stored_image, stored_text, shapes = _choose_features(o, image_file, text_file)
     config, weights, seed, assumed = _choose_config(o, shapes, undo)
     check_engine(config, o.engine)
+    o.maps.check_method(config.method, o.direction)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
     two_tensors = image_file is text_file and stored_image.key != stored_text.key
     image = Side(
@@ -158,9 +166,15 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
         asked = (image if asking == "text" else text).reader
         if asked.mask is not None and not o.allow_empty_image:
             refuse_empty_images(asked.mask, asked.stored.where, asked.axes.side)
+    drawing = None
+    if o.maps.drawn:  # nothing of drawing is imported where nothing is drawn
+        from fusecli.drawing import prepare_drawing
+
+        masks = image.reader.mask, text.reader.mask
+        drawing = prepare_drawing(o.maps, shapes, o.text, *masks)
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     _check_targets(o, output, o.force)
-    return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output)
+    return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output, drawing)
 
 
 def pair_shapes(o: FuseOptions) -> PairShapes:
@@ -188,9 +202,19 @@ def _choose_features(
 
 
 def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
-    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask]
+    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask, o.maps.image_file]
     inputs = [name for name in given if name not in (None, "none")]
+    if o.maps.tokens is not None:
+        from fusecli.labels import file_of
+
+        inputs.append(file_of(o.maps.tokens))
     check_target(output, force, inputs, ENDINGS)
+    if o.maps.attention is not None:
+        check_target(o.maps.attention, force, inputs, ENDINGS)
+    if o.maps.plot is not None:
+        from fusecli.plot import ENDINGS as PLOT_ENDINGS
+
+        check_target(o.maps.plot, force, inputs, PLOT_ENDINGS)
     for path in o.reports:
         check_target(path, force, inputs, (".json",))
 
@@ -221,8 +245,24 @@ def _check_options(o: FuseOptions, output: str) -> None:
         )
     if o.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
         raise UsageError("--out-dtype bfloat16 needs -o FILE.safetensors: .npy has no bfloat16")
-    if output != "-" and os.path.realpath(output) in map(os.path.realpath, o.reports):
-        raise UsageError(f"{output}: is both the output and the report")
+    o.maps.check()
+    _refuse_one_name_for_two(o, output)
+    if o.maps.plot is not None:
+        from fusecli.plot import require_matplotlib
+
+        require_matplotlib()
+
+
+def _refuse_one_name_for_two(o: FuseOptions, output: str) -> None:
+    named = [("the output", output), ("the attention", o.maps.attention), ("the plot", o.maps.plot)]
+    named += [("the report", path) for path in o.reports]
+    seen: dict[str, tuple[str, str]] = {}
+    for what, path in named:
+        if path is None or path == "-":
+            continue
+        other, first = seen.setdefault(os.path.realpath(path), (what, path))
+        if other != what:
+            raise UsageError(f"{first}: is both {other} and {what}")
 
 
 def _open_both(o: FuseOptions, undo: ExitStack) -> tuple[FeatureFile, FeatureFile]:

@@ -28,6 +28,7 @@ from fusecli.features.dtypes import from_float32, storage_type
 ENDINGS = (".npy", ".npz", ".safetensors")
 OUT_DTYPES = ("float32", "float16", "bfloat16")
 FUSED_KEY = "fused"
+ATTENTION_KEY = "attention"
 _SAFETENSORS_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -300,7 +301,7 @@ def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, 
             and os.path.samefile(name, path)
         ):
             raise OutputError(
-                f"{path}: is also an input, and inputs are never changed: say another -o"
+                f"{path}: is also an input, and inputs are never changed: say another name"
             )
     if os.path.exists(path) and not os.path.isfile(path):
         what = "directory" if os.path.isdir(path) else "device or pipe"

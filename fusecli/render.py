@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
+import numpy as np
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.progress import (
@@ -21,8 +24,20 @@ from rich.text import Text
 from fusecli.errors import printable, shortened
 from fusecli.methods import MethodRow, Shapes
 from fusecli.report import Report
+from fusecli.view import AttentionView, Scale, binned, in_words, loudest
 
 _PLAIN_WIDTH = 120  # where the output is no terminal: wide enough to keep rows on one line
+_LONGEST_LABEL = 16
+_SCALE_CELLS = 21
+# More ink is more weight. Of an odd number, so that weights near the uniform one, in the middle
+# of the smallest scale, do not fall on either side of a step.
+_RAMP = " .:-=+*#@"
+# Steps of matplotlib's cividis, which reads the same without red or green.
+_COLOURS = (
+    "#00224e", "#002e6a", "#1a386f", "#32436d", "#434e6c", "#535a6d", "#616570", "#6f7073",
+    "#7d7c78", "#8c8878", "#9b9476", "#aba072", "#bcae6c", "#cdbb63", "#dec958", "#f0d846",
+    "#fee838",
+)  # fmt: skip
 
 
 def print_report(report: Report) -> None:
@@ -52,6 +67,14 @@ def print_report(report: Report) -> None:
     ]
     shown = ", ".join(tensors) if len(tensors) > 1 else str(out["shape"])
     _line(console, "output", f"{out['file']}  {shown} {out['dtype']}, {out['bytes']:,} bytes")
+    if report.maps is not None:
+        maps = report.maps
+        heads = "of each head" if "H" in maps["axes"] else "mean over heads"
+        _line(
+            console,
+            "attention weights",
+            f"{maps['file']}  {maps['shape']} {maps['dtype']}, {heads}, {maps['bytes']:,} bytes",
+        )
     versions = ", ".join(f"{name} {number}" for name, number in made["libraries"].items())
     _line(
         console,
@@ -111,6 +134,49 @@ def print_methods(shapes: Shapes, rows: list[MethodRow]) -> None:
             _line(console, row.options, row.problem)
 
 
+def print_map(view: AttentionView) -> None:
+    """A pair's attention as a heat map, tokens down and image tokens across, on stderr."""
+    console = _console(sys.stderr)
+    # Sixteen colours are too few for a scale that is even.
+    colour = not console.no_color and console.color_system in ("256", "truecolor")
+    _line(console, "attention", view.title.removeprefix("Attention of "))
+    console.print(Text(view.verdict))
+    labels = min(_LONGEST_LABEL, max(map(cell_len, view.labels)))
+    loud = [
+        f"{in_words(times)}x at {token}" if token >= 0 else "" for times, token in loudest(view)
+    ]
+    peaks = max(map(len, loud))
+    room = max(8, console.width - labels - peaks - 2)
+    P = view.times.shape[1]
+    rows = binned(view.times, min(P, room))
+    scale, wide = Scale.of(rows), max(1, min(3, room // P))  # characters an image token
+    for label, row, peak in zip(view.labels, rows, loud, strict=True):
+        line = Text(set_cell_size(label, labels) if cell_len(label) <= labels else _cut(label))
+        line.append(" ")
+        for share in scale.share(row):
+            _cell(line, share, wide, colour)
+        console.print(line.append(f" {peak}"), no_wrap=True, overflow="crop")
+    ruler = "0" if P == 1 else "0" + str(P - 1).rjust(rows.shape[1] * wide - 1)
+    ruler = f"{'':{labels}} {ruler:{rows.shape[1] * wide}} largest"
+    console.print(Text(ruler), no_wrap=True, overflow="crop")
+    bar = Text("scale: 0 ")
+    for step in range(_SCALE_CELLS):
+        _cell(bar, step / (_SCALE_CELLS - 1), 1, colour)
+    console.print(
+        bar.append(
+            f" {in_words(scale.top)}x uniform, by its square root; uniform is {view.unit}; "
+            f"here {in_words(scale.least)}x to {in_words(scale.largest)}x"
+        )
+    )
+    caption = list(view.caption)
+    if rows.shape[1] < P:
+        most = math.ceil(P / rows.shape[1])
+        caption.append(f"Each column is the mean of up to {most} image tokens.")
+    if not np.isfinite(view.times).all():
+        caption.append("/ is padding.")
+    console.print(Text(" ".join(caption), style="dim"))
+
+
 class ProgressBar:
     """A bar with count, rate and time left, on stderr."""
 
@@ -149,6 +215,20 @@ def _console(stream: Any) -> Console:
 def _line(console: Console, label: str, text: str) -> None:
     line = Text.assemble((f"{printable(shortened(label, 200))}: ", "bold"), printable(text))
     console.print(line, soft_wrap=True)
+
+
+def _cut(label: str) -> str:
+    return set_cell_size(label, _LONGEST_LABEL - 1) + "…"
+
+
+def _cell(line: Text, share: float, wide: int, colour: bool) -> None:
+    """One column of a heat map; a share that is no number is padding or worse."""
+    if not math.isfinite(share):
+        line.append("/" * wide, style="dim" if colour else "")
+    elif colour:
+        line.append(" " * wide, style=f"on {_COLOURS[round(share * (len(_COLOURS) - 1))]}")
+    else:
+        line.append(_RAMP[round(share * (len(_RAMP) - 1))] * wide)
 
 
 def _table(*columns: str) -> Table:

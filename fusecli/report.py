@@ -66,6 +66,7 @@ class Report:
     stages: list[Stage]
     attention: dict[str, Any] | None
     output: dict[str, Any]
+    maps: dict[str, Any] | None
     diagnoses: list[Diagnosis]
     notes: list[str]
     provenance: dict[str, Any]

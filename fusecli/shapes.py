@@ -113,6 +113,15 @@ class PairShapes:
         sizes = {"N": self.N, "T": self.T, "P": self.P, "D": width}
         return tuple(sizes[letter] for letter in self.output_letters_of(side))
 
+    def map_shape(self, heads: int | None) -> tuple[int, ...]:
+        """Shape of the attention maps: `[N, H, T, P]`, N where the text has it, H where asked for.
+
+        Args:
+            heads: H, or None for the mean over heads.
+        """
+        stacked = (self.N,) if self.text.samples is not None else ()
+        return (*stacked, *(() if heads is None else (heads,)), self.T, self.P)
+
     @property
     def output_letters(self) -> str:
         """The letters of `output_shape`."""

@@ -742,6 +742,7 @@ TOP = [
     "stages",
     "attention",
     "output",
+    "maps",
     "diagnoses",
     "notes",
     "provenance",

@@ -68,6 +68,10 @@ LIGHT = {
         "init", "-o", "w.safetensors", "--dim", "16", "--method", "transformer",
     ],
     "methods": ["methods", sample("cat.image.npy"), sample("cat.text.npy")],
+    "fuse with attention": [
+        "fuse", sample("cat.image.npy"), sample("cat.text.npy"), "--attention", "m.npy", "--show",
+        "--tokens", sample("tokens.json"),
+    ],
     "init": ["init", "-o", "w.safetensors", "--dim", "64"],
     "inspect": ["inspect", sample("img.npy"), sample("astronaut.image.npy")],
     "inspect the numbers": ["inspect", "--stats", "--json", sample("img.npy")],
@@ -198,3 +202,11 @@ def test_plain_data_is_made_without_arrays_or_files():
             if not module.startswith("fusecli")
         }
         assert outside <= sys.stdlib_module_names, name
+
+
+def test_the_plot_imports_matplotlib_and_nothing_global_of_it(tmp_path):
+    """What `LIGHT` would see if the map in the terminal needed it too."""
+    arguments = ["fuse", sample("cat.image.npy"), sample("cat.text.npy"), "--plot", "p.png"]
+    names = loaded(*arguments, cwd=tmp_path)
+    assert "matplotlib" in names
+    assert not names & (HEAVY - {"matplotlib"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,6 +42,9 @@ from fusecli.cli.options import (
     parse_bytes,
 )
 from fusecli.cli.progress import Progress, print_path
+
+if TYPE_CHECKING:
+    from fusecli.view import AttentionView
 
 
 def fuse(
@@ -84,6 +87,42 @@ def fuse(
     max_memory: MaxMemory = None,
     allow_empty_image: AllowEmptyImage = False,
     allow_nonfinite: AllowNonfinite = False,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the attention weights, [T, P], the heads' mean: .npy, .npz, .safetensors."
+        ),
+    ] = None,
+    per_head: Annotated[
+        bool, typer.Option("--per-head", help="Every head's weights in --attention, [H, T, P].")
+    ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(help="Draw the attention: .png, .svg or .pdf. Needs fusecli[plot]."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw the attention in the terminal, on stderr.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(help="Which pair of a stack is drawn. Default: 0, the first.")
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            help="How image tokens lie in the picture: 14x14, with +K for K tokens before the "
+            "grid, or none. Default: a square, with or without a class token before it."
+        ),
+    ] = None,
+    image_file: Annotated[
+        str | None, typer.Option(help="The photo that --plot lays the attention over.")
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="The text's tokens, to name the rows: a .txt of one a line, a .json list, or "
+            "FILE.json:NAME of several."
+        ),
+    ] = None,
     force: Force = False,
     strict: Strict = False,
     report: Annotated[
@@ -105,7 +144,7 @@ def fuse(
     [D], text [T, D]) or a stack of them (image [N, P, D], text [N, T, D]).
     """
     from fusecli.errors import UsageError
-    from fusecli.fuse import FuseOptions, fuse_files
+    from fusecli.fuse import FuseOptions, MapOptions, fuse_files
     from fusecli.weights import Switches
 
     reports = report or []
@@ -139,17 +178,23 @@ def fuse(
         strict=strict,
         allow_empty_image=allow_empty_image,
         allow_nonfinite=allow_nonfinite,
+        maps=MapOptions(attention, per_head, plot, show, sample, grid, image_file, tokens),
         reports=tuple(name for name in reports if name != "table"),
         provenance=bool(reports) or as_json,
         max_memory=None if max_memory is None else parse_bytes(max_memory),
     )
     # The table on stderr says what the warnings say.
+    views: list[AttentionView] = []
     with Progress("fuse", quiet, warnings="table" not in reports) as progress:
-        made = fuse_files(options, tell=progress.tell, progress=progress.update)
+        made = fuse_files(options, progress.tell, progress.update, views.append)
     if "table" in reports:
         from fusecli.render import print_report
 
         print_report(made)
+    for view in views:
+        from fusecli.render import print_map
+
+        print_map(view)
     if as_json:
         sys.stdout.write(made.to_json())
     elif made.output["file"] != "-":
