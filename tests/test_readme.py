@@ -67,3 +67,11 @@ def test_every_option_of_fuse_is_in_its_help_and_every_diagnosis_in_the_readme()
     for code in codes:
         side = code.replace("{side}", "image").replace("{axes.side}", "image")
         assert f"`{side}`" in text
+
+
+def test_the_picture_s_module_can_be_trained(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import train_sample
+
+    before, after = train_sample.train(0), train_sample.train(2)
+    assert any(not a.equal(b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
