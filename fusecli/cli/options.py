@@ -107,10 +107,11 @@ AllowNonfinite = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="Type to compute in: float32, bfloat16, float16.")]
 Engine = Annotated[
-    str, typer.Option(help="auto, numpy (small CPU jobs, no torch import) or torch.")
+    str, typer.Option(help="numpy, torch or auto: numpy in float32 on the CPU, else torch.")
 ]
 MaxMemory = Annotated[
-    str | None, typer.Option(help="Bound on one chunk of a stack: 500M, 2G. Default: 192M.")
+    str | None,
+    typer.Option(help="Bound on what of a stack is in memory: 500M, 2G. Default: 96M a core."),
 ]
 
 # Results, and what is said.
