@@ -1,0 +1,124 @@
+"""What a pair is, and what every source of pairs can be asked. Plain data, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+# Of what has no partner, as many are named as a person reads.
+_FIRST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one tensor lies.
+
+    Attributes:
+        file: a path.
+        key: the tensor's key, or None: the usual names, or the only tensor.
+    """
+
+    file: str
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image and one text that belong together.
+
+    Attributes:
+        id: unique in the run; any characters may be in it, so that a path is made of it with
+            `relative_path(id)` and never by joining it to a folder.
+        image, text: where the features lie; whether they are there is known when they are read.
+        image_mask, text_mask: where their masks lie; None if the source names none.
+        output: relative path inside the output folder, where a manifest says one.
+    """
+
+    id: str
+    image: Place
+    text: Place
+    image_mask: Place | None
+    text_mask: Place | None
+    output: str | None
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Where pairs come from; the meanings are those of the options of that name.
+
+    Attributes:
+        images: a folder, a .safetensors file, or a folder of shards; None with a manifest.
+        texts: the same; None where `images` holds both sides, or with a manifest.
+        manifest: a .csv, .jsonl or .parquet file.
+        image_pattern, text_pattern: names with `{id}` in them.
+        strict_pairs: what has no partner is an error.
+        keyed: folders hold shards keyed by id (true), a file a sample (false); None: by names.
+        output: the output folder, which is not looked into where it lies inside an input.
+        ending: of the output files, so that two pairs of one file name are found; "" where
+            results are packed and only ids need to differ.
+    """
+
+    images: str | None = None
+    texts: str | None = None
+    manifest: str | None = None
+    image_pattern: str | None = None
+    text_pattern: str | None = None
+    strict_pairs: bool = False
+    keyed: bool | None = None
+    output: str | None = None
+    ending: str = ".npy"
+
+
+@dataclass
+class Unmatched:
+    """What has no partner: counted exactly, the first few by name.
+
+    Attributes:
+        counts: by side, "image", "text", "image mask" or "text mask".
+        first: side and path (or id) of the first of each side.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, side: str, name: str) -> None:
+        """Count one more, and keep its name if it is one of the first."""
+        count = self.counts[side] = self.counts.get(side, 0) + 1
+        if count <= _FIRST:
+            self.first.append((side, name))
+
+    @property
+    def total(self) -> int:
+        """Of all sides."""
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        """`2 images and 1 text without a partner: image a.npy, image b.npy, text c.npy`."""
+        counted = " and ".join(
+            f"{count:,} {side}{'' if count == 1 else 's'}" for side, count in self.counts.items()
+        )
+        named = ", ".join(f"{side} {name}" for side, name in self.first)
+        more = ", ..." if self.total > len(self.first) else ""
+        return f"{counted} without a partner: {named}{more}"
+
+
+class PairSource(Protocol):
+    """Pairs in one stable order, the same on every machine, made as they are asked for.
+
+    Opening one has gone through it once: what is wrong with the source has been raised, no two
+    pairs have one id or one output, and what follows is known.
+
+    Attributes:
+        total: how many pairs there are.
+        unmatched: what has no partner.
+        notes: what was assumed or is not used, for people, one sentence each.
+    """
+
+    total: int | None
+    unmatched: Unmatched
+    notes: list[str]
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs, from the first."""
+        ...
