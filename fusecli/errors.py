@@ -32,6 +32,10 @@ class FeatureFileError(FuseError):
     """A feature file is missing, damaged, or holds something that is not numbers."""
 
 
+class PairsError(FuseError):
+    """What belongs together cannot be told: a source of pairs is unreadable or ambiguous."""
+
+
 class ShapeError(FuseError):
     """The shapes of two inputs, or of an input and the weights, do not belong together."""
 

@@ -103,22 +103,22 @@ class Unmatched:
         return f"{counted} without a partner: {named}{more}"
 
 
-class PairSource(Protocol):
-    """Pairs in one stable order, the same on every machine, made as they are asked for.
+class Listing(Protocol):
+    """One kind of source: what lists the pairs of folders, keyed files or a manifest."""
 
-    Opening one has gone through it once: what is wrong with the source has been raised, no two
-    pairs have one id or one output, and what follows is known.
-
-    Attributes:
-        total: how many pairs there are.
-        unmatched: what has no partner.
-        notes: what was assumed or is not used, for people, one sentence each.
-    """
-
-    total: int | None
-    unmatched: Unmatched
     notes: list[str]
 
-    def __iter__(self) -> Iterator[Pair]:
-        """The pairs, from the first."""
+    def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
+        """The pairs in their order, from the first, made as they are asked for.
+
+        Args:
+            unmatched: receives what has no partner on the way.
+
+        Raises:
+            FuseError: the source cannot be read, or says two things at once.
+        """
+        ...
+
+    def where(self, pair: Pair) -> str:
+        """Where the pair comes from, for messages, asked while `pairs` stands at it."""
         ...

@@ -1,0 +1,224 @@
+"""Two folders of feature files, matched by relative path without the ending.
+
+Both trees are walked at once, in the order of their ids, folder by folder, so that no more is
+held than the names of the folders that are open. What belongs to nobody is passed over: hidden
+files and folders (our own temporary files too), other endings, the output folder. Links are
+followed; one that leads back into a folder it lies in is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from fusecli.errors import PairsError, UsageError
+from fusecli.features import ENDINGS
+from fusecli.pairs.pair import Pair, Place, Unmatched
+from fusecli.pairs.pattern import Pattern
+
+# Below every character of a file's name: `a`, then what is in the folder `a`, then `a-b`.
+_BELOW = "\0"
+_FILE, _FOLDER = "\0", "\1"
+
+
+class Folders:
+    """Pairs of files that have the same place in two folders.
+
+    Args:
+        images, texts: the folders; one folder twice where patterns tell the sides apart.
+        image_pattern, text_pattern: what of a name is the id.
+        output: the output folder.
+
+    Raises:
+        UsageError: the output folder is one of the two.
+    """
+
+    def __init__(
+        self,
+        images: str,
+        texts: str,
+        image_pattern: Pattern,
+        text_pattern: Pattern,
+        output: str | None,
+    ) -> None:
+        self.notes: list[str] = []
+        skipped = _identity(output) if output is not None and os.path.isdir(output) else None
+        for side, folder in (("images", images), ("texts", texts)):
+            if _identity(folder) == skipped:
+                raise UsageError(f"{folder}: is both the folder of the {side} and the output's")
+        shared = os.path.samefile(images, texts)
+        self._images = Walk("image", images, image_pattern, skipped)
+        self._texts = Walk("text", texts, text_pattern, skipped)
+        if shared:
+            self._images.other, self._texts.other = text_pattern, image_pattern
+
+    def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
+        """The pairs in the order of their ids."""
+        images, texts = self._images.files(unmatched), self._texts.files(unmatched)
+        image, text = next(images, None), next(texts, None)
+        while image is not None and text is not None:
+            if image[0] == text[0]:
+                id = _id(image[0])
+                yield Pair(id, Place(image[1], None), Place(text[1], None), None, None, None)
+                image, text = next(images, None), next(texts, None)
+            elif image[0] < text[0]:
+                unmatched.add("image", image[1])
+                image = next(images, None)
+            else:
+                unmatched.add("text", text[1])
+                text = next(texts, None)
+        while image is not None:
+            unmatched.add("image", image[1])
+            image = next(images, None)
+        while text is not None:
+            unmatched.add("text", text[1])
+            text = next(texts, None)
+
+    def where(self, pair: Pair) -> str:
+        """The image's path."""
+        return pair.image.file
+
+
+class Walk:
+    """The files of one side in the order of their ids.
+
+    Args:
+        side: "image" or "text".
+        root: the folder.
+        pattern: what of a name is the id.
+        skipped: identity of the output folder.
+
+    A pattern without a `/` is about the file's name, and the folders around it belong to the id.
+    One with a `/` is about the path: `base` is the folders before `{id}`, `tail` the way from
+    the folder that ends the id to the file.
+    """
+
+    def __init__(
+        self, side: str, root: str, pattern: Pattern, skipped: tuple[int, int] | None
+    ) -> None:
+        self._side, self._root, self._pattern, self._skipped = side, root, pattern, skipped
+        base, slash, first = pattern.prefix.rpartition("/")
+        self._suffix, below, tail = pattern.suffix.partition("/")
+        by_path = bool(slash or below)
+        self._base, self._tail = base, below + tail
+        # What begins the first part of an id, and what begins every file's name.
+        self._first, self._lead = (first, "") if by_path else ("", first)
+        self._endings = ENDINGS if pattern.ending is None else (pattern.ending,)
+        self.other: Pattern | None = None
+
+    def files(self, unmatched: Unmatched) -> Iterator[tuple[str, str]]:
+        """Id (with NUL for `/`, which sorts as folders do) and path of every file.
+
+        Args:
+            unmatched: receives feature files that the pattern does not fit.
+
+        Raises:
+            PairsError: a folder cannot be listed, or two files have one id.
+        """
+        start = os.path.join(self._root, self._base) if self._base else self._root
+        if not os.path.isdir(start):
+            return
+        last, earlier = "", ""
+        # The folders that are open: what is left in each, its path, its key, its identity.
+        opened = [self._open(start, "", unmatched)]
+        while opened:
+            left, path, key, _ = opened[-1]
+            entry = next(left, None)
+            if entry is None:
+                opened.pop()
+                continue
+            part, _, rest = entry.partition(_BELOW)
+            below = os.path.join(path, rest[1:])
+            if rest[0] == _FILE:
+                if key + part == last:
+                    raise PairsError(
+                        f"{below}: is the {self._side} of {_id(last)!r}, and so is {earlier}: "
+                        "keep one of them"
+                    )
+                last, earlier = key + part, below
+                yield last, below
+                continue
+            folder = self._open(below, f"{key}{part}{_BELOW}", unmatched)
+            if all(folder[3] != above[3] for above in opened):
+                opened.append(folder)
+
+    def _open(
+        self, folder: str, key: str, unmatched: Unmatched
+    ) -> tuple[Iterator[str], str, str, tuple[int, int]]:
+        try:
+            identity = _identity(folder)
+            listed = [] if identity == self._skipped else self._list(folder, not key, unmatched)
+        except OSError as error:
+            raise PairsError(f"{folder}: cannot be listed: {error.strerror}") from None
+        listed.sort()
+        return iter(listed), folder, key, identity
+
+    def _list(self, folder: str, top: bool, unmatched: Unmatched) -> list[str]:
+        """What is in a folder: its part of the id, kind and name, in one string each.
+
+        In one string, since a folder may hold a million files.
+        """
+        found: list[str] = []
+        start = self._first if top else ""
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == ".":
+                    continue
+                fits = len(name) > len(start) and name.startswith(start)
+                part = name[len(start) :]
+                if _is_folder(entry):
+                    if fits:
+                        found.append(f"{part}{_BELOW}{_FOLDER}{name}")
+                        found += self._files_under(folder, name, part)
+                    continue
+                stem, ending = os.path.splitext(part)
+                end = len(stem) - len(self._suffix)
+                if (
+                    fits
+                    and not self._tail
+                    and ending.lower() in self._endings
+                    and end > len(self._lead)
+                    and stem.startswith(self._lead)
+                    and stem.endswith(self._suffix)
+                ):
+                    found.append(f"{stem[len(self._lead) : end]}{_BELOW}{_FILE}{name}")
+                elif ending.lower() in ENDINGS and not self._is_other(name):
+                    unmatched.add(self._side, os.path.join(folder, name))
+        return found
+
+    def _files_under(self, folder: str, name: str, part: str) -> list[str]:
+        """The file that a pattern with a tail finds under one folder."""
+        if not self._tail or not part.endswith(self._suffix) or part == self._suffix:
+            return []
+        part = part.removesuffix(self._suffix)
+        names = [f"{name}{self._tail}{ending}" for ending in self._endings]
+        return [
+            f"{part}{_BELOW}{_FILE}{below}"
+            for below in names
+            if os.path.lexists(os.path.join(folder, below))
+        ]
+
+    def _is_other(self, name: str) -> bool:
+        """Whether a file may be the other side's, where both lie in one folder."""
+        if self.other is None:
+            return False
+        by_path = "/" in self.other.text or "/" in self._pattern.text
+        return by_path or self.other.id_of(os.path.splitext(name)[0]) is not None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """What a folder is, whatever leads to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _id(key: str) -> str:
+    return key.replace(_BELOW, "/")

@@ -1,0 +1,91 @@
+"""One pass through a source before the work begins: errors, duplicates, how many."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fusecli.errors import PairsError, shortened
+from fusecli.pairs.ids import fold, relative_path
+from fusecli.pairs.pair import Listing, Pair, Unmatched
+
+
+class PairSource:
+    """Pairs in one stable order, the same on every machine, made as they are asked for.
+
+    Making one goes through it once, so that a run begins knowing what it is to do: what is wrong
+    with the source is raised here, and no two pairs have one id or one output file.
+
+    Args:
+        listing: what lists the pairs.
+        ending: of output files; "" where results are packed and only ids need to differ.
+
+    Attributes:
+        total: how many pairs there are.
+        unmatched: what has no partner.
+        notes: what was assumed or is not used, for people, one sentence each.
+
+    Raises:
+        PairsError: the source cannot be read, or two pairs would be one.
+    """
+
+    def __init__(self, listing: Listing, ending: str) -> None:
+        self._listing, self._ending = listing, ending
+        self.unmatched = Unmatched()
+        self.total = self._survey()
+        self.notes = listing.notes
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs, from the first."""
+        return self._listing.pairs(Unmatched())
+
+    def _survey(self) -> int:
+        """Count the pairs and refuse two of one id or output; holds 16 bytes a pair.
+
+        Python's hash of a text is keyed anew in every process: nobody can make a manifest of
+        texts that hash alike, and those that do by chance are compared in a second pass.
+        """
+        ids, outputs = array("q"), array("q")
+        for pair in self._listing.pairs(self.unmatched):
+            ids.append(hash(pair.id))
+            if self._ending:
+                outputs.append(hash(self._output(pair)))
+        self._refuse_equal(_repeated(ids), lambda pair: pair.id)
+        self._refuse_equal(_repeated(outputs), self._output)
+        return len(ids)
+
+    def _output(self, pair: Pair) -> str:
+        return fold(relative_path(pair.id, self._ending) if pair.output is None else pair.output)
+
+    def _refuse_equal(self, hashes: set[int], name_of: Callable[[Pair], str]) -> None:
+        if not hashes:
+            return
+        seen: dict[str, tuple[str, Pair]] = {}
+        for pair in self._listing.pairs(Unmatched()):
+            name = name_of(pair)
+            if hash(name) not in hashes:
+                continue
+            where = self._listing.where(pair)
+            if name in seen:
+                raise _clash(*seen[name], where, pair)
+            seen[name] = where, pair
+
+
+def _repeated(hashes: array[int]) -> set[int]:
+    values = np.frombuffer(hashes, np.int64)
+    values.sort()
+    return set(values[1:][values[1:] == values[:-1]].tolist())
+
+
+def _clash(earlier: str, first: Pair, where: str, second: Pair) -> PairsError:
+    if first.id == second.id:
+        return PairsError(
+            f"{where}: has the id {shortened(second.id)!r}, as {earlier} has: ids must differ"
+        )
+    return PairsError(
+        f"{where}: {shortened(second.id)!r} and {shortened(first.id)!r} ({earlier}) would have one "
+        "output file where a system does not tell case or Unicode forms apart: rename one, "
+        "give a manifest with a column 'output', or say --pack"
+    )
