@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
+from typing import Any
 
 import safetensors
 
@@ -11,6 +14,15 @@ from fusecli.errors import FeatureFileError
 from fusecli.features.dtypes import SAFETENSORS_TYPES, storage_type
 from fusecli.features.npy import one_line
 from fusecli.features.stored import Span, StoredTensor
+
+
+def safetensors_keys(handle: BufferedIOBase, path: str, file: str) -> list[str]:
+    """The keys of a safetensors file, and nothing else of its header.
+
+    Args and Raises: those of `open_safetensors`, but a file without tensors has no keys.
+    """
+    with _checked(handle, path, file) as checked:
+        return list(checked.keys())
 
 
 def open_safetensors(
@@ -30,17 +42,8 @@ def open_safetensors(
         FeatureFileError: the library refuses the file (damaged, truncated, overlapping
             tensors, an oversized header), or it holds no tensors.
     """
-    try:
-        with safetensors.safe_open(path, framework="np") as checked:
-            metadata = dict(checked.metadata() or {})
-    except MemoryError:
-        raise FeatureFileError(f"{file}: does not fit into this process's memory") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        size = handle.seek(0, 2)
-        empty = " (the file is empty)" if size == 0 else ""
-        raise FeatureFileError(
-            f"{file}: is not a sound .safetensors file: {one_line(error)}{empty}"
-        ) from None
+    with _checked(handle, path, file) as checked:
+        metadata = dict(checked.metadata() or {})
     # The library hands out no bfloat16 to numpy and no offsets, so the header, which it
     # has just checked, is read once more for them: 8 bytes of length, then JSON.
     length = int.from_bytes(handle.read(8), "little")
@@ -59,3 +62,19 @@ def open_safetensors(
     if not tensors:
         raise FeatureFileError(f"{file}: holds no tensors")
     return tensors, metadata
+
+
+@contextmanager
+def _checked(handle: BufferedIOBase, path: str, file: str) -> Iterator[Any]:
+    """The file as the library opens it, which checks the whole header."""
+    try:
+        with safetensors.safe_open(path, framework="np") as checked:
+            yield checked
+    except MemoryError:
+        raise FeatureFileError(f"{file}: does not fit into this process's memory") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        size = handle.seek(0, 2)
+        empty = " (the file is empty)" if size == 0 else ""
+        raise FeatureFileError(
+            f"{file}: is not a sound .safetensors file: {one_line(error)}{empty}"
+        ) from None

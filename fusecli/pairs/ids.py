@@ -12,11 +12,16 @@ import hashlib
 import re
 import unicodedata
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fusecli.output import ENDINGS
 
 # Most file systems end at 255 bytes a name and 4,096 a path, which ending and folder share.
 _LONGEST_NAME = 200
 _LONGEST_PATH = 1024
+
+LONGEST_ID = 1024  # characters; ids are held and written often
 
 _ORDINARY = re.compile(r"\w[\w+=@,~ -]*(?:\.[\w+=@,~ -]*[\w+=@,~-])*", re.ASCII)
 _ESCAPED = re.compile('[%<>:"|?*\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]')
@@ -50,6 +55,11 @@ def fold(path: str) -> str:
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+def repeated(hashes: NDArray[np.int64]) -> set[int]:
+    """The values that occur more than once in a sorted array."""
+    return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
 
 def _folder(part: str) -> str:

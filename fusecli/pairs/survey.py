@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fusecli.errors import PairsError, shortened
-from fusecli.pairs.ids import fold, relative_path
+from fusecli.pairs.ids import fold, relative_path, repeated
 from fusecli.pairs.pair import Listing, Pair, Unmatched
 
 
@@ -52,31 +52,28 @@ class PairSource:
             ids.append(hash(pair.id))
             if self._ending:
                 outputs.append(hash(self._output(pair)))
-        self._refuse_equal(_repeated(ids), lambda pair: pair.id)
-        self._refuse_equal(_repeated(outputs), self._output)
+        self._refuse_equal(ids, lambda pair: pair.id)
+        self._refuse_equal(outputs, self._output)
         return len(ids)
 
     def _output(self, pair: Pair) -> str:
         return fold(relative_path(pair.id, self._ending) if pair.output is None else pair.output)
 
-    def _refuse_equal(self, hashes: set[int], name_of: Callable[[Pair], str]) -> None:
-        if not hashes:
+    def _refuse_equal(self, hashes: array[int], name_of: Callable[[Pair], str]) -> None:
+        values = np.frombuffer(hashes, np.int64)
+        values.sort()
+        alike = repeated(values)
+        if not alike:
             return
         seen: dict[str, tuple[str, Pair]] = {}
         for pair in self._listing.pairs(Unmatched()):
             name = name_of(pair)
-            if hash(name) not in hashes:
+            if hash(name) not in alike:
                 continue
             where = self._listing.where(pair)
             if name in seen:
                 raise _clash(*seen[name], where, pair)
             seen[name] = where, pair
-
-
-def _repeated(hashes: array[int]) -> set[int]:
-    values = np.frombuffer(hashes, np.int64)
-    values.sort()
-    return set(values[1:][values[1:] == values[:-1]].tolist())
 
 
 def _clash(earlier: str, first: Pair, where: str, second: Pair) -> PairsError:

@@ -1,0 +1,195 @@
+"""Safetensors files that hold features by id, walked shard by shard.
+
+Of the images no more is held than the keys of one shard. Where a text or a mask lies is held for
+all of them, as a hash and the number of its shard (12 bytes), since that may be any.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import PairsError, shortened
+from fusecli.pairs.ids import LONGEST_ID, repeated
+from fusecli.pairs.pair import Pair, Place, Unmatched
+from fusecli.pairs.pattern import Pattern
+from fusecli.pairs.shards import keys_of
+
+# A mask lies beside the features, under the id and this.
+_MASKS = (".image_mask", ".text_mask")
+
+
+class Keyed:
+    """Pairs of tensors with one id, in the order of the images' shards, the texts', and the ids.
+
+    Args:
+        images, texts: the files of each side; the same where one set holds both.
+        image_pattern, text_pattern: what of a key is the id.
+
+    Raises:
+        PairsError: two files hold one tensor.
+        FeatureFileError: a file is missing or damaged.
+    """
+
+    def __init__(
+        self, images: list[str], texts: list[str], image_pattern: Pattern, text_pattern: Pattern
+    ) -> None:
+        self.notes: list[str] = []
+        self._image = _Role("image", images, image_pattern)
+        self._text = _Role("text", texts, text_pattern)
+        self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]))
+        self._text_mask = _Role("text mask", texts, Pattern("", "", _MASKS[1]))
+        self._indexed = (self._text, self._image_mask, self._text_mask)
+        # The files that hold something else, by the roles that their tensors can have.
+        self._odd: list[tuple[str, tuple[_Role, ...]]] = []
+        self._learn()
+
+    def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
+        """The pairs; one after the other lies in the same two files as long as that can be."""
+        used = [np.zeros(len(role.hashes), bool) for role in self._indexed]
+        for number, file in enumerate(self._image.files):
+            ids = self._image.ids(number)
+            hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
+            # Per id the number of the file that holds its text and its masks, -1 for none.
+            texts, image_masks, text_masks = (
+                role.find(hashes, seen) for role, seen in zip(self._indexed, used, strict=True)
+            )
+            for i in np.argsort(texts, kind="stable").tolist():
+                id = ids[i]
+                image = self._image.place(id, number)
+                text = self._text.place(id, texts[i])
+                if image is None or text is None:
+                    unmatched.add("image", f"{file}[{id}]")
+                    continue
+                image_mask = self._image_mask.place(id, image_masks[i])
+                text_mask = self._text_mask.place(id, text_masks[i])
+                yield Pair(id, image, text, image_mask, text_mask, None)
+        # A mask has a partner in its own features, whether these have one or not.
+        used[2] |= np.isin(self._text_mask.hashes, self._text.hashes)
+        for role, seen in zip(self._indexed, used, strict=True):
+            for place in role.unused(seen):
+                unmatched.add(role.name, _where(place))
+        for place in self._strangers():
+            unmatched.add("tensor", _where(place))
+
+    def where(self, pair: Pair) -> str:
+        """The image's file and key."""
+        return _where(pair.image)
+
+    def _learn(self) -> None:
+        image, text = (self._image, self._image_mask), (self._text, self._text_mask)
+        sides: list[tuple[_Role, ...]] = [image, text]
+        if self._image.files == self._text.files:
+            sides = [(*image, *text)]
+        for roles in sides:
+            for number, file in enumerate(roles[0].files):
+                keys = keys_of(file)
+                if sum(role.learn(number, keys) for role in roles) != len(keys):
+                    self._odd.append((file, roles))
+        for role in self._indexed:
+            role.sort()
+
+    def _strangers(self) -> Iterator[Place]:
+        """Tensors that have no role, by the patterns."""
+        for file, roles in self._odd:
+            for key in keys_of(file):
+                if all(role.id_of(key) is None for role in roles):
+                    yield Place(file, key)
+
+
+class _Role:
+    """The tensors of one kind: images, texts, or the masks of either.
+
+    Args:
+        name: for messages and counts.
+        files: where they are.
+        pattern: of their keys.
+
+    Attributes:
+        hashes: of all ids, sorted, after `sort`.
+    """
+
+    def __init__(self, name: str, files: list[str], pattern: Pattern) -> None:
+        self.name, self.files, self._pattern = name, files, pattern
+        self._learned, self._files = array("q"), array("i")  # an id's hash, its file's number
+
+    def id_of(self, key: str) -> str | None:
+        """The id in a key; None for a tensor of another kind."""
+        if key.endswith(_MASKS) and self._pattern.suffix not in _MASKS:
+            return None
+        return self._pattern.id_of(key)
+
+    def ids(self, number: int, keys: list[str] | None = None) -> list[str]:
+        """The ids of this kind in one file, in the order of its keys."""
+        keys = keys_of(self.files[number]) if keys is None else keys
+        return [id for id in map(self.id_of, keys) if id is not None]
+
+    def learn(self, number: int, keys: list[str]) -> int:
+        """Keep which ids a file holds, and return how many.
+
+        Raises:
+            PairsError: an id is too long.
+        """
+        ids = self.ids(number, keys)
+        longest = max(ids, key=len, default="")
+        if len(longest) > LONGEST_ID:
+            raise PairsError(
+                f"{self.files[number]}: has an id of {len(longest):,} characters, at most "
+                f"{LONGEST_ID:,} serve: {shortened(longest)!r}"
+            )
+        self._learned.extend(map(hash, ids))
+        self._files.extend([number] * len(ids))
+        return len(ids)
+
+    def sort(self) -> None:
+        """Make what was learned ready for `find`.
+
+        Raises:
+            PairsError: two files hold one id.
+        """
+        self.hashes = np.frombuffer(self._learned, np.int64)
+        order = np.argsort(self.hashes)
+        self.hashes = self.hashes[order]
+        self._numbers = np.frombuffer(self._files, np.int32)[order]
+        del self._learned, self._files
+        self._refuse_two(repeated(self.hashes))
+
+    def find(self, hashes: NDArray[np.int64], seen: NDArray[np.bool_]) -> list[int]:
+        """The number of the file for every hash, -1 where none is known; marks those seen."""
+        if not len(self.hashes):
+            return [-1] * len(hashes)
+        place = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+        known = self.hashes[place] == hashes
+        seen[place[known]] = True
+        numbers: list[int] = np.where(known, self._numbers[place], -1).tolist()
+        return numbers
+
+    def place(self, id: str, number: int) -> Place | None:
+        """Where the tensor of an id lies, given the number of its file; None for -1."""
+        return None if number < 0 else Place(self.files[number], self._pattern.name_of(id))
+
+    def unused(self, seen: NDArray[np.bool_]) -> Iterator[Place]:
+        """The tensors that were not seen."""
+        for number in np.unique(self._numbers[~seen]).tolist():
+            ids = self.ids(number)
+            places = np.searchsorted(self.hashes, np.fromiter(map(hash, ids), np.int64, len(ids)))
+            for id, was_seen in zip(ids, seen[places].tolist(), strict=True):
+                if not was_seen:
+                    yield Place(self.files[number], self._pattern.name_of(id))
+
+    def _refuse_two(self, hashes: set[int]) -> None:
+        earlier: dict[str, str] = {}
+        for number, file in enumerate(self.files if hashes else ()):
+            for id in self.ids(number):
+                if hash(id) in hashes and earlier.setdefault(id, file) != file:
+                    raise PairsError(
+                        f"{file}: holds the {self.name} of {shortened(id)!r}, and so does "
+                        f"{earlier[id]}"
+                    )
+
+
+def _where(place: Place) -> str:
+    return f"{place.file}[{place.key}]"

@@ -1,0 +1,109 @@
+"""`--manifest`: a table that names the files of every pair."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from fusecli.errors import PairsError, UsageError, shortened
+from fusecli.features import ENDINGS
+from fusecli.output import ENDINGS as OUTPUT_ENDINGS
+from fusecli.pairs.ids import LONGEST_ID, relative_path
+from fusecli.pairs.pair import Pair, Place, Unmatched
+from fusecli.pairs.rows import Row, csv_rows, jsonl_rows, parquet_rows
+
+_ROWS: dict[str, Callable[[str, set[str]], Iterator[tuple[int, Row]]]] = {
+    ".csv": csv_rows,
+    ".jsonl": jsonl_rows,
+    ".parquet": parquet_rows,
+}
+
+
+class Manifest:
+    """Pairs as the rows of a table name them, in its order.
+
+    Args:
+        file: a .csv, .jsonl or .parquet file; paths in it are relative to its folder.
+
+    Raises:
+        UsageError: another ending.
+    """
+
+    def __init__(self, file: str) -> None:
+        ending = os.path.splitext(file)[1].lower()
+        if ending not in _ROWS:
+            raise UsageError(
+                f"--manifest {file}: expected {', '.join(_ROWS)}, found {ending or 'no ending'}"
+            )
+        self.notes: list[str] = []
+        self._file, self._rows = file, _ROWS[ending]
+        self._unit = "row" if ending == ".parquet" else "line"
+        self._number = 0
+        folder = os.path.dirname(file)
+        self._folder = os.path.join(folder, "") if folder else ""
+
+    def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
+        """The pairs in the order of the rows; whether their files exist is not asked here."""
+        unused: set[str] = set()
+        for number, row in self._rows(self._file, unused):
+            self._number = number
+            yield self._pair(row)
+        if unused and not self.notes:
+            named = ", ".join(shortened(name, 40) for name in sorted(unused)[:8])
+            self.notes.append(f"{self._file}: not used: {named}")
+
+    def where(self, pair: Pair) -> str:
+        """The manifest and the row that was read last."""
+        return f"{self._file}: {self._unit} {self._number}"
+
+    def _pair(self, row: Row) -> Pair:
+        image, text, id, output, image_mask, text_mask, image_key, text_key = row
+        if not image or not text:
+            raise self._wrong(f"has no {'text' if image else 'image'}")
+        if output:
+            self._check_output(output)
+        id = id or os.path.splitext(output)[0] or _default_id(text, text_key)
+        if len(id) > LONGEST_ID:
+            raise self._wrong(f"has an id of {len(id):,} characters, at most {LONGEST_ID:,} serve")
+        if not id.isascii():
+            try:
+                id.encode()
+            except UnicodeEncodeError:
+                raise self._wrong(f"the id {id!r} is not Unicode text") from None
+        return Pair(
+            id,
+            Place(self._path(image), image_key or None),
+            Place(self._path(text), text_key or None),
+            Place(self._path(image_mask), None) if image_mask else None,
+            Place(self._path(text_mask), None) if text_mask else None,
+            output or None,
+        )
+
+    def _path(self, path: str) -> str:
+        return os.path.join(self._folder, path) if self._folder else path
+
+    def _check_output(self, output: str) -> None:
+        stem, ending = os.path.splitext(output)
+        if ending.lower() not in OUTPUT_ENDINGS:
+            raise self._wrong(
+                f"output {shortened(output)!r} ends in {ending or 'nothing'}, "
+                f"expected {', '.join(OUTPUT_ENDINGS)}"
+            )
+        if relative_path(stem) != stem:
+            raise self._wrong(
+                f"output {shortened(output)!r} is no path inside the output folder that every "
+                "system takes: expected a relative one, no .. or hidden parts, no reserved names"
+            )
+
+    def _wrong(self, what: str) -> PairsError:
+        return PairsError(f"{self._file}: {self._unit} {self._number}: {what}")
+
+
+def _default_id(text: str, key: str) -> str:
+    """The text's path without its ending, and the key if there is one."""
+    stem, ending = os.path.splitext(text)
+    if ending.lower() not in ENDINGS:
+        stem = text
+    if "./" in stem or "//" in stem or stem[0] == "/":
+        stem = "/".join(part for part in stem.split("/") if part not in ("", ".", ".."))
+    return f"{stem}/{key}" if key else stem

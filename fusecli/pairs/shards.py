@@ -1,0 +1,106 @@
+"""Safetensors files keyed by id: which files, and which keys they hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from fusecli.errors import PairsError, shortened
+from fusecli.features import open_regular
+from fusecli.features.npy import one_line
+from fusecli.features.safetensors import safetensors_keys
+
+_ENDING = ".safetensors"
+_INDEX = ".safetensors.index.json"
+_OF_MANY = re.compile(r".+-\d{5,}-of-\d{5,}\.safetensors", re.IGNORECASE)
+
+# Of an index only the files' names are needed, and reading it takes four times its size.
+_LARGEST_INDEX = 32 << 20
+
+
+def looks_keyed(path: str) -> bool:
+    """Whether a file or folder is taken for one that holds tensors by id.
+
+    A .safetensors file or an index is; a folder if it has an index, or if all its safetensors
+    files are called `...-00001-of-00042.safetensors`, as Hugging Face names shards.
+    """
+    if not os.path.isdir(path):
+        return path.lower().endswith((_ENDING, _INDEX))
+    names = _names(path)
+    shards = [name for name in names if name.lower().endswith(_ENDING)]
+    return any(name.endswith(_INDEX) for name in names) or (
+        bool(shards) and all(map(_OF_MANY.fullmatch, shards))
+    )
+
+
+def shards_of(path: str, notes: list[str]) -> list[str]:
+    """The safetensors files of one side, sorted by name.
+
+    Args:
+        path: a file, a folder, or an index file.
+        notes: receives what is assumed about the folder.
+
+    Raises:
+        PairsError: no such files, or an index that is damaged or names others than the folder's.
+    """
+    if not os.path.isdir(path):
+        return _listed(path) if path.lower().endswith(_INDEX) else [path]
+    names = _names(path)
+    shards = [os.path.join(path, name) for name in names if name.lower().endswith(_ENDING)]
+    indexes = [os.path.join(path, name) for name in names if name.endswith(_INDEX)]
+    if len(indexes) > 1:
+        raise PairsError(
+            f"{path}: holds several sets of shards: name one by its index, such as {indexes[0]}"
+        )
+    if indexes and os.path.getsize(indexes[0]) <= _LARGEST_INDEX:
+        return _listed(indexes[0])
+    if indexes:
+        notes.append(
+            f"{indexes[0]}: is larger than {_LARGEST_INDEX >> 20} MB and not read: every "
+            f"{_ENDING} file of its folder is taken"
+        )
+    if not shards:
+        raise PairsError(f"{path}: holds no {_ENDING} files")
+    return shards
+
+
+def keys_of(file: str) -> list[str]:
+    """The keys of one file, sorted.
+
+    Raises:
+        FeatureFileError: the file is missing or damaged.
+    """
+    with open_regular(file) as handle:
+        return sorted(safetensors_keys(handle, file, file))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name[0] != ".")
+    except OSError as error:
+        raise PairsError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+def _listed(index: str) -> list[str]:
+    with open_regular(index) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > _LARGEST_INDEX:
+            raise PairsError(
+                f"{index}: is larger than {_LARGEST_INDEX >> 20} MB: give its folder instead"
+            )
+        try:
+            read = json.loads(handle.read())
+        except (ValueError, RecursionError) as error:
+            raise PairsError(f"{index}: is not JSON: {one_line(error)}") from None
+    files = read.get("weight_map") if isinstance(read, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise PairsError(f"{index}: has no 'weight_map' that says which file holds which tensor")
+    names = set(map(str, files.values()))
+    for name in names:
+        if os.path.basename(name) != name or not name.lower().endswith(_ENDING):
+            raise PairsError(
+                f"{index}: names the shard {shortened(name)!r}, expected a {_ENDING} file "
+                "of its own folder"
+            )
+    return [os.path.join(os.path.dirname(index), name) for name in sorted(names)]
