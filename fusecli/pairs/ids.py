@@ -23,7 +23,7 @@ _LONGEST_PATH = 1024
 
 LONGEST_ID = 1024  # characters; ids are held and written often
 
-_ORDINARY = re.compile(r"\w[\w+=@,~ -]*(?:\.[\w+=@,~ -]*[\w+=@,~-])*", re.ASCII)
+_ORDINARY = re.compile(r"\w[\w+=@,~-]*(?:\.[\w+=@,~-]+)*", re.ASCII)
 _ESCAPED = re.compile('[%<>:"|?*\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?=\.|$|\s)", re.I)
 

@@ -50,7 +50,7 @@ class Keyed:
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
         """The pairs; one after the other lies in the same two files as long as that can be."""
         used = [np.zeros(len(role.hashes), bool) for role in self._indexed]
-        for number, file in enumerate(self._image.files):
+        for number in range(len(self._image.files)):
             ids = self._image.ids(number)
             hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
             # Per id the number of the file that holds its text and its masks, -1 for none.
@@ -60,12 +60,12 @@ class Keyed:
             for i in np.argsort(texts, kind="stable").tolist():
                 id = ids[i]
                 image = self._image.place(id, number)
-                text = self._text.place(id, texts[i])
-                if image is None or text is None:
-                    unmatched.add("image", f"{file}[{id}]")
+                text = self._text.place_found(id, texts[i])
+                if text is None:
+                    unmatched.add("image", _where(image))
                     continue
-                image_mask = self._image_mask.place(id, image_masks[i])
-                text_mask = self._text_mask.place(id, text_masks[i])
+                image_mask = self._image_mask.place_found(id, image_masks[i])
+                text_mask = self._text_mask.place_found(id, text_masks[i])
                 yield Pair(id, image, text, image_mask, text_mask, None)
         # A mask has a partner in its own features, whether these have one or not.
         used[2] |= np.isin(self._text_mask.hashes, self._text.hashes)
@@ -167,9 +167,13 @@ class _Role:
         numbers: list[int] = np.where(known, self._numbers[place], -1).tolist()
         return numbers
 
-    def place(self, id: str, number: int) -> Place | None:
-        """Where the tensor of an id lies, given the number of its file; None for -1."""
-        return None if number < 0 else Place(self.files[number], self._pattern.name_of(id))
+    def place(self, id: str, number: int) -> Place:
+        """Where the tensor of an id lies, given the number of its file."""
+        return Place(self.files[number], self._pattern.name_of(id))
+
+    def place_found(self, id: str, number: int) -> Place | None:
+        """The same for a number that `find` gave; None for -1."""
+        return None if number < 0 else self.place(id, number)
 
     def unused(self, seen: NDArray[np.bool_]) -> Iterator[Place]:
         """The tensors that were not seen."""
@@ -178,7 +182,7 @@ class _Role:
             places = np.searchsorted(self.hashes, np.fromiter(map(hash, ids), np.int64, len(ids)))
             for id, was_seen in zip(ids, seen[places].tolist(), strict=True):
                 if not was_seen:
-                    yield Place(self.files[number], self._pattern.name_of(id))
+                    yield self.place(id, number)
 
     def _refuse_two(self, hashes: set[int]) -> None:
         earlier: dict[str, str] = {}

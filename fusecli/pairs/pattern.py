@@ -63,9 +63,7 @@ def file_pattern(side: str, text: str | None) -> Pattern:
         raise UsageError(f"--{side}-pattern {text}: expected a path relative to the folder")
     if any(not part or part[0] == "." for part in whole.name_of("x").split("/")):
         raise UsageError(f"--{side}-pattern {text}: no part of it may be empty or begin with a dot")
-    stem, ending = os.path.splitext(whole.suffix)
-    if not stem and whole.suffix.lower() in ENDINGS:  # splitext takes ".npy" for a hidden name
-        stem, ending = "", whole.suffix
+    ending = os.path.splitext(whole.text)[1]
     if ending.lower() in ENDINGS:
-        return Pattern(whole.text, whole.prefix, stem, ending.lower())
+        return Pattern(whole.text, whole.prefix, whole.suffix.removesuffix(ending), ending.lower())
     return whole
