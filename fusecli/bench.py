@@ -283,7 +283,7 @@ def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackR
         resident = None
         while process.poll() is None:
             # The mark is gone with the process; getrusage counts the parent's memory too.
-            resident = _high_water_mb(process.pid) or resident
+            resident = high_water_mb(process.pid) or resident
             time.sleep(0.02)
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -291,7 +291,7 @@ def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackR
     return StackResult(seconds, pairs / seconds, row.rate, size / 1e9, resident)
 
 
-def _high_water_mb(pid: int) -> float | None:
+def high_water_mb(pid: int) -> float | None:
     try:
         with open(f"/proc/{pid}/status") as status:
             marks = [line.split()[1] for line in status if line.startswith("VmHWM:")]

@@ -158,7 +158,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     text = Side(text_file, TokenReader(stored_text, shapes.text, None, o.allow_nonfinite), None)
     notes = list(shapes.notes)
     if seed is not None:
-        notes.append(_untrained(o.weights, seed, config))
+        notes.append(untrained_note(o.weights, seed, config))
     for side, option in ((image, o.image_mask), (text, o.text_mask)):
         _add_mask(side, option, shapes.N, two_tensors, notes)
     for asking in asking_sides(o.direction):
@@ -281,25 +281,46 @@ def _choose_config(
         undo.enter_context(weights.file)
         config, assumed = config_of(weights, o.switches)
         return config, weights, weights.seed, assumed
-    s, width = o.switches, shapes.text.width
+    swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
+    where = f"text {o.text} {list(shapes.text.shape)}"
+    config, seed = initial_config(
+        o.switches, o.seed, shapes.image.width, shapes.text.width, where, swapped
+    )
+    return config, None, seed, False
+
+
+def initial_config(
+    s: Switches, seed: int | None, image_dim: int, text_dim: int, where: str, remedy: str = ""
+) -> tuple[FusionConfig, int | None]:
+    """The fusion without a weights file, and the seed of its weights, None where it has none.
+
+    Args:
+        s: what was said of it.
+        seed: that was said.
+        image_dim, text_dim: Di and Dt.
+        where: the text, for errors.
+        remedy: what else could be wrong, for errors.
+
+    Raises:
+        ShapeError: the default number of heads does not divide the text's width.
+        UsageError: the options do not describe a fusion.
+    """
     with_heads = s.method in (None, "attention", "transformer")
-    if with_heads and s.dim is None and s.heads is None and width % 8:
-        possible = ", ".join(map(str, divisors(width)))
-        swapped = "; if its axes are swapped say --text-axes DT"
+    if with_heads and s.dim is None and s.heads is None and text_dim % 8:
+        possible = ", ".join(map(str, divisors(text_dim)))
         raise ShapeError(
-            f"text {o.text} {list(shapes.text.shape)} is {width} wide, and 8 heads do not divide "
-            f"that: say --heads with one of {possible}, or --dim"
-            f"{swapped if shapes.text.letters == 'TD' else ''}"
+            f"{where} is {text_dim} wide, and 8 heads do not divide that: say --heads with one of "
+            f"{possible}, or --dim{remedy}"
         )
-    config = s.config(shapes.image.width, width)
+    config = s.config(image_dim, text_dim)
     if config.has_weights:
-        return config, None, check_seed(o.seed or 0), False
-    if o.seed is not None:
-        raise UsageError(f"--seed {o.seed}: --method {config.method} has no weights without --dim")
-    return config, None, None, False
+        return config, check_seed(seed or 0)
+    if seed is not None:
+        raise UsageError(f"--seed {seed}: --method {config.method} has no weights without --dim")
+    return config, None
 
 
-def _untrained(weights: str | None, seed: int, config: FusionConfig) -> str:
+def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:
     # A gate that is still closed has a diagnosis of its own.
     gives = "" if config.gate else ", its output is a fixed random projection"
     whose = weights or "no --weights"

@@ -29,7 +29,7 @@ ENDINGS = (".npy", ".npz", ".safetensors")
 OUT_DTYPES = ("float32", "float16", "bfloat16")
 FUSED_KEY = "fused"
 ATTENTION_KEY = "attention"
-_SAFETENSORS_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SAFETENSORS_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class StagedFile:
@@ -104,7 +104,7 @@ class StagedFile:
         try:
             self.handle.close()
             os.replace(self.staged, self.path)
-            _sync_folder(os.path.dirname(self.path))
+            sync_folder(os.path.dirname(self.path))
         except OSError as error:
             raise _failed(self._shown, error) from None
 
@@ -163,7 +163,7 @@ class FeatureWriter:
         self.staged.begin()
         ending = os.path.splitext(self._path)[1].lower()
         if ending == ".safetensors":
-            header = _safetensors_header(self._shapes, self._dtype, self._sizes, self._metadata)
+            header = safetensors_header(self._shapes, self._dtype, self._sizes, self._metadata)
             self._write(0, header)
             self._places = [len(header) + sum(self._sizes[:i]) for i in range(len(self._sizes))]
             return self
@@ -172,7 +172,7 @@ class FeatureWriter:
             self._archive = zipfile.ZipFile(self.staged.handle, "w")
             self._sinks = [self._member(first)]
             self._sinks += [self._beside() for _ in self._sizes[1:]]
-        self._write(0, _npy_header(self._shapes[first], self._dtype))
+        self._write(0, npy_header(self._shapes[first], self._dtype))
         return self
 
     def _beside(self) -> IO[bytes]:
@@ -226,7 +226,7 @@ class FeatureWriter:
                 ):
                     held.seek(0)
                     with self._member(key) as member:
-                        member.write(_npy_header(shape, self._dtype))
+                        member.write(npy_header(shape, self._dtype))
                         shutil.copyfileobj(held, member, 1 << 20)
                 self._archive.close()
         except OSError as error:
@@ -317,14 +317,14 @@ def _spool() -> str:
     return os.path.join(tempfile.gettempdir(), "fusecli-stdout")
 
 
-def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     header = {"descr": storage_type(dtype).str, "fortran_order": False, "shape": shape}
     sink = io.BytesIO()
     npy_format.write_array_header_1_0(sink, header)
     return sink.getvalue()
 
 
-def _safetensors_header(
+def safetensors_header(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: str,
     sizes: list[int],
@@ -340,7 +340,7 @@ def _safetensors_header(
     for (key, shape), nbytes in zip(shapes.items(), sizes, strict=True):
         offsets = [begin, begin + nbytes]
         entries[key] = {
-            "dtype": _SAFETENSORS_CODES[dtype],
+            "dtype": SAFETENSORS_CODES[dtype],
             "shape": shape,
             "data_offsets": offsets,
         }
@@ -354,7 +354,7 @@ def _failed(path: str, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     # Without it a power cut can undo the rename, though not the file's contents.
     if not hasattr(os, "O_DIRECTORY"):
         return

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from fusecli import FuseOptions, ImageTextFusion, Switches, fuse_files, load_module
 from fusecli import selftest as selftest_module
 from fusecli.bench import bench_rows, bench_stack
+from fusecli.bench_batch import bench_batch, bench_memory
 from fusecli.inspection import inspect_file
 
 
@@ -210,3 +211,15 @@ def test_heads_that_a_file_does_not_say_are_assumed_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="8 are assumed"):
         assert load_module(str(tmp_path / "w.pt")).config.num_heads == 8
     assert load_module(str(tmp_path / "w.pt"), heads=2).config.num_heads == 2
+
+
+def test_bench_times_a_batch_against_the_loop_and_its_memory():
+    made = bench_batch(pairs=30, turns=1)
+    assert made.pairs == 30
+    assert min(made.loop_rate, made.rate, made.packed_rate) > 0
+    assert made.ratio == pytest.approx(made.rate / made.loop_rate)
+    keyed = bench_memory(pairs=50, shard=20)
+    assert keyed.rate > 0
+    if sys.platform == "linux":
+        assert made.resident_mb > 10
+        assert keyed.resident_mb > 10

@@ -93,6 +93,17 @@ def test_weights_and_masks_from_files_import_nothing_heavy(tmp_path):
     assert not loaded("inspect", "w.safetensors", cwd=tmp_path) & HEAVY
 
 
+def test_a_small_batch_imports_nothing_heavy(tmp_path):
+    for name in ("cat", "coffee"):
+        for side in ("image", "text"):
+            (tmp_path / side).mkdir(exist_ok=True)
+            np.save(tmp_path / side / f"{name}.npy", np.load(sample(f"{name}.{side}.npy")))
+    for out, more in {"a": [], "b": ["--pack", "--json"], "c": ["--shard", "1/2"]}.items():
+        names = loaded("batch", "image", "text", "-o", out, *more, cwd=tmp_path)
+        assert not names & {*HEAVY, "rich"}
+    assert not loaded("batch", "--merge", "-o", "b", cwd=tmp_path) & HEAVY
+
+
 def test_the_probe_sees_torch_where_it_is_imported(tmp_path):
     arguments = ["fuse", sample("img.npy"), sample("txt.npy"), "--engine", "torch"]
     assert "torch" in loaded(*arguments, cwd=tmp_path)

@@ -22,6 +22,7 @@ def steps(block: str) -> list[tuple[str, str]]:
 def normal(output: str) -> str:
     """Without what differs between machines: trailing blanks, threads, versions."""
     output = re.sub(r"\d+ threads", "N threads", output)
+    output = re.sub(r"[\d,]+ pairs/s", "N pairs/s", output)
     output = re.sub(r"(fusecli|numpy|safetensors|torch) \d[\w.+]*", r"\1 V", output)
     return "\n".join(line.rstrip() for line in output.strip().splitlines())
 
@@ -31,6 +32,10 @@ def test_console_block_prints_what_the_readme_says(block, tmp_path):
     shutil.copytree(ROOT / "sample_features", tmp_path / "sample_features")
     for name in ("img.npy", "txt.npy"):
         shutil.copy(ROOT / "sample_features" / name, tmp_path)
+    for side in ("image", "text"):
+        (tmp_path / f"{side}s").mkdir()
+        for path in (ROOT / "sample_features").glob(f"*.{side}.npy"):
+            shutil.copy(path, tmp_path / f"{side}s" / path.name.replace(f".{side}", ""))
     ran = 0
     for command, shown in steps(block):
         if not command.startswith("fusecli") or command.startswith("fusecli bench"):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 # Each is a function in the module of its name.
-COMMANDS = ("fuse", "init", "inspect", "methods", "selftest", "bench")
+COMMANDS = ("fuse", "batch", "init", "inspect", "methods", "selftest", "bench")
 
 
 def make_app(command: str | None = None) -> typer.Typer:

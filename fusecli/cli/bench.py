@@ -42,6 +42,17 @@ def bench(
             "file to file (0.65 MB a pair in the temporary folder)."
         ),
     ] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(
+            help="Only time fusecli batch on so many pairs [1, 768] with [8..32, 768] in .npy "
+            "files, against a torch loop (0.13 MB a pair in the temporary folder, and results)."
+        ),
+    ] = 0,
+    batch_memory: Annotated[
+        int,
+        typer.Option(help="Only run fusecli batch on 1,000 and on so many small pairs by id."),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -62,10 +73,13 @@ def bench(
         raise UsageError(f"--engine {engine}: expected {', '.join(ENGINES)}")
     if engine == "numpy" and (dtype != "float32" or device != "cpu"):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
-    if min(pairs, turns) < 1 or stack < 0:
-        raise UsageError("--pairs, --turns and --stack must be positive")
+    if min(pairs, turns) < 1 or min(stack, batch, batch_memory) < 0:
+        raise UsageError("--pairs, --turns, --stack, --batch and --batch-memory must be positive")
     FusionConfig(dim, heads)
     shapes = _numbers("--P", image_tokens), _numbers("--T", text_tokens)
+    if batch or batch_memory:
+        _bench_batch(batch, batch_memory, as_json)
+        return
     if stack:
         made = bench_stack(stack)
         if as_json:
@@ -118,6 +132,30 @@ def bench(
             f"{whole['fusecli_s']:.3f} s, plain script {whole['script_s']:.3f} s, "
             f"ratio {whole['ratio']:.1f}"
         )
+
+
+def _bench_batch(pairs: int, memory: int, as_json: bool) -> None:
+    from fusecli.bench_batch import bench_batch, bench_memory
+
+    made: list[object] = []
+    if pairs:
+        files = bench_batch(pairs)
+        made.append(files)
+        if not as_json:
+            held = "" if files.resident_mb is None else f"; {files.resident_mb:.0f} MB resident"
+            typer.echo(
+                f"{pairs:,} pairs from files to files: torch loop {files.loop_rate:,.0f} pairs/s, "
+                f"fusecli batch {files.rate:,.0f} ({files.ratio:.1f} times), with --pack "
+                f"{files.packed_rate:,.0f} ({files.packed_ratio:.1f} times){held}"
+            )
+    for count in (1000, memory) if memory else ():
+        keyed = bench_memory(count)
+        made.append(keyed)
+        if not as_json:
+            held = "unknown" if keyed.resident_mb is None else f"{keyed.resident_mb:.0f} MB"
+            typer.echo(f"{count:,} pairs by id, packed: {held} resident, {keyed.rate:,.0f} pairs/s")
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(each) for each in made], indent=2) + "\n")  # type: ignore[call-overload]
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -128,8 +128,12 @@ Quiet = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, option: str = "--max-memory") -> int:
     """`500M`, `2G`, `1.5GiB` or plain bytes.
+
+    Args:
+        text: what the option says.
+        option: its name, for the error.
 
     Raises:
         UsageError: something else.
@@ -138,5 +142,5 @@ def parse_bytes(text: str) -> int:
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not match or float(match[1]) == 0:
-        raise UsageError(f"--max-memory {text}: expected a size such as 500M or 2G")
+        raise UsageError(f"{option} {text}: expected a size such as 500M or 2G")
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))

@@ -1,0 +1,176 @@
+"""What `fusecli batch` can be told."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+
+from fusecli.config import DIRECTIONS
+from fusecli.device import check_device_name
+from fusecli.errors import UsageError
+from fusecli.job import DTYPES, ENGINES
+from fusecli.output import OUT_DTYPES
+from fusecli.pairs import PairOptions
+from fusecli.pooled import POOLS
+from fusecli.results import BOTH
+from fusecli.weights import Switches
+
+FORMATS = ("npy", "safetensors", "npz")
+ON_ERROR = ("skip", "stop")
+SHARD_SIZE = 2 * 10**9
+MAX_MEMORY = 192 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One job of a job array: the pairs whose ids fall to it.
+
+    Attributes:
+        index: from 1.
+        of: how many there are.
+    """
+
+    index: int
+    of: int
+
+    @property
+    def suffix(self) -> str:
+        """What tells the files of one shard from those of another."""
+        return f"-{self.index}-of-{self.of}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a pair are read; the meanings are those of the options of that name.
+
+    Attributes:
+        image_mask, text_mask: false ignores masks, stored beside the features or listed.
+    """
+
+    image_key: str | None = None
+    text_key: str | None = None
+    image_axes: str | None = None
+    text_axes: str | None = None
+    image_mask: bool = True
+    text_mask: bool = True
+    allow_empty_image: bool = False
+    allow_nonfinite: bool = False
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """A whole run; the meanings are those of the options of that name.
+
+    Attributes:
+        pairs: where pairs come from.
+        output: the output folder.
+        format: "npy", "npz" or "safetensors"; None is npy, or safetensors where there are
+            several tensors a pair.
+        pack: write safetensors shards of `shard_size` bytes instead of a file a pair.
+        seed: of initial weights where no weights are given; None means 0.
+        workers: threads that read and fuse; None is what the pairs are worth.
+        max_memory: bytes that results under way may take.
+    """
+
+    pairs: PairOptions
+    output: str
+    format: str | None = None
+    pack: bool = False
+    shard_size: int = SHARD_SIZE
+    switches: Switches = field(default_factory=Switches)
+    direction: str = "text"
+    pool: str | None = None
+    weights: str | None = None
+    seed: int | None = None
+    reading: Reading = field(default_factory=Reading)
+    device: str = "auto"
+    dtype: str = "float32"
+    engine: str = "auto"
+    out_dtype: str = "float32"
+    on_error: str = "skip"
+    retry_failed: bool = False
+    force: bool = False
+    shard: Shard | None = None
+    workers: int | None = None
+    max_memory: int = MAX_MEMORY
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", os.fspath(self.output))
+        # Packed results have no files of their own whose names could collide.
+        pairs = replace(self.pairs, output=self.output, ending=self.ending)
+        object.__setattr__(self, "pairs", pairs)
+
+    @property
+    def several(self) -> bool:
+        """Whether a pair's result is more than one tensor."""
+        return self.direction == BOTH or self.pool is not None
+
+    @property
+    def written(self) -> str:
+        """The format of the files of single pairs."""
+        return self.format or ("safetensors" if self.several else "npy")
+
+    @property
+    def ending(self) -> str:
+        """Of the files of single pairs; "" where there are none."""
+        return "" if self.pack else f".{self.written}"
+
+    def check(self) -> None:
+        """Raises:
+        UsageError: the options contradict each other or are not possible.
+        """
+        for option, value, allowed in (
+            ("--format", self.format, FORMATS),
+            ("--dtype", self.dtype, DTYPES),
+            ("--out-dtype", self.out_dtype, OUT_DTYPES),
+            ("--engine", self.engine, ENGINES),
+            ("--on-error", self.on_error, ON_ERROR),
+            ("--direction", self.direction, (*DIRECTIONS, BOTH)),
+            ("--pool", self.pool, POOLS),
+        ):
+            if value is not None and value not in allowed:
+                raise UsageError(f"{option} {value}: expected {', '.join(allowed)}")
+        check_device_name(self.device)
+        if self.weights is not None and self.seed is not None:
+            raise UsageError(
+                "--weights and --seed exclude each other: a seed makes initial weights"
+            )
+        if self.engine == "numpy" and (self.dtype != "float32" or self.device not in _CPU):
+            raise UsageError("--engine numpy computes in float32 on the CPU only")
+        if self.pack and self.format is not None:
+            raise UsageError("--pack writes safetensors shards: leave --format out")
+        if self.out_dtype == "bfloat16" and not self.pack and self.written != "safetensors":
+            raise UsageError(
+                "--out-dtype bfloat16 needs --format safetensors or --pack: .npy has no bfloat16"
+            )
+        if self.several and not self.pack and self.written == "npy":
+            what = "--direction both" if self.direction == BOTH else f"--pool {self.pool}"
+            raise UsageError(
+                f"--format npy: {what} gives more than one tensor a pair, and .npy holds one: say "
+                "--format safetensors or npz"
+            )
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, found {self.workers}")
+        if self.force and self.retry_failed:
+            raise UsageError("--force does every pair anew, --retry-failed only those that failed")
+        if self.force and self.shard is not None:
+            raise UsageError(
+                "--force begins the run of all shards anew: say another -o, or --force "
+                "without --shard"
+            )
+
+
+_CPU = ("auto", "cpu")
+
+
+def parse_shard(text: str) -> Shard:
+    """`3/8`: the third of eight.
+
+    Raises:
+        UsageError: something else.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/8")
+    return Shard(int(match[1]), int(match[2]))

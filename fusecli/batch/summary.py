@@ -1,0 +1,102 @@
+"""What a run did, in numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from fusecli.batch.work import Result
+from fusecli.pairs import Unmatched
+from fusecli.report import Diagnosis
+
+_FIRST = 5  # failures that are shown
+
+
+@dataclass
+class Summary:
+    """Counts of one run, or of one shard of it.
+
+    Attributes:
+        output: the folder.
+        shard: "1/8", or None.
+        done: pairs that were fused in this run.
+        changed: those of them that had been fused before, from inputs that have changed since.
+        skipped: pairs that were done already.
+        failed: pairs that failed in this run.
+        failed_before: pairs that failed in an earlier run and were not tried again.
+        unmatched: what has no partner, by side.
+        seconds: that the run took.
+        diagnoses: by code, how many of the pairs of this run.
+        examples: the first diagnosis of each code.
+        failures: id and reason of the first that failed.
+        index: path of the index of packs.
+    """
+
+    output: str
+    shard: str | None = None
+    done: int = 0
+    changed: int = 0
+    skipped: int = 0
+    failed: int = 0
+    failed_before: int = 0
+    unmatched: Unmatched = field(default_factory=Unmatched)
+    seconds: float = 0.0
+    diagnoses: dict[str, int] = field(default_factory=dict)
+    examples: list[Diagnosis] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    index: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """Pairs a second, failed ones included."""
+        return (self.done + self.failed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def all_failed(self) -> int:
+        """Pairs that have no result."""
+        return self.failed + self.failed_before
+
+    def add(self, result: Result) -> None:
+        """Count one pair."""
+        if result.error is not None:
+            self.failed += 1
+            if len(self.failures) < _FIRST:
+                self.failures.append((result.pair.id, result.error))
+            return
+        self.done += 1
+        for code, diagnosis in {each.code: each for each in result.diagnoses}.items():
+            if code not in self.diagnoses:
+                self.diagnoses[code] = 0
+                self.examples.append(diagnosis)
+            self.diagnoses[code] += 1
+
+    def to_json(self) -> str:
+        """As `--json` prints it."""
+        data = asdict(self) | {"unmatched": self.unmatched.counts, "rate": round(self.rate, 1)}
+        data["examples"] = [str(diagnosis) for diagnosis in self.examples]
+        data["seconds"] = round(self.seconds, 3)
+        data["failures"] = [{"id": id, "error": error} for id, error in self.failures]
+        return json.dumps(data, indent=2) + "\n"
+
+    def lines(self) -> list[str]:
+        """What a person reads at the end."""
+        said = []
+        for diagnosis in self.examples:
+            count = self.diagnoses[diagnosis.code]
+            said.append(f"warning: {count:,} {'pair' if count == 1 else 'pairs'}: {diagnosis}")
+        said += [f"failed: {id}: {error}" for id, error in self.failures]
+        if self.failed > len(self.failures):
+            said.append(f"failed: {self.failed - len(self.failures):,} more, see the journal")
+        counts = [f"{self.done:,} done"]
+        if self.changed:
+            counts.append(f"{self.changed:,} of them again because their inputs changed")
+        for name in ("skipped", "failed"):
+            if count := getattr(self, name):
+                counts.append(f"{count:,} {name}")
+        if self.failed_before:
+            counts.append(f"{self.failed_before:,} failed before (--retry-failed does those)")
+        if self.unmatched.total:
+            counts.append(f"{self.unmatched.total:,} unmatched")
+        rate = f", {self.rate:,.0f} pairs/s" if self.done + self.failed else ""
+        said.append(f"{', '.join(counts)}{rate}")
+        return said
