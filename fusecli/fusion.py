@@ -33,6 +33,7 @@ from fusecli.errors import UsageError
 from fusecli.operands import Arrays, Operands, needed_parameters, prepare
 from fusecli.plan import Plan, Sizes, choose_plan, chunk_samples, worth_an_accelerator
 from fusecli.pooled import PooledFusion
+from fusecli.steady import SteadyArrays, is_steady
 from fusecli.transformer import DecoderFusion
 
 LoadWeights = Callable[[Mapping[str, slice]], Mapping[str, NDArray[np.float32]]]
@@ -119,6 +120,9 @@ class AttentionFusion:
         threads: that products use.
         direction: the side that asks.
         gate: what attention is multiplied by before the asking side is added; None without.
+
+    Attributes:
+        steady: a pair's result does not depend on the pairs it is fused with, to the last bit.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class AttentionFusion:
         self.direction, self.gate, self.plan = direction, gate, operands.plan
         self.config = operands.config if direction == "text" else _turned(operands.config)
         self.engine = arrays.name
+        self.steady = isinstance(arrays, SteadyArrays)
         self._idle: list[Arrays] = [arrays]
         self._turn: AbstractContextManager[object] = nullcontext() if self._many else Lock()
 
@@ -180,7 +185,7 @@ class AttentionFusion:
             try:
                 arrays = self._idle.pop()
             except IndexError:
-                arrays = NumpyArrays()
+                arrays = SteadyArrays() if self.steady else NumpyArrays()
             fused = attend(
                 self.operands,
                 arrays.load(y),
@@ -218,6 +223,7 @@ def build_fusion(
     device: str = "auto",
     dtype: str = "float32",
     engine: str = "auto",
+    steady: bool = False,
 ) -> Fusion:
     """Choose order and engine for a job, and load, fold and place the weights it needs.
 
@@ -229,6 +235,7 @@ def build_fusion(
         device: auto, cpu, cuda, cuda:i or mps.
         dtype: float32, bfloat16 or float16.
         engine: auto, numpy or torch.
+        steady: no pair's bits may depend on its company, where that can be had.
 
     Raises:
         UsageError: the method does not run so.
@@ -238,7 +245,7 @@ def build_fusion(
     config.check_direction(direction)
     check_engine(config, engine)
     if config.method == "attention":
-        return _attention(config, load, sizes, direction, device, dtype, engine)
+        return _attention(config, load, sizes, direction, device, dtype, engine, steady)
     weights = load(dict.fromkeys(config.parameter_shapes(), slice(None)))
     if config.method == "transformer":
         return DecoderFusion(config, weights, direction, device, dtype)
@@ -261,6 +268,7 @@ def _attention(
     device: str,
     dtype: str,
     engine: str,
+    steady: bool,
 ) -> AttentionFusion:
     asked = config
     names: dict[str, str] = {}
@@ -278,6 +286,8 @@ def _attention(
     weights = {name: loaded[names.get(name, name)] for name in needed}
     gate = math.tanh(weights["gate"][0]) if config.gate else None
     operands = prepare(weights, asked, plan, arrays)
+    if steady and isinstance(arrays, NumpyArrays) and is_steady(operands.matrices):
+        arrays = SteadyArrays()
     return AttentionFusion(operands, arrays, device, threads, direction, gate)
 
 

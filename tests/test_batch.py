@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from fusecli import Switches, fusion, steady
 from fusecli.batch import BatchOptions, Reading, Shard, parse_shard, run_batch
 from fusecli.batch.settle import settle
 from fusecli.batch.work import Fuser
 from fusecli.errors import FuseError, OutputError, UsageError
-from fusecli.pairs import PairOptions, open_pairs
+from fusecli.pairs import Pair, PairOptions, open_pairs
 from tests.batches import DI, DT, journal, left_behind, make_pairs, outputs
 
 COUNT = 30
@@ -114,8 +116,6 @@ def test_files_are_those_that_fuse_writes(cli, pairs, format, dtype):
         return
     done = cli("batch", "images", "texts", "-o", "out", "--format", format, "--out-dtype", dtype)
     assert done.code == 0, done.err
-    # One pair alone has one order of products in both commands, so the bytes agree.
-    cli("batch", "images/0", "texts/0", "-o", "few", "--format", format, "--out-dtype", dtype)
     name = "0/0000"
     one = cli(
         "fuse", f"images/{name}.npy", f"texts/{name}.npy", "-o", f"one.{format}", "--out-dtype",
@@ -128,8 +128,11 @@ def test_files_are_those_that_fuse_writes(cli, pairs, format, dtype):
         with safe_open(f"out/{name}.{format}", "pt") as a, safe_open(f"one.{format}", "pt") as b:
             assert a.metadata() == b.metadata()
             assert a.get_tensor("fused").dtype == b.get_tensor("fused").dtype
-    else:
+    elif format == "npy":
         assert mine[:128] == theirs[:128]
+    else:
+        a, b = (zipfile.ZipFile(path).infolist() for path in (f"out/{name}.npz", "one.npz"))
+        assert [(m.filename, m.date_time) for m in a] == [(m.filename, m.date_time) for m in b]
 
 
 def test_packs_hold_every_pair_under_its_id(cli, pairs):
@@ -218,27 +221,66 @@ def test_what_has_no_partner_is_counted(cli, pairs):
 # One pair and its neighbours.
 
 
-def kinds() -> dict[str, dict[str, object]]:
-    return {
-        "numpy": {"engine": "numpy"},
-        "torch": {"engine": "torch"},
-        "bfloat16": {"engine": "torch", "dtype": "bfloat16"},
-    }
+KINDS = {
+    "numpy": {"engine": "numpy"},
+    "residual": {"engine": "numpy", "switches": Switches(residual=True, norm=True)},
+    "null token": {"engine": "numpy", "switches": Switches(null_token=True)},
+    "both, pooled": {"engine": "numpy", "direction": "both", "pool": "mean"},
+    "image": {"engine": "numpy", "direction": "image"},
+    "sum": {"engine": "numpy", "switches": Switches(method="sum", dim=16)},
+    "torch": {"engine": "torch"},
+    "transformer": {"switches": Switches(method="transformer", layers=1)},
+    "bfloat16": {"engine": "torch", "dtype": "bfloat16"},
+}
 
 
-@pytest.mark.parametrize("kind", kinds())
-def test_what_a_pair_gives_does_not_depend_on_its_company(pairs, kind, one_thread):
-    o = options(**kinds()[kind])
+@pytest.fixture(params=[True, False], ids=["joined", "alone"])
+def joined(request, monkeypatch):
+    """Whether numpy fuses pairs together: blocks of eight rows are steady with every kernel."""
+    monkeypatch.setattr(steady, "_BLOCKS", (8,))
+    if not request.param:
+        monkeypatch.setattr(fusion, "is_steady", lambda weights: False)
+    steady.blocks_of.cache_clear()
+    yield request.param
+    steady.blocks_of.cache_clear()
+
+
+def everything(o: BatchOptions) -> tuple[Fuser, list[Pair]]:
     source = open_pairs(o.pairs)
-    spec = settle(o, source, source.total, None)
-    every = list(source)
-    with Fuser(spec).undivided():
-        alone = {pair.id: Fuser(spec).work([pair], 1 << 30)[0].tensors for pair in every[:9]}
-        together = {r.pair.id: r.tensors for r in Fuser(spec).work(every, 1 << 30)}
-        backwards = {r.pair.id: r.tensors for r in Fuser(spec).work(every[::-1], 1 << 30)}
-    for id in alone:
-        same = [made[id]["fused"].tobytes() for made in (alone, together, backwards)]
-        assert same[0] == same[1] == same[2]
+    return Fuser(settle(o, source, source.total, None)), list(source)
+
+
+def tensors(results) -> dict[str, list[bytes]]:
+    assert all(result.error is None for result in results)
+    return {r.pair.id: [t.tobytes() for t in r.tensors.values()] for r in results}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_pair_gives_does_not_depend_on_its_company(pairs, kind, joined, one_thread):
+    # Some with masks, and some of odd types, among the others.
+    for name in names()[3:12:3]:
+        image = np.load(f"images/{name}.npy")
+        np.savez(f"images/{name}.npz", image=image, image_mask=np.arange(len(image)) < 4)
+        os.unlink(f"images/{name}.npy")
+    np.save("texts/1/0010.npy", np.load("texts/1/0010.npy").astype(np.float16))
+    fuser, every = everything(options(**KINDS[kind]))
+    with fuser.undivided():
+        alone = tensors([fuser.work([pair], 1 << 30)[0] for pair in every])
+        together = tensors(fuser.work(every, 1 << 30))
+        backwards = tensors(fuser.work(every[::-1], 1 << 30))
+        parts = tensors(fuser.work(every[:7], 1 << 30) + fuser.work(every[7:], 1 << 30))
+    assert alone == together == backwards == parts
+    if kind == "numpy":
+        assert any(fusion.steady for fusion in fuser._built.values()) == joined
+
+
+def test_joined_pairs_get_what_each_gets_alone(pairs, joined, monkeypatch):
+    fuser, every = everything(options(engine="numpy", switches=Switches(residual=True)))
+    made = [result.tensors["fused"] for result in fuser.work(every, 1 << 30)]
+    monkeypatch.setattr(fusion, "is_steady", lambda weights: False)
+    fuser, every = everything(options(engine="numpy", switches=Switches(residual=True)))
+    for rows, result in zip(made, fuser.work(every, 1 << 30), strict=True):
+        np.testing.assert_allclose(rows, result.tensors["fused"], atol=1e-6)
 
 
 @settings(max_examples=15, deadline=None)

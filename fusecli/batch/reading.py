@@ -60,6 +60,11 @@ class Features:
     tensors: list[ResultTensor]
     diagnoses: list[Diagnosis]
 
+    @property
+    def nbytes(self) -> int:
+        """Of the numbers."""
+        return self.image.nbytes + self.text.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class _Agreed:

@@ -95,6 +95,7 @@ class FusionSpec:
                 device=self.device,
                 dtype=self.dtype,
                 engine=self.engine,
+                steady=True,
             )
 
     def _sizes(self, asking: str, one_token: bool) -> Sizes:

@@ -3,13 +3,13 @@
 It knows neither journal nor output folder, so that it can run in a thread, or somewhere else.
 What comes out for a pair depends on that pair and the run's spec alone, to the last bit: not on
 its neighbours, on how pairs were grouped, on which of them failed, or on where a run was stopped.
-A matrix product over the rows of several pairs would not give that (its library treats rows by
-their place and number), so that every pair is fused by itself.
+Pairs of equal shape are fused together where products can be had that keep to this (`steady.py`),
+and each by itself elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Lock
@@ -26,8 +26,12 @@ from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.dtypes import from_float32
 from fusecli.fusion import Fusion
 from fusecli.pairs import Pair
+from fusecli.plan import Sizes
 from fusecli.report import Diagnosis
 from fusecli.results import asking_sides, fuse_chunk
+
+_ROWS = 8  # texts are filled up to a multiple of this
+_JOINED_BYTES = 16 << 20  # of features: from here on products gain nothing by more rows
 
 
 @dataclass(slots=True)
@@ -58,6 +62,9 @@ class Result:
     def nbytes(self) -> int:
         """Of the tensors."""
         return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
+
+
+_Read = tuple[Result, Features]
 
 
 class Fuser:
@@ -96,15 +103,23 @@ class Fuser:
         Raises:
             FuseError: what concerns the whole run: its weights or its device.
         """
-        results = []
-        taken = 0
+        results: list[Result] = []
         before = Stamps()
+        read: list[_Read] = []
+        taken = held = 0
         for pair in pairs:
-            result = self._one(pair, before.of(pair))
+            result = Result(pair, before.of(pair))
             results.append(result)
-            taken += result.nbytes
+            features = self._read(result)
+            if features is not None:
+                read.append((result, features))
+                held += features.nbytes
+            if held >= min(_JOINED_BYTES, budget):
+                taken += self._fuse(read)
+                held = 0
             if taken >= budget:
                 break
+        self._fuse(read)
         after = Stamps()
         for index, result in enumerate(results):
             if after.of(result.pair) != result.stamps:
@@ -113,34 +128,101 @@ class Fuser:
 
     def _again(self, pair: Pair) -> Result:
         """A file was replaced while it was read: once more, and then say so."""
-        result = self._one(pair, Stamps().of(pair))
+        result = Result(pair, Stamps().of(pair))
+        features = self._read(result)
+        if features is not None:
+            self._fuse([(result, features)])
         if Stamps().of(pair) != result.stamps:
             result.tensors = None
             result.error = f"{pair.image.file} or {pair.text.file}: changed while it was read"
         return result
 
-    def _one(self, pair: Pair, stamps: list[Stamp]) -> Result:
+    def _read(self, result: Result) -> Features | None:
+        """A pair's features; None with the reason in its result."""
         try:
-            features = self._reader.read(pair)
+            return self._reader.read(result.pair)
         except FuseError as error:
-            return Result(pair, stamps, error=str(error))
+            result.error = str(error)
         except MemoryError:
-            return Result(pair, stamps, error=f"{pair.image.file}: does not fit into memory")
-        with self._cores:
-            rows = self._fuse(features)
-        try:
-            tensors = self._stored(pair, features, rows)
-        except FuseError as error:
-            return Result(pair, stamps, error=str(error))
-        return Result(pair, stamps, tensors, None, features.diagnoses)
+            result.error = f"{result.pair.image.file}: does not fit into memory"
+        return None
 
-    def _fuse(self, f: Features) -> list[NDArray[np.float32]]:
-        fusions = [self._fusion(side, f) for side in asking_sides(self.spec.direction)]
-        image_mask = None if f.image_mask is None else f.image_mask[None]
-        text_mask = None if f.text_mask is None else f.text_mask[None]
-        return fuse_chunk(
-            fusions, self.spec.pool, f.image[None], f.text[None], image_mask, text_mask
-        )
+    def _fuse(self, read: list[_Read]) -> int:
+        """Fuse what was read, which is emptied, into its results; gives the bytes they take."""
+        taken = 0
+        for rows, group in self._groups(read):
+            with self._cores:
+                made = self._fuse_group(rows, [features for _, features in group])
+            for (result, features), tensors in zip(group, made, strict=True):
+                try:
+                    result.tensors = self._stored(result.pair, features, tensors)
+                    result.diagnoses = features.diagnoses
+                except FuseError as error:
+                    result.error = str(error)
+                taken += result.nbytes
+        read.clear()
+        return taken
+
+    def _groups(self, read: list[_Read]) -> Iterator[tuple[int, list[_Read]]]:
+        """Pairs that are fused together, and with how many text rows each."""
+        groups: dict[tuple[object, int], list[_Read]] = {}
+        for each in read:
+            rows = self._text_rows(each[1])
+            shape: object = each[1].image.shape
+            key = (shape, rows) if rows else (id(each), len(each[1].text))
+            groups.setdefault(key, []).append(each)
+        for (_, rows), group in groups.items():
+            step = 1 if len(group) == 1 else self._chunk(rows, group[0][1], len(group))
+            for start in range(0, len(group), step):
+                yield rows, group[start : start + step]
+
+    def _text_rows(self, f: Features) -> int:
+        """With how many text rows a pair is fused; 0 for one that has to be by itself.
+
+        A function of the pair alone: how a product is computed depends on its size. The few rows
+        of zeros that are added let texts of many lengths be fused together.
+        """
+        fusions, T = self._fusions(f), len(f.text)
+        steady = all(getattr(fusion, "steady", False) for fusion in fusions)
+        if not steady or f.image_mask is not None or f.text_mask is not None:
+            return 0
+        if self.spec.direction != "text" or self.spec.pool is not None:
+            return T
+        return 1 if self._text_is_idle(fusions[0]) else -(-T // _ROWS) * _ROWS
+
+    def _text_is_idle(self, fusion: Fusion) -> bool:
+        """With one image token every row of a pair's result is the same, whatever its text."""
+        plan, config = fusion.plan, self.spec.config
+        one = plan is not None and plan.scores == "none"
+        return one and not config.residual and not config.gate
+
+    def _chunk(self, rows: int, f: Features, n: int) -> int:
+        c = self.spec.config
+        widths = c.text_dim, c.image_dim, c.embed_dim, c.num_heads
+        sizes = Sizes(n, rows, len(f.image), *widths, c.null_token, c.residual)
+        return min(fusion.chunk_samples(sizes, None) for fusion in self._fusions(f))
+
+    def _fuse_group(self, T: int, group: list[Features]) -> list[list[NDArray[np.float32]]]:
+        """The tensors of each of some pairs whose images have one shape.
+
+        Args:
+            T: rows their texts are cut or filled up to.
+            group: one pair with masks, or any number without.
+        """
+        fusions, first = self._fusions(group[0]), group[0]
+        image = np.stack([f.image for f in group])  # [n, P, Di]
+        text = np.zeros((len(group), T, first.text.shape[1]), np.float32)  # [n, T, Dt]
+        for place, f in zip(text, group, strict=True):
+            place[: len(f.text)] = f.text[:T]
+        image_mask = None if first.image_mask is None else first.image_mask[None]
+        text_mask = None if first.text_mask is None else first.text_mask[None]
+        made = fuse_chunk(fusions, self.spec.pool, image, text, image_mask, text_mask)
+        if T == 1 and len(made) == 1:
+            return [[np.repeat(r, len(f.text), 0)] for r, f in zip(made[0], group, strict=True)]
+        return [
+            [rows[: len(f.text)] if len(rows) == T else rows for rows in tensors]
+            for tensors, f in zip(zip(*made, strict=True), group, strict=True)
+        ]
 
     def _stored(
         self, pair: Pair, f: Features, rows: list[NDArray[np.float32]]
@@ -173,13 +255,17 @@ class Fuser:
             + (", or say --dtype float32 --out-dtype float32" if narrow else "")
         )
 
-    def _fusion(self, asking: str, f: Features) -> Fusion:
-        asked = f.image if asking == "text" else f.text
-        key = asking, len(asked) == 1
-        fusion = self._built.get(key)
-        if fusion is None:
-            with self._building:
-                fusion = self._built.get(key)
-                if fusion is None:
-                    fusion = self._built[key] = self.spec.build(*key)
-        return fusion
+    def _fusions(self, f: Features) -> list[Fusion]:
+        """Those of all asking sides for a pair, built when they are first needed."""
+        found = []
+        for asking in asking_sides(self.spec.direction):
+            asked = f.image if asking == "text" else f.text
+            key = asking, len(asked) == 1
+            fusion = self._built.get(key)
+            if fusion is None:
+                with self._building:
+                    fusion = self._built.get(key)
+                    if fusion is None:
+                        fusion = self._built[key] = self.spec.build(*key)
+            found.append(fusion)
+        return found
