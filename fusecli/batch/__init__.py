@@ -2,7 +2,7 @@
 
 options.py   what it can be told
 spec.py      what it computes, settled once for all its parts
-reading.py   one pair from its files
+opening.py, reading.py   one pair from its files
 work.py      some pairs fused; knows nothing of what follows
 files.py, packs.py   results on disk
 journal.py   what was done

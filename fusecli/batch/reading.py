@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import os
-import stat
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli import diagnose
+from fusecli.batch.opening import Opener, loaded, raw_numbers
 from fusecli.batch.options import Reading
 from fusecli.batch.spec import FusionSpec
 from fusecli.errors import FeatureFileError, ShapeError
-from fusecli.features import FeatureFile, open_features
-from fusecli.features.npy import open_npy
+from fusecli.features import FeatureFile
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
-from fusecli.features.stored import Span, StoredTensor
+from fusecli.features.stored import StoredTensor
 from fusecli.pairs import Pair, Place
 from fusecli.report import Diagnosis
 from fusecli.results import ResultTensor, asking_sides, result_tensors
 from fusecli.shapes import Axes, PairShapes, match_pair, read_axes
 from fusecli.tokens import NEARLY_ZERO, Seen, TokenReader, refuse_empty_images
 
-# np.save writes headers of this length for shapes of few digits: one read takes it all.
-_HEADER = 128
-_LARGEST_AT_ONCE = 64 << 20  # a larger file has its header looked at before it is read
 # Squared norms below which nothing is to be said of them, in float32 and in narrower types.
 _UNREMARKABLE, _UNREMARKABLE_NARROW = 1e38, diagnose.BFLOAT16_COARSE**2
 _KEPT_SHAPES = 4096
-_KEPT_FILES = 4  # open shards of keyed tensors
 
 Mask = NDArray[np.bool_]
 
@@ -95,8 +87,7 @@ class PairReader:
         narrow = spec.dtype != "float32"
         self._unremarkable = _UNREMARKABLE_NARROW if narrow else _UNREMARKABLE
         self._agreed: dict[tuple[tuple[int, ...], tuple[int, ...]], _Agreed] = {}
-        self._headers: dict[bytes, StoredTensor] = {}
-        self._shards = OpenShards()
+        self._files = Opener()
 
     def read(self, pair: Pair) -> Features:
         """Read, convert and check both sides.
@@ -106,9 +97,9 @@ class PairReader:
         """
         o = self._spec.reading
         with ExitStack() as undo:
-            image_file = self._open(pair.image, undo)
+            image_file = self._files.open(pair.image, undo)
             same = pair.image.file == pair.text.file
-            text_file = image_file if same else self._open(pair.text, undo)
+            text_file = image_file if same else self._files.open(pair.text, undo)
             image = _tensor(image_file, "image", pair.image, o.image_key)
             text = _tensor(text_file, "text", pair.text, o.text_key)
             agreed = self._agree(image, text)
@@ -118,7 +109,7 @@ class PairReader:
                 self._mask(axes[0], pair.image_mask, image_file, pair.image, o.image_mask, two),
                 self._mask(axes[1], pair.text_mask, text_file, pair.text, o.text_mask, two),
             )
-            raw = _raw(image), _raw(text)
+            raw = raw_numbers(image), raw_numbers(text)
         diagnoses = list(agreed.diagnoses)
         for asking in asking_sides(self._spec.direction):
             asked, mask = (image, masks[0]) if asking == "text" else (text, masks[1])
@@ -143,55 +134,6 @@ class PairReader:
         found = diagnose.one_image_token(shapes, self._spec.config, mask, asking)
         known = {diagnosis.code for diagnosis in diagnoses}
         diagnoses += [diagnosis for diagnosis in found if diagnosis.code not in known]
-
-    def _open(self, place: Place, undo: ExitStack) -> FeatureFile:
-        if place.file.endswith(".npy"):
-            stored = self._whole_npy(place.file)
-            if stored is not None:
-                return FeatureFile(place.file, {"": stored})
-        return _open(place, self._shards, undo)
-
-    def _whole_npy(self, name: str) -> StoredTensor | None:
-        """A .npy file read in one go; None where the usual way is to say what is there.
-
-        Parsing its header takes numpy longer than reading it takes the system, and most of a
-        run's headers are the same few.
-        """
-        try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
-        except (OSError, ValueError):
-            return None
-        try:
-            status = os.fstat(descriptor)
-            size = status.st_size - _HEADER
-            if not stat.S_ISREG(status.st_mode) or not 0 < size <= _LARGEST_AT_ONCE:
-                return None
-            header, numbers = bytearray(_HEADER), np.empty(size, np.uint8)
-            if os.readv(descriptor, [header, numbers.data]) != status.st_size:
-                return None
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
-        key = bytes(header)
-        known = self._headers.get(key)
-        if known is None:
-            known = open_npy(io.BytesIO(key), status.st_size, name)
-            if not isinstance(known.source, Span) or known.source.offset != _HEADER:
-                return None
-            if len(self._headers) > _KEPT_SHAPES:
-                self._headers.clear()
-            self._headers[key] = known
-        if known.nbytes != size:
-            return None
-        span = known.source
-        assert isinstance(span, Span)
-        array: NDArray[Any] = numbers.view(span.storage)
-        if span.fortran_order:
-            array = array.reshape(known.shape[::-1]).T
-        else:
-            array = array.reshape(known.shape)
-        return StoredTensor(name, None, known.shape, known.dtype, size, array)
 
     def _agree(self, image: StoredTensor, text: StoredTensor) -> _Agreed:
         key = image.shape, text.shape
@@ -240,12 +182,12 @@ class PairReader:
             return None
         if place is not None:
             with ExitStack() as undo:
-                listed = self._open(place, undo)
+                listed = self._files.open(place, undo)
                 if place.key is None:
                     stored = the_mask_of(listed, axes.side)
                 else:
                     stored = choose_tensor(listed, axes.side, place.key)
-                mask = read_mask(_loaded(stored), axes, 1)
+                mask = read_mask(loaded(stored), axes, 1)
         elif features.key is not None or len(file.tensors) == 1:
             return None
         else:
@@ -299,7 +241,7 @@ class PairSizes:
     """Looks at headers, to decide on a module before there is one."""
 
     def __init__(self, reading: Reading) -> None:
-        self._reading, self._shards = reading, OpenShards()
+        self._reading, self._files = reading, Opener()
 
     def of(self, pair: Pair) -> PairShapes:
         """Raises:
@@ -307,8 +249,8 @@ class PairSizes:
         """
         o = self._reading
         with ExitStack() as undo:
-            image = _tensor(_open(pair.image, self._shards, undo), "image", pair.image, o.image_key)
-            text = _tensor(_open(pair.text, self._shards, undo), "text", pair.text, o.text_key)
+            image = _tensor(self._files.open(pair.image, undo), "image", pair.image, o.image_key)
+            text = _tensor(self._files.open(pair.text, undo), "text", pair.text, o.text_key)
             return _shapes_of(o, image, text)
 
 
@@ -333,75 +275,6 @@ def _shapes_of(o: Reading, image: StoredTensor, text: StoredTensor) -> PairShape
 
 def _tensor(file: FeatureFile, side: str, place: Place, named: str | None) -> StoredTensor:
     return choose_tensor(file, side, named if place.key is None else place.key)
-
-
-def _open(place: Place, shards: OpenShards, undo: ExitStack) -> FeatureFile:
-    if place.key is not None and place.file.lower().endswith(".safetensors"):
-        return shards.open(place.file, undo)
-    return undo.enter_context(open_features(place.file))
-
-
-def _loaded(stored: StoredTensor) -> StoredTensor:
-    return StoredTensor(
-        stored.file, stored.key, stored.shape, stored.dtype, stored.nbytes, _raw(stored)
-    )
-
-
-def _raw(stored: StoredTensor) -> NDArray[Any]:
-    """All numbers as they are stored, without moving the place in a file that others read."""
-    span = stored.source
-    if not isinstance(span, Span) or not span.mappable or span.fortran_order:
-        return stored.raw()
-    data = os.pread(span.handle.fileno(), stored.nbytes, span.offset)  # type: ignore[attr-defined]
-    if len(data) != stored.nbytes:
-        return stored.raw()  # which says so, or reads on where a read ended early
-    return np.frombuffer(data, span.storage).reshape(stored.shape)
-
-
-class _Shard:
-    """An open file of many tensors, closed when the last that uses it lets go."""
-
-    def __init__(self, name: str) -> None:
-        self.file = open_features(name)
-
-    def __del__(self) -> None:
-        if hasattr(self, "file"):
-            self.file.__exit__()
-
-
-class OpenShards:
-    """The files of many tensors that were used last, each opened once for all threads."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._open: OrderedDict[str, tuple[tuple[int, ...], _Shard]] = OrderedDict()
-
-    def open(self, name: str, undo: ExitStack) -> FeatureFile:
-        """The file, which stays open for as long as `undo` lasts.
-
-        Raises:
-            FeatureFileError: it is missing or damaged.
-        """
-        identity: tuple[int, ...] = ()
-        try:
-            status = os.stat(name)
-            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        except (OSError, ValueError):
-            pass  # opening it says why
-        with self._lock:
-            known = self._open.get(name)
-            if known is None or known[0] != identity or not identity:
-                known = identity, _Shard(name)
-                self._open[name] = known
-            self._open.move_to_end(name)
-            while len(self._open) > _KEPT_FILES:
-                self._open.popitem(last=False)
-        undo.callback(_let_go, known[1])
-        return known[1].file
-
-
-def _let_go(shard: _Shard) -> None:
-    """Its reference was what kept the file open."""
 
 
 Stamp = tuple[int, int] | None

@@ -83,7 +83,7 @@ def run_batch(
             sink.put(results)
             for result in results:
                 summary.add(result)
-            progress(min(total, summary.done + summary.failed + summary.skipped), total)
+            progress(min(total, summary.seen), total)
             if summary.failed and o.on_error == "stop":
                 break
         sink.finish()

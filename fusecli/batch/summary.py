@@ -56,6 +56,11 @@ class Summary:
         """Pairs that have no result."""
         return self.failed + self.failed_before
 
+    @property
+    def seen(self) -> int:
+        """Pairs of which it is known what became."""
+        return self.done + self.failed + self.skipped + self.failed_before
+
     def add(self, result: Result) -> None:
         """Count one pair."""
         if result.error is not None:

@@ -137,10 +137,10 @@ def bench(
 def _bench_batch(pairs: int, memory: int, as_json: bool) -> None:
     from fusecli.bench_batch import bench_batch, bench_memory
 
-    made: list[object] = []
+    made: list[dict[str, object]] = []
     if pairs:
         files = bench_batch(pairs)
-        made.append(files)
+        made.append(asdict(files))
         if not as_json:
             held = "" if files.resident_mb is None else f"; {files.resident_mb:.0f} MB resident"
             typer.echo(
@@ -150,12 +150,12 @@ def _bench_batch(pairs: int, memory: int, as_json: bool) -> None:
             )
     for count in (1000, memory) if memory else ():
         keyed = bench_memory(count)
-        made.append(keyed)
+        made.append(asdict(keyed))
         if not as_json:
             held = "unknown" if keyed.resident_mb is None else f"{keyed.resident_mb:.0f} MB"
             typer.echo(f"{count:,} pairs by id, packed: {held} resident, {keyed.rate:,.0f} pairs/s")
     if as_json:
-        sys.stdout.write(json.dumps([asdict(each) for each in made], indent=2) + "\n")  # type: ignore[call-overload]
+        sys.stdout.write(json.dumps(made, indent=2) + "\n")
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
