@@ -21,7 +21,7 @@ check: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev,parquet]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,parquet,ray]'
 	touch $@
 
 clean:

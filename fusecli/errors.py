@@ -48,6 +48,10 @@ class DeviceError(FuseError):
     """The device asked for is not on this machine."""
 
 
+class RayError(FuseError):
+    """Ray is not installed, cannot be reached, or its workers do not serve."""
+
+
 class OutputError(FuseError):
     """The result cannot be written where it was asked for."""
 

@@ -7,13 +7,23 @@ work.py      some pairs fused; knows nothing of what follows
 files.py, packs.py   results on disk
 journal.py   what was done
 folder.py    the output folder: record, locks
+on_ray.py    the work on a cluster
 run.py       all of it together
 """
 
 from __future__ import annotations
 
-from fusecli.batch.options import BatchOptions, Reading, Shard, parse_shard
+from fusecli.batch.options import BatchOptions, OnRay, Reading, Shard, parse_shard
 from fusecli.batch.run import merge, run_batch
 from fusecli.batch.summary import Summary
 
-__all__ = ["BatchOptions", "Reading", "Shard", "Summary", "merge", "parse_shard", "run_batch"]
+__all__ = [
+    "BatchOptions",
+    "OnRay",
+    "Reading",
+    "Shard",
+    "Summary",
+    "merge",
+    "parse_shard",
+    "run_batch",
+]

@@ -59,6 +59,19 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class OnRay:
+    """Work on a Ray cluster.
+
+    Attributes:
+        address: of a cluster that runs, `host:port` or "auto"; None starts one on this machine.
+        gpus_per_worker: that each worker has for itself; parts of one are possible.
+    """
+
+    address: str | None = None
+    gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True)
 class BatchOptions:
     """A whole run; the meanings are those of the options of that name.
 
@@ -69,7 +82,8 @@ class BatchOptions:
             several tensors a pair.
         pack: write safetensors shards of `shard_size` bytes instead of a file a pair.
         seed: of initial weights where no weights are given; None means 0.
-        workers: threads that read and fuse; None is what the pairs are worth.
+        workers: threads that read and fuse, or workers on Ray; None is what the pairs, or the
+            cluster, are worth.
         max_memory: bytes that results under way may take.
     """
 
@@ -94,6 +108,7 @@ class BatchOptions:
     shard: Shard | None = None
     workers: int | None = None
     max_memory: int = MAX_MEMORY
+    ray: OnRay | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", os.fspath(self.output))
@@ -144,6 +159,7 @@ class BatchOptions:
             raise UsageError(
                 "--out-dtype bfloat16 needs --format safetensors or --pack: .npy has no bfloat16"
             )
+        self._check_ray()
         if self.several and not self.pack and self.written == "npy":
             what = "--direction both" if self.direction == BOTH else f"--pool {self.pool}"
             raise UsageError(
@@ -159,6 +175,21 @@ class BatchOptions:
                 "--force begins the run of all shards anew: say another -o, or --force "
                 "without --shard"
             )
+
+    def _check_ray(self) -> None:
+        on = self.ray
+        if on is None:
+            return
+        if on.address not in (None, "auto") and not re.fullmatch(r"[^/:]+:\d+", on.address):
+            raise UsageError(
+                f"--ray {on.address}: expected HOST:PORT of a cluster's head, auto, or nothing"
+            )
+        if not 0 <= on.gpus_per_worker < float("inf"):
+            raise UsageError(f"--gpus-per-worker {on.gpus_per_worker:g}: expected 0 or more")
+        if on.gpus_per_worker and self.engine == "numpy":
+            raise UsageError("--engine numpy computes on the CPU only: leave --gpus-per-worker out")
+        if self.device not in _CPU and not on.gpus_per_worker:
+            raise UsageError(f"--device {self.device} with --ray needs --gpus-per-worker")
 
 
 _CPU = ("auto", "cpu")

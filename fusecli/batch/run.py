@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -65,6 +65,10 @@ def run_batch(
     began = time.monotonic()
     o.check()
     _refuse_inputs_inside(o)
+    if o.ray is not None:
+        from fusecli.batch.on_ray import check_ray, worked_on_ray
+
+        check_ray(o.ray)
     source = open_pairs(o.pairs)
     with ExitStack() as undo:
         folder = OutputFolder(o.output, o.shard)
@@ -79,7 +83,11 @@ def run_batch(
         history = History(folder.journals, sink.counts)
         todo = _todo(o, source, history, sink, summary)
         total = -(-(source.total or 0) // (1 if o.shard is None else o.shard.of))
-        for results in _worked(o, spec, todo):
+        worked = _worked(o, spec, todo)
+        if o.ray is not None:
+            worked = worked_on_ray(o, spec, todo, tell)
+        undo.callback(worked.close)
+        for results in worked:
             sink.put(results)
             for result in results:
                 summary.add(result)
@@ -191,7 +199,9 @@ def _todo(
             yield pair
 
 
-def _worked(o: BatchOptions, spec: FusionSpec, todo: Iterator[Pair]) -> Iterator[list[Result]]:
+def _worked(
+    o: BatchOptions, spec: FusionSpec, todo: Iterator[Pair]
+) -> Generator[list[Result], None, None]:
     """Results in the order of the pairs, made by several threads."""
     fuser = Fuser(spec)
     workers = o.workers or spec.workers

@@ -70,14 +70,23 @@ def settle(
         pool=o.pool,
         gate=gate,
         reading=o.reading,
-        device=_open_choice(o.device, computing.get("device")),
+        device=_open_choice(_elsewhere(o), computing.get("device")),
         dtype=o.dtype,
         engine=_open_choice(o.engine, computing.get("engine")),
         out_dtype=o.out_dtype,
         sizes=sizes or _typical(shapes, total),
         heads_assumed=assumed,
     )
+    if o.ray is not None and spec.device != "cpu":
+        return replace(spec, engine="torch")  # this machine may not have what workers have
     return _resolved(spec)
+
+
+def _elsewhere(o: BatchOptions) -> str:
+    """The device that was said, or what workers on Ray are given."""
+    if o.ray is None or o.device != "auto":
+        return o.device
+    return "cuda" if o.ray.gpus_per_worker else "cpu"
 
 
 def _open_choice(said: str, recorded: str | None) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -113,6 +116,16 @@ def batch(
             "where pairs take long to compute."
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Work on a Ray cluster: HOST:PORT or auto; alone for one of this machine's own.",
+            metavar="[ADDRESS]",
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="GPUs of each Ray worker; 0.5 shares one. Default: 0.")
+    ] = None,
     method: Method = None,
     dim: Dim = None,
     heads: Heads = None,
@@ -157,7 +170,7 @@ def batch(
     IMAGES and TEXTS are two folders whose files have the same names, or files of tensors keyed
     by id. Prints the output folder. Exit code 3: some pairs failed, the others are done.
     """
-    from fusecli.batch import BatchOptions, Reading, parse_shard, run_batch
+    from fusecli.batch import BatchOptions, OnRay, Reading, parse_shard, run_batch
     from fusecli.batch import merge as merge_shards
     from fusecli.batch.options import MAX_MEMORY, SHARD_SIZE
     from fusecli.errors import UsageError
@@ -173,7 +186,14 @@ def batch(
                 "--manifest; only 'none' is possible here"
             )
     size = SHARD_SIZE if shard_size is None else parse_bytes(shard_size, "--shard-size")
-    with Progress("batch", quiet) as progress:
+    if gpus_per_worker is not None and ray is None:
+        raise UsageError("--gpus-per-worker is about the workers of --ray")
+    if ray is not None and (merge or shard is not None):
+        raise UsageError("--ray excludes --merge and --shard: it parts the pairs by itself")
+    on_ray = None
+    if ray is not None:
+        on_ray = OnRay(None if ray == "local" else ray, gpus_per_worker or 0.0)
+    with Progress("batch", quiet) as progress, _stdout_for_paths_only(on_ray is not None):
         if merge:
             if images is not None or manifest is not None or shard is not None or force:
                 raise UsageError("--merge takes only -o DIR: the run is in that folder")
@@ -229,6 +249,7 @@ def batch(
                 shard=None if shard is None else parse_shard(shard),
                 workers=workers,
                 max_memory=MAX_MEMORY if max_memory is None else parse_bytes(max_memory),
+                ray=on_ray,
             )
             summary = run_batch(options, progress.tell, progress.update)
         for line in summary.lines():
@@ -239,3 +260,13 @@ def batch(
         print_path(summary.output)
     if summary.all_failed:
         raise typer.Exit(_FAILED_PAIRS)
+
+
+@contextlib.contextmanager
+def _stdout_for_paths_only(ray: bool) -> Iterator[None]:
+    """Ray prints to stdout what becomes of its processes; what concerns people is told."""
+    if not ray:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

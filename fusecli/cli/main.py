@@ -92,7 +92,7 @@ def _run(args: list[str]) -> int:
 
     try:
         app = make_app(args[0] if args else None)
-        code = app(_with_report_values(args), standalone_mode=False)
+        code = app(_with_values(args), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FuseError as error:
         say_error(str(error), "--debug" in args)
@@ -111,16 +111,19 @@ def _run(args: list[str]) -> int:
         return int(getattr(error, "exit_code", 2))
 
 
-def _with_report_values(args: list[str]) -> list[str]:
-    """Give a bare --report its value: what follows is one only if it ends in .json.
+def _with_values(args: list[str]) -> list[str]:
+    """Give a bare --report or --ray its value: what follows is one only if it looks like one.
 
     Otherwise `fusecli fuse --report img.npy txt.npy` would take the image for a report.
     """
     out: list[str] = []
-    for index, arg in enumerate(args):
-        following = args[index + 1] if index + 1 < len(args) else ""
-        bare = arg == "--report" and not following.lower().endswith(".json")
-        out.append("--report=table" if bare else arg)
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg == "--report" and not following.lower().endswith(".json"):
+            arg = "--report=table"
+        elif arg == "--ray" and following not in ("auto", "local"):
+            _, _, port = following.rpartition(":")
+            arg = arg if port.isdigit() and "/" not in following else "--ray=local"
+        out.append(arg)
     return out
 
 
