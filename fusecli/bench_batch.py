@@ -72,6 +72,24 @@ class MemoryResult:
     rate: float
 
 
+@dataclass(frozen=True)
+class RayResult:
+    """One batch as a plain run and on a Ray of this machine, from files to files.
+
+    Attributes:
+        pairs: how many.
+        rate, ray_rate: pairs a second, the start counted.
+        start_s: seconds more that a run of a few pairs takes on Ray.
+        more: what a pair takes more on Ray than in the plain run, as a share, the start left out.
+    """
+
+    pairs: int
+    rate: float
+    ray_rate: float
+    start_s: float
+    more: float
+
+
 def bench_batch(pairs: int, turns: int = 3) -> BatchResult:
     """Pairs `[1, 768]` with `[8..32, 768]` in files of their own; medians over the turns.
 
@@ -122,6 +140,37 @@ def bench_memory(pairs: int, shard: int = 10_000) -> MemoryResult:
         out = os.path.join(folder, "out")
         seconds, peak = _timed([images, texts, "--keyed", "--pack", "-o", out, "-q"])
     return MemoryResult(pairs, peak, pairs / seconds)
+
+
+def bench_ray(pairs: int, turns: int = 3) -> RayResult:
+    """The pairs of `bench_batch`, and a hundredth of them; medians over the turns.
+
+    Args:
+        pairs: how many; 0.13 MB each in the temporary folder, and the results.
+        turns: how often each side runs; the sides alternate.
+    """
+    # By how many pairs, and on Ray or not.
+    seconds: dict[tuple[int, bool], list[float]] = {}
+    few = max(1, pairs // 100)
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (few, pairs):
+            images, texts = (os.path.join(folder, f"{name}{count}") for name in ("i", "t"))
+            _write_files(images, texts, count)
+            for _ in range(turns):
+                for ray in (False, True):
+                    with tempfile.TemporaryDirectory(dir=folder) as out:
+                        arguments = [images, texts, "-o", os.path.join(out, "o"), "-q"]
+                        took, _ = _timed([*arguments, "--ray"] if ray else arguments)
+                    seconds.setdefault((count, ray), []).append(took)
+    median = {each: sorted(took)[turns // 2] for each, took in seconds.items()}
+    plain, ray_s = (median[pairs, ray] - median[few, ray] for ray in (False, True))
+    return RayResult(
+        pairs,
+        pairs / median[pairs, False],
+        pairs / median[pairs, True],
+        median[few, True] - median[few, False],
+        ray_s / plain - 1,
+    )
 
 
 def _write_files(images: str, texts: str, pairs: int) -> None:

@@ -53,6 +53,10 @@ def bench(
         int,
         typer.Option(help="Only run fusecli batch on 1,000 and on so many small pairs by id."),
     ] = 0,
+    batch_ray: Annotated[
+        int,
+        typer.Option(help="Only time fusecli batch on so many pairs, plain and with --ray."),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -73,12 +77,12 @@ def bench(
         raise UsageError(f"--engine {engine}: expected {', '.join(ENGINES)}")
     if engine == "numpy" and (dtype != "float32" or device != "cpu"):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
-    if min(pairs, turns) < 1 or min(stack, batch, batch_memory) < 0:
-        raise UsageError("--pairs, --turns, --stack, --batch and --batch-memory must be positive")
+    if min(pairs, turns) < 1 or min(stack, batch, batch_memory, batch_ray) < 0:
+        raise UsageError("--pairs, --turns, --stack, --batch, -memory and -ray must be positive")
     FusionConfig(dim, heads)
     shapes = _numbers("--P", image_tokens), _numbers("--T", text_tokens)
-    if batch or batch_memory:
-        _bench_batch(batch, batch_memory, as_json)
+    if batch or batch_memory or batch_ray:
+        _bench_batch(batch, batch_memory, batch_ray, as_json)
         return
     if stack:
         made = bench_stack(stack)
@@ -134,8 +138,8 @@ def bench(
         )
 
 
-def _bench_batch(pairs: int, memory: int, as_json: bool) -> None:
-    from fusecli.bench_batch import bench_batch, bench_memory
+def _bench_batch(pairs: int, memory: int, ray: int, as_json: bool) -> None:
+    from fusecli.bench_batch import bench_batch, bench_memory, bench_ray
 
     made: list[dict[str, object]] = []
     if pairs:
@@ -154,6 +158,15 @@ def _bench_batch(pairs: int, memory: int, as_json: bool) -> None:
         if not as_json:
             held = "unknown" if keyed.resident_mb is None else f"{keyed.resident_mb:.0f} MB"
             typer.echo(f"{count:,} pairs by id, packed: {held} resident, {keyed.rate:,.0f} pairs/s")
+    if ray:
+        on_ray = bench_ray(ray)
+        made.append(on_ray)
+        if not as_json:
+            typer.echo(
+                f"{ray:,} pairs from files to files: fusecli batch {on_ray.rate:,.0f} pairs/s, "
+                f"with --ray {on_ray.ray_rate:,.0f}: {on_ray.start_s:.1f} s more to start, then "
+                f"{on_ray.more:+.0%} a pair"
+            )
     if as_json:
         sys.stdout.write(json.dumps(made, indent=2) + "\n")
 
