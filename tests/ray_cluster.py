@@ -9,6 +9,7 @@ from ray.cluster_utils import Cluster
 
 NODE = {
     "num_cpus": 1,
+    "num_gpus": 1,  # which are counted and handed out, whether there are any or not
     "node_ip_address": "127.0.0.1",
     "object_store_memory": 100 << 20,
     "include_dashboard": False,

@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusecli import ImageTextFusion, __version__, save_module
 from fusecli.batch import BatchOptions, OnRay, on_ray
+from fusecli.batch.settle import settle
 from fusecli.batch.work import Result
 from fusecli.errors import FuseError, RayError, UsageError
-from fusecli.pairs import Pair, PairOptions, Place
+from fusecli.pairs import Pair, PairOptions, Place, open_pairs
 
 CLUSTER = Path(__file__).parent / "ray_cluster.py"
 UNTRAINED = "note: no --weights"
@@ -193,6 +196,25 @@ def test_worker_or_node_that_ends_at_work_changes_nothing(
     assert_same("plain", "ray")
     lines = Path("ray/journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"{n:05}" for n in range(3000)]
+
+
+def test_workers_are_given_gpus_of_the_cluster(folder: Path, cluster: Session) -> None:
+    write_pairs(30)
+    plain(cluster, "plain")
+    on = ["batch", "images", "texts", "--ray", cluster.address, "--gpus-per-worker"]
+    code, _, err = cluster.run(*on, "1", "-o", "ray", "--device", "cpu")
+    assert code == 0, err
+    assert_same("plain", "ray")
+    code, out, err = cluster.run(*on, "3", "-o", "ray3", "-q")
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: the Ray cluster has 2 CPUs and 2 GPUs, and a worker takes 1 CPU and 3 GPUs\n"
+    )
+    if not torch.cuda.is_available():
+        code, out, err = cluster.run(*on, "0.5", "-o", "cuda", "-q")
+        assert (code, out) == (1, "")
+        assert err.startswith("error: --device cuda")
+        assert err.count("\n") == 1
 
 
 def test_plain_run_and_run_on_ray_go_on_with_each_other(folder: Path, session: Session) -> None:
@@ -434,6 +456,23 @@ def test_what_a_worker_raises_ends_the_run(
     with pytest.raises(kind) as raised:
         list(pool(ray, []).run(pairs(10)))
     assert str(raised.value) == message
+
+
+def test_worker_that_would_compute_something_else_refuses(folder: Path) -> None:
+    write_pairs(1)
+    save_module(ImageTextFusion(64, 8), "w.safetensors")
+    options = BatchOptions(PairOptions("images", "texts"), "out", weights="w.safetensors")
+    source = open_pairs(options.pairs)
+    spec = settle(options, source, 1, None)
+    on_ray.Worker(spec, os.getcwd(), __version__).begin()
+    with pytest.raises(RayError, match=rf"^fusecli is {__version__} on .* and 0.0 here: install"):
+        on_ray.Worker(spec, os.getcwd(), "0.0").begin()
+    with pytest.raises(RayError, match=r"^/none/such: cannot be entered on .*: No such file"):
+        on_ray.Worker(spec, "/none/such", __version__).begin()
+    save_module(ImageTextFusion(64, 8), "other.safetensors")
+    os.replace("other.safetensors", "w.safetensors")
+    with pytest.raises(RayError, match=r"^w.safetensors: is another file on .* than here$"):
+        on_ray.Worker(spec, os.getcwd(), __version__).begin()
 
 
 @pytest.mark.parametrize(
