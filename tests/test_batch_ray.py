@@ -25,8 +25,10 @@ from hypothesis import strategies as st
 
 from fusecli import ImageTextFusion, __version__, save_module
 from fusecli.batch import BatchOptions, OnRay, on_ray
+from fusecli.batch.cluster import worker_count
 from fusecli.batch.settle import settle
 from fusecli.batch.work import Result
+from fusecli.cli.main import _with_values
 from fusecli.errors import FuseError, RayError, UsageError
 from fusecli.pairs import Pair, PairOptions, Place, open_pairs
 
@@ -292,6 +294,23 @@ def test_missing_ray_names_the_extra(folder: Path, session: Session) -> None:
     assert not os.path.exists("out")
 
 
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--ray", "images", "texts"], ["--ray=local", "images", "texts"]),
+        (["images", "texts", "--ray"], ["images", "texts", "--ray=local"]),
+        (["--ray", "-o", "out"], ["--ray=local", "-o", "out"]),
+        (["--ray", "head:6379", "images"], ["--ray", "head:6379", "images"]),
+        (["--ray", "auto", "images"], ["--ray", "auto", "images"]),
+        (["--ray=head:1", "images"], ["--ray=head:1", "images"]),
+        (["--ray", "a/b:1"], ["--ray=local", "a/b:1"]),
+        ([], []),
+    ],
+)
+def test_bare_ray_takes_no_folder_for_an_address(given: list[str], understood: list[str]) -> None:
+    assert _with_values(given) == understood
+
+
 # ---------------------------------------------------------------- every order of losses
 
 
@@ -492,7 +511,7 @@ def test_as_many_workers_as_the_cluster_has_room_for(
 ) -> None:
     options = BatchOptions(PairOptions("i", "t"), "o", workers=workers, ray=OnRay(None, gpus))
     if count is not None:
-        assert on_ray._worker_count(options, resources) == count
+        assert worker_count(options, resources) == count
         return
     with pytest.raises(RayError, match=r"the Ray cluster has .* CPUs and .* GPUs, and a worker"):
-        on_ray._worker_count(options, resources)
+        worker_count(options, resources)

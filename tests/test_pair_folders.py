@@ -148,7 +148,13 @@ def test_file_that_fits_no_pattern_is_counted(folder: Path) -> None:
     touch("both/a_img.npy", "both/a_txt.npy", "both/odd.npy", "both/odd.json")
     source = opened("both", None, image_pattern="{id}_img", text_pattern="{id}_txt")
     assert ids(source) == ["a"]
-    assert source.unmatched.first == [("image", "both/odd.npy"), ("text", "both/odd.npy")]
+    assert source.unmatched.first == [("file", "both/odd.npy")]
+    touch("texts/a_txt.npy", "texts/c.npy", "texts/b.npy")
+    source = opened("both", image_pattern="{id}_img", text_pattern="{id}_txt")
+    assert source.unmatched.first == [
+        *(("image", f"both/{name}.npy") for name in ("a_txt", "odd")),
+        *(("text", f"texts/{name}.npy") for name in ("b", "c")),
+    ]
 
 
 def test_two_files_of_one_id_are_refused_by_name(folder: Path) -> None:
@@ -202,6 +208,14 @@ def test_links_are_followed_and_loops_end(folder: Path) -> None:
     os.symlink("images", "texts")
     source = opened("images", "images/far/../images", image_pattern="{id}", text_pattern="{id}.npy")
     assert ids(source) == ["a", "broken", "far/deep/y", "far/x", "loop"]
+
+
+def test_what_fits_no_pattern_is_counted_once_where_links_lead_back(folder: Path) -> None:
+    touch("images/a_x.npy", "images/odd.npy", "texts/a.npy")
+    os.symlink(".", "images/self")
+    source = opened(image_pattern="{id}_x")
+    assert ids(source) == ["a"]
+    assert source.unmatched.first == [("image", "images/odd.npy")]
 
 
 def test_deep_folders_do_not_end_the_walk(folder: Path) -> None:

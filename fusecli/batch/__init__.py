@@ -7,7 +7,7 @@ work.py      some pairs fused; knows nothing of what follows
 files.py, packs.py   results on disk
 journal.py   what was done
 folder.py    the output folder: record, locks
-on_ray.py    the work on a cluster
+on_ray.py, cluster.py   the work on Ray's workers, and reaching Ray
 run.py       all of it together
 """
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import socket
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -21,11 +19,11 @@ from itertools import chain, islice
 from typing import Any
 
 from fusecli import __version__
-from fusecli.batch.options import BatchOptions, OnRay
+from fusecli.batch.cluster import connected, worker_count
+from fusecli.batch.options import BatchOptions
 from fusecli.batch.reading import Stamp, Stamps
 from fusecli.batch.spec import FusionSpec
 from fusecli.batch.work import Fuser, Result
-from fusecli.device import cores
 from fusecli.errors import FuseError, RayError, shortened
 from fusecli.features import open_features
 from fusecli.features.npy import one_line
@@ -41,7 +39,6 @@ _LEAST_BYTES = 1 << 20
 _TRIES = 3  # a pair that ended so many workers is not tried again
 _MOST_LOSSES = 20  # workers lost one after the other; finding one bad pair of a chunk takes 12
 _PATIENCE = 10.0  # seconds without any result until it is said that nothing happens
-_CONNECTING = 10.0  # seconds to reach an address
 _LOST = object()
 
 Tell = Callable[[str], None]
@@ -133,23 +130,12 @@ def worked_on_ray(
     first = list(islice(todo, 1))
     if not first:
         return  # Ray takes seconds to start
-    with _connected(o.ray, o) as ray:
+    with connected(o.ray, o) as ray:
         pool = Pool(ray, o, spec, tell)
         try:
             yield from pool.run(chain(first, todo))
         finally:
             pool.close()
-
-
-def check_ray(on: OnRay) -> None:
-    """See that there is a Ray before anything is written.
-
-    Raises:
-        RayError: it is not installed, or nothing answers at its address.
-    """
-    _imported(on)
-    if on.address not in (None, "auto"):
-        _check_reachable(on.address)
 
 
 class Pool:
@@ -165,7 +151,7 @@ class Pool:
     def __init__(self, ray: Any, o: BatchOptions, spec: FusionSpec, tell: Tell) -> None:
         assert o.ray is not None
         self._ray, self._spec, self._tell = ray, spec, tell
-        size = _worker_count(o, ray.cluster_resources())
+        size = worker_count(o, ray.cluster_resources())
         self._kind = ray.remote(num_cpus=1, num_gpus=o.ray.gpus_per_worker)(Worker)
         self._most = _AHEAD * size
         self._budget = min(_MOST_BYTES, max(_LEAST_BYTES, o.max_memory // self._most))
@@ -317,75 +303,3 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     found = re.search(r"Worker exit type: \w+|node.{0,80}(?:dead|died|terminated)", text)
     return found[0] if found else shortened(text, 200)
-
-
-def _worker_count(o: BatchOptions, resources: dict[str, float]) -> int:
-    assert o.ray is not None
-    if o.workers is not None:
-        return o.workers
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    each = o.ray.gpus_per_worker
-    count = int(min(cpus, gpus / each if each else cpus))
-    if count < 1:
-        raise RayError(
-            f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, and a worker takes 1 CPU"
-            f"{f' and {each:g} GPUs' if each else ''}"
-        )
-    return count
-
-
-@contextlib.contextmanager
-def _connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
-    """Ray, connected to a cluster or started here, and left as it was found."""
-    ray = _imported(on)
-    if ray.is_initialized():
-        yield ray
-        return
-    with contextlib.ExitStack() as undo:
-        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        if on.address is None:
-            logs = undo.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
-            settings |= {
-                "address": "local",
-                "num_cpus": o.workers or cores(),
-                "include_dashboard": False,
-                "object_store_memory": max(256 << 20, 2 * o.max_memory),
-                "_temp_dir": logs,
-            }
-        else:
-            settings["address"] = on.address
-        undo.callback(ray.shutdown)
-        _initialize(ray, settings)
-        yield ray
-
-
-def _initialize(ray: Any, settings: dict[str, Any]) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        ray.init(**settings)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RayError(f"--ray: Ray cannot be started or reached: {one_line(error)}") from None
-    for number, handler in handlers.items():  # Ray puts its own in their place
-        signal.signal(number, handler)
-
-
-def _imported(on: OnRay) -> Any:
-    # A tool that reads people's features does not report to anybody.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if on.address is None:
-        # Decided when ray is imported: listen on this machine's own interface only.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-    except ImportError:
-        raise RayError("--ray needs Ray: pip install 'fusecli[ray]'") from None
-    return ray
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _CONNECTING).close()
-    except (OSError, ValueError) as error:
-        raise RayError(f"--ray {address}: no Ray cluster answers there: {error}") from None

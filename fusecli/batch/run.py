@@ -66,7 +66,8 @@ def run_batch(
     o.check()
     _refuse_inputs_inside(o)
     if o.ray is not None:
-        from fusecli.batch.on_ray import check_ray, worked_on_ray
+        from fusecli.batch.cluster import check_ray
+        from fusecli.batch.on_ray import worked_on_ray
 
         check_ray(o.ray)
     source = open_pairs(o.pairs)

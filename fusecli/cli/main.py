@@ -117,7 +117,7 @@ def _with_values(args: list[str]) -> list[str]:
     Otherwise `fusecli fuse --report img.npy txt.npy` would take the image for a report.
     """
     out: list[str] = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         if arg == "--report" and not following.lower().endswith(".json"):
             arg = "--report=table"
         elif arg == "--ray" and following not in ("auto", "local"):

@@ -50,7 +50,7 @@ class Folders:
         self._images = Walk("image", images, image_pattern, skipped)
         self._texts = Walk("text", texts, text_pattern, skipped)
         if shared:
-            self._images.other, self._texts.other = text_pattern, image_pattern
+            self._images.other, self._images.odd, self._texts.odd = text_pattern, "file", None
 
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
         """The pairs in the order of their ids."""
@@ -104,6 +104,9 @@ class Walk:
         # What begins the first part of an id, and what begins every file's name.
         self._first, self._lead = (first, "") if by_path else ("", first)
         self._endings = ENDINGS if pattern.ending is None else (pattern.ending,)
+        # What a file that does not fit is called, None to leave it to the other side; and the
+        # pattern that may be meant for it.
+        self.odd: str | None = side
         self.other: Pattern | None = None
 
     def files(self, unmatched: Unmatched) -> Iterator[tuple[str, str]]:
@@ -120,7 +123,7 @@ class Walk:
             return
         last, earlier = "", ""
         # The folders that are open: what is left in each, its path, its key, its identity.
-        opened = [self._open(start, "", unmatched)]
+        opened = [self._open(start, "", unmatched, set())]
         while opened:
             left, path, key, _ = opened[-1]
             entry = next(left, None)
@@ -138,16 +141,17 @@ class Walk:
                 last, earlier = key + part, below
                 yield last, below
                 continue
-            folder = self._open(below, f"{key}{part}{_BELOW}", unmatched)
-            if all(folder[3] != above[3] for above in opened):
-                opened.append(folder)
+            above = {identity for _, _, _, identity in opened}
+            opened.append(self._open(below, f"{key}{part}{_BELOW}", unmatched, above))
 
     def _open(
-        self, folder: str, key: str, unmatched: Unmatched
+        self, folder: str, key: str, unmatched: Unmatched, above: set[tuple[int, int]]
     ) -> tuple[Iterator[str], str, str, tuple[int, int]]:
+        """A folder and what is in it: nothing where it is one that it lies in, or the output's."""
         try:
             identity = _identity(folder)
-            listed = [] if identity == self._skipped else self._list(folder, not key, unmatched)
+            passed = identity == self._skipped or identity in above
+            listed = [] if passed else self._list(folder, not key, unmatched)
         except OSError as error:
             raise PairsError(f"{folder}: cannot be listed: {error.strerror}") from None
         listed.sort()
@@ -159,6 +163,7 @@ class Walk:
         In one string, since a folder may hold a million files.
         """
         found: list[str] = []
+        odd: list[str] = []
         start = self._first if top else ""
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -184,7 +189,10 @@ class Walk:
                 ):
                     found.append(f"{stem[len(self._lead) : end]}{_BELOW}{_FILE}{name}")
                 elif ending.lower() in ENDINGS and not self._is_other(name):
-                    unmatched.add(self._side, os.path.join(folder, name))
+                    odd.append(name)
+        if self.odd is not None:
+            for name in sorted(odd):
+                unmatched.add(self.odd, os.path.join(folder, name))
         return found
 
     def _files_under(self, folder: str, name: str, part: str) -> list[str]:

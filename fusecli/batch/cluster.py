@@ -1,0 +1,106 @@
+"""Reaching a Ray cluster, or starting one of this machine's own, and leaving it as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from fusecli.batch.options import BatchOptions, OnRay
+from fusecli.device import cores
+from fusecli.errors import RayError
+from fusecli.features.npy import one_line
+
+_CONNECTING = 10.0  # seconds to reach an address
+
+
+def check_ray(on: OnRay) -> None:
+    """See that there is a Ray before anything is written.
+
+    Raises:
+        RayError: it is not installed, or nothing answers at its address.
+    """
+    _imported(on)
+    if on.address not in (None, "auto"):
+        _check_reachable(on.address)
+
+
+def worker_count(o: BatchOptions, resources: dict[str, float]) -> int:
+    """How many workers a run has: as many as are said, or as the cluster has room for.
+
+    Raises:
+        RayError: it has room for none.
+    """
+    assert o.ray is not None
+    if o.workers is not None:
+        return o.workers
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    each = o.ray.gpus_per_worker
+    count = int(min(cpus, gpus / each if each else cpus))
+    if count < 1:
+        raise RayError(
+            f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, and a worker takes 1 CPU"
+            f"{f' and {each:g} GPUs' if each else ''}"
+        )
+    return count
+
+
+@contextlib.contextmanager
+def connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
+    """Ray, connected to a cluster or started here, and left as it was found."""
+    ray = _imported(on)
+    if ray.is_initialized():
+        yield ray
+        return
+    with contextlib.ExitStack() as undo:
+        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if on.address is None:
+            logs = undo.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
+            settings |= {
+                "address": "local",
+                "num_cpus": o.workers or cores(),
+                "include_dashboard": False,
+                "object_store_memory": max(256 << 20, 2 * o.max_memory),
+                "_temp_dir": logs,
+            }
+        else:
+            settings["address"] = on.address
+        undo.callback(ray.shutdown)
+        _initialize(ray, settings)
+        yield ray
+
+
+def _initialize(ray: Any, settings: dict[str, Any]) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**settings)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RayError(f"--ray: Ray cannot be started or reached: {one_line(error)}") from None
+    for number, handler in handlers.items():  # Ray puts its own in their place
+        signal.signal(number, handler)
+
+
+def _imported(on: OnRay) -> Any:
+    # A tool that reads people's features does not report to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if on.address is None:
+        # Decided when ray is imported: listen on this machine's own interface only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        import ray
+    except ImportError:
+        raise RayError("--ray needs Ray: pip install 'fusecli[ray]'") from None
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _CONNECTING).close()
+    except (OSError, ValueError) as error:
+        raise RayError(f"--ray {address}: no Ray cluster answers there: {error}") from None
