@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from array import array
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from fusecli.output import ENDINGS
 # Most file systems end at 255 bytes a name and 4,096 a path, which ending and folder share.
 _LONGEST_NAME = 200
 _LONGEST_PATH = 1024
+
+_BLOCK = 1 << 15
 
 LONGEST_ID = 1024  # characters; ids are held and written often
 
@@ -55,6 +58,35 @@ def fold(path: str) -> str:
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+class Hashes:
+    """Python's hashes of many texts, 8 bytes each, in blocks that never move.
+
+    One array that grows would be copied again and again, and leave holes of eight times its size
+    in the process's memory.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[NDArray[np.int64]] = []
+        self._last = array("q")
+
+    def add(self, text: str) -> None:
+        """Keep the hash of one more text."""
+        self._last.append(hash(text))
+        if len(self._last) == _BLOCK:
+            self._close()
+
+    def all(self) -> NDArray[np.int64]:
+        """All of them in the order in which they came; they are kept no longer."""
+        self._close()
+        joined = np.concatenate(self._blocks)
+        self._blocks.clear()
+        return joined
+
+    def _close(self) -> None:
+        self._blocks.append(np.array(self._last, np.int64))
+        self._last = array("q")
 
 
 def repeated(hashes: NDArray[np.int64]) -> set[int]:

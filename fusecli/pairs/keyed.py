@@ -6,7 +6,6 @@ all of them, as a hash and the number of its shard (12 bytes), since that may be
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,7 +51,7 @@ class Keyed:
         used = [np.zeros(len(role.hashes), bool) for role in self._indexed]
         for number in range(len(self._image.files)):
             ids = self._image.ids(number)
-            hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
+            hashes = _hashes(ids)
             # Per id the number of the file that holds its text and its masks, -1 for none.
             texts, image_masks, text_masks = (
                 role.find(hashes, seen) for role, seen in zip(self._indexed, used, strict=True)
@@ -68,7 +67,8 @@ class Keyed:
                 text_mask = self._text_mask.place_found(id, text_masks[i])
                 yield Pair(id, image, text, image_mask, text_mask, None)
         # A mask has a partner in its own features, whether these have one or not.
-        used[2] |= np.isin(self._text_mask.hashes, self._text.hashes)
+        if len(self._text_mask.hashes):
+            used[2] |= np.isin(self._text_mask.hashes, self._text.hashes)
         for role, seen in zip(self._indexed, used, strict=True):
             for place in role.unused(seen):
                 unmatched.add(role.name, _where(place))
@@ -114,7 +114,7 @@ class _Role:
 
     def __init__(self, name: str, files: list[str], pattern: Pattern) -> None:
         self.name, self.files, self._pattern = name, files, pattern
-        self._learned, self._files = array("q"), array("i")  # an id's hash, its file's number
+        self._learned: list[NDArray[np.int64]] = []  # hashes of the ids of a file
 
     def id_of(self, key: str) -> str | None:
         """The id in a key; None for a tensor of another kind."""
@@ -140,8 +140,7 @@ class _Role:
                 f"{self.files[number]}: has an id of {len(longest):,} characters, at most "
                 f"{LONGEST_ID:,} serve: {shortened(longest)!r}"
             )
-        self._learned.extend(map(hash, ids))
-        self._files.extend([number] * len(ids))
+        self._learned.append(_hashes(ids))
         return len(ids)
 
     def sort(self) -> None:
@@ -150,11 +149,12 @@ class _Role:
         Raises:
             PairsError: two files hold one id.
         """
-        self.hashes = np.frombuffer(self._learned, np.int64)
+        counts = [len(hashes) for hashes in self._learned]
+        self.hashes = np.concatenate(self._learned)
+        self._learned.clear()
         order = np.argsort(self.hashes)
         self.hashes = self.hashes[order]
-        self._numbers = np.frombuffer(self._files, np.int32)[order]
-        del self._learned, self._files
+        self._numbers = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
         self._refuse_two(repeated(self.hashes))
 
     def find(self, hashes: NDArray[np.int64], seen: NDArray[np.bool_]) -> list[int]:
@@ -179,7 +179,7 @@ class _Role:
         """The tensors that were not seen."""
         for number in np.unique(self._numbers[~seen]).tolist():
             ids = self.ids(number)
-            places = np.searchsorted(self.hashes, np.fromiter(map(hash, ids), np.int64, len(ids)))
+            places = np.searchsorted(self.hashes, _hashes(ids))
             for id, was_seen in zip(ids, seen[places].tolist(), strict=True):
                 if not was_seen:
                     yield self.place(id, number)
@@ -197,3 +197,7 @@ class _Role:
 
 def _where(place: Place) -> str:
     return f"{place.file}[{place.key}]"
+
+
+def _hashes(ids: list[str]) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, ids), np.int64, len(ids))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from fusecli.errors import PairsError, shortened
-from fusecli.pairs.ids import fold, relative_path, repeated
+from fusecli.pairs.ids import Hashes, fold, relative_path, repeated
 from fusecli.pairs.pair import Listing, Pair, Unmatched
 
 
@@ -47,20 +44,21 @@ class PairSource:
         Python's hash of a text is keyed anew in every process: nobody can make a manifest of
         texts that hash alike, and those that do by chance are compared in a second pass.
         """
-        ids, outputs = array("q"), array("q")
+        count, ids, outputs = 0, Hashes(), Hashes()
         for pair in self._listing.pairs(self.unmatched):
-            ids.append(hash(pair.id))
+            count += 1
+            ids.add(pair.id)
             if self._ending:
-                outputs.append(hash(self._output(pair)))
+                outputs.add(self._output(pair))
         self._refuse_equal(ids, lambda pair: pair.id)
         self._refuse_equal(outputs, self._output)
-        return len(ids)
+        return count
 
     def _output(self, pair: Pair) -> str:
         return fold(relative_path(pair.id, self._ending) if pair.output is None else pair.output)
 
-    def _refuse_equal(self, hashes: array[int], name_of: Callable[[Pair], str]) -> None:
-        values = np.frombuffer(hashes, np.int64)
+    def _refuse_equal(self, hashes: Hashes, name_of: Callable[[Pair], str]) -> None:
+        values = hashes.all()
         values.sort()
         alike = repeated(values)
         if not alike:
