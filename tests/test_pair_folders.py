@@ -279,7 +279,9 @@ NAMES = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(images=NAMES, texts=NAMES)
 def test_pairs_are_what_both_sides_have_sorted_as_folders_are(
     tmp_path: Path, images: list[str], texts: list[str]

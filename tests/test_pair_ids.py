@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fusecli.errors import UsageError
@@ -60,6 +60,7 @@ def test_what_a_system_could_take_amiss_is_written_out(id: str, path: str) -> No
     assert relative_path(id) == path
 
 
+@settings(deadline=None)
 @given(IDS)
 @example("\ud800")
 def test_a_path_stays_inside_whatever_the_id(id: str) -> None:
@@ -82,6 +83,7 @@ def naive_fold(path: str) -> str:
     return unicodedata.normalize("NFC", path.casefold())
 
 
+@settings(deadline=None)
 @given(IDS, IDS)
 @example("ß", "SS")
 @example("e\u0301", "É")
@@ -94,6 +96,7 @@ def test_no_two_ids_have_one_path(one: str, other: str) -> None:
         assert fold(relative_path(one)) != fold(relative_path(other))
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 @example("ß", "ẞ")
 def test_fold_makes_equal_what_case_or_form_make_equal(one: str, other: str) -> None:
@@ -110,12 +113,14 @@ AROUND = st.text(st.characters(exclude_characters="{}/"), max_size=5).filter(
 )
 
 
+@settings(deadline=None)
 @given(AROUND, AROUND, st.text(min_size=1))
 def test_pattern_finds_the_id_that_a_name_was_made_of(prefix: str, suffix: str, id: str) -> None:
     pattern = key_pattern("image", f"{prefix}{{id}}{suffix}")
     assert pattern.id_of(pattern.name_of(id)) == id
 
 
+@settings(deadline=None)
 @given(st.text(max_size=8), st.text(max_size=3), st.text(max_size=3))
 def test_pattern_takes_no_name_that_it_would_not_make(name: str, before: str, after: str) -> None:
     pattern = Pattern("", before, after)

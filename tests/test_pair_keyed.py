@@ -244,7 +244,9 @@ def test_folder_without_shards_is_refused(folder: Path) -> None:
 KEYS = st.sets(st.sampled_from([f"{n:02}" for n in range(24)]), min_size=1)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(images=KEYS, texts=KEYS, cuts=st.tuples(*[st.integers(1, 4)] * 2), seed=st.integers(0, 9))
 def test_pairs_are_what_both_sides_have_however_they_are_cut(
     tmp_path: Path, images: set[str], texts: set[str], cuts: tuple[int, int], seed: int

@@ -86,7 +86,9 @@ RECORDS = st.lists(
 )
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(records=RECORDS)
 def test_three_formats_say_the_same(folder: Path, records: list[Record]) -> None:
     results: list[object] = []
