@@ -122,11 +122,14 @@ def session() -> Iterator[Session]:
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_TMPDIR": folder,
                 "TMPDIR": folder,
+                "HOME": f"{folder}/home",
                 "FUSECLI_TEST_SESSION": os.path.basename(folder),
             }
         )
+        os.mkdir(f"{folder}/home")
         yield here
         until(lambda: not here.processes(), "Ray's processes outlive the test")
+        assert os.listdir(f"{folder}/home") == [], "something was written into the home folder"
 
 
 @pytest.fixture

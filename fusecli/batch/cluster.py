@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -15,6 +16,8 @@ from fusecli.device import cores
 from fusecli.errors import RayError
 from fusecli.features.npy import one_line
 
+# What people say about it: to their clusters fusecli brings what Ray's own rules find.
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _CONNECTING = 10.0  # seconds to reach an address
 
 
@@ -79,7 +82,14 @@ def _initialize(ray: Any, settings: dict[str, Any]) -> None:
     try:
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
-        raise RayError(f"--ray: Ray cannot be started or reached: {one_line(error)}") from None
+        token = (
+            "; if the cluster asks for a token, give it to Ray (RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH)"
+        )
+        raise RayError(
+            f"--ray: Ray cannot be started or reached: {one_line(error)}"
+            f"{token if settings['address'] not in ('local', 'auto') else ''}"
+        ) from None
     for number, handler in handlers.items():  # Ray puts its own in their place
         signal.signal(number, handler)
 
@@ -90,6 +100,9 @@ def _imported(on: OnRay) -> Any:
     if on.address is None:
         # Decided when ray is imported: listen on this machine's own interface only.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # A token for this cluster alone: Ray would write one into the home folder.
+        if not any(name in os.environ for name in _AUTHENTICATION):
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     try:
         import ray
     except ImportError:
