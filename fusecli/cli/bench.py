@@ -160,7 +160,7 @@ def _bench_batch(pairs: int, memory: int, ray: int, as_json: bool) -> None:
             typer.echo(f"{count:,} pairs by id, packed: {held} resident, {keyed.rate:,.0f} pairs/s")
     if ray:
         on_ray = bench_ray(ray)
-        made.append(on_ray)
+        made.append(asdict(on_ray))
         if not as_json:
             typer.echo(
                 f"{ray:,} pairs from files to files: fusecli batch {on_ray.rate:,.0f} pairs/s, "
