@@ -180,34 +180,39 @@ def too_large_for(dtype: str, side: str, seen: Seen) -> list[Diagnosis]:
 
 
 def attention_statistics(
-    weights: NDArray[np.float32], mask: NDArray[np.bool_] | None, null_token: bool
+    weights: NDArray[np.float32],
+    asking: NDArray[np.bool_] | None,
+    mask: NDArray[np.bool_] | None,
+    null_token: bool,
 ) -> dict[str, Any] | None:
-    """How spread the attention weights are.
+    """How spread the attention weights of real tokens are.
 
     Args:
         weights: `[n, H, T, P]`.
+        asking: bool `[n, T]` or `[1, T]`, true for real tokens; padded ones do not count.
         mask: bool `[n, P]` or `[1, P]`, true for real tokens.
         null_token: the weights leave a share to a null token, which counts as one more.
 
     Returns:
         Mean entropy in nats, its maximum (mean log of the number of tokens to choose from)
-        and their ratio; None if no sample has a choice.
+        and their ratio; None if no real token has a choice.
     """
-    n, P = weights.shape[0], weights.shape[3]
+    n, _, T, P = weights.shape
     choices = np.full(n, P) if mask is None else np.broadcast_to(mask, (n, P)).sum(axis=1)
     choices = choices + null_token
-    chosen = choices > 1
-    if not chosen.any():
+    real = np.ones((n, T), bool) if asking is None else np.broadcast_to(asking, (n, T))
+    real = real & (choices > 1)[:, None]
+    if not real.any():
         return None
-    w = weights[chosen].astype(np.float64)
-    entropy = -(w * np.log(np.where(w > 0, w, 1.0))).sum(axis=-1)  # [n, H, T]
+    w = weights.swapaxes(1, 2)[real].astype(np.float64)  # [rows, H, P]
+    entropy = -(w * np.log(np.where(w > 0, w, 1.0))).sum(axis=-1)  # [rows, H]
     if null_token:
         rest = np.clip(1 - w.sum(axis=-1), 0.0, 1.0)
         entropy -= rest * np.log(np.where(rest > 0, rest, 1.0))
-    highest = np.log(choices[chosen])
+    highest = np.log(np.broadcast_to(choices[:, None], (n, T))[real])  # [rows]
     return {
         "mean_entropy": float(entropy.mean()),
         "max_entropy": float(highest.mean()),
-        "entropy_ratio": float((entropy / highest[:, None, None]).mean()),
-        "samples": int(chosen.sum()),
+        "entropy_ratio": float((entropy / highest[:, None]).mean()),
+        "samples": int(real.any(axis=1).sum()),
     }

@@ -247,7 +247,7 @@ def _compute(
         asked = weights if N == 1 else wanted
         rows = fuse_chunk(fusions, pool, image, text, mask, words, asked)
         if weights:
-            seen = _statistics(job, weights, mask if first.direction == "text" else words)
+            seen = _statistics(job, weights, first.direction, mask, words)
             if wanted is not None:
                 wanted.extend(weights)
         finite = all(bool(np.isfinite(part).all()) for part in rows)
@@ -299,13 +299,18 @@ def _look(
     image_mask = None if image_mask is None else image_mask[:n]
     text_mask = None if text_mask is None else text_mask[:n]
     fusion.fuse(image[:n], text[:n], image_mask, text_mask, weights)
-    return _statistics(job, weights, image_mask if fusion.direction == "text" else text_mask)
+    return _statistics(job, weights, fusion.direction, image_mask, text_mask)
 
 
 def _statistics(
-    job: Job, weights: list[NDArray[np.float32]], mask: NDArray[np.bool_] | None
+    job: Job,
+    weights: list[NDArray[np.float32]],
+    direction: str,
+    image_mask: NDArray[np.bool_] | None,
+    text_mask: NDArray[np.bool_] | None,
 ) -> dict[str, Any] | None:
-    return diagnose.attention_statistics(np.concatenate(weights), mask, job.config.null_token)
+    masks = (text_mask, image_mask) if direction == "text" else (image_mask, text_mask)
+    return diagnose.attention_statistics(np.concatenate(weights), *masks, job.config.null_token)
 
 
 def _report(

@@ -112,8 +112,8 @@ def view_of(
     mean = kept.mean(axis=0, dtype=np.float64)
     tokens = int(drawing.real.sum()) + null_token
     mask = drawing.real[None]
-    each = attention_statistics(kept[None], mask, null_token)
-    drawn = attention_statistics(mean[None, None], mask, null_token)
+    each = attention_statistics(kept[None], None, mask, null_token)
+    drawn = attention_statistics(mean[None, None], None, mask, null_token)
     caption = [f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head."]
     if each is not None and drawn is not None and len(weights) > 1:
         caption[0] = (

@@ -899,13 +899,18 @@ def test_stages_have_the_shapes_of_the_plain_module(null_token, P, T):
 
 @pytest.mark.parametrize("null_token", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_entropy_is_that_of_the_plain_module_s_weights(null_token, masked, engine):
+def test_entropy_is_that_of_the_plain_module_s_weights(null_token, masked, padded, engine):
     module = trained(null_token=null_token)
     image, text = noise(3, 4, DI), noise(3, 5, DT, seed=1)
     mask = IMAGE_MASK.astype(bool) if masked else np.ones((3, 4), bool)
+    words = np.arange(5) < (np.array([[2], [5], [4]]) if padded else 5)
+    words = np.broadcast_to(words, (3, 5))
     np.save("im.npy", mask)
-    _, report = fuse(image, text, image_mask="im.npy", engine=engine)
+    np.save("tm.npy", words)
+    masks = {"image_mask": "im.npy", "text_mask": "tm.npy"}
+    _, report = fuse(image, text, engine=engine, **masks)
     tokens = module.image_proj(torch.from_numpy(image).double())
     _, weights = module.attention(
         module.text_proj(torch.from_numpy(text).double()),
@@ -917,11 +922,14 @@ def test_entropy_is_that_of_the_plain_module_s_weights(null_token, masked, engin
     entropy = torch.special.entr(weights.detach()).sum(-1).numpy()  # [3, H, 5]
     choices = mask.sum(1) + null_token
     some = choices > 1
+    real = words & some[:, None]  # [3, 5]
+    each = entropy.swapaxes(1, 2)[real]  # [rows, H]
+    highest = np.log(np.repeat(choices, 5).reshape(3, 5)[real])  # [rows]
     assert report.attention["samples"] == some.sum()
-    assert np.isclose(report.attention["mean_entropy"], entropy[some].mean(), rtol=1e-4)
-    ratio = (entropy[some] / np.log(choices[some])[:, None, None]).mean()
+    assert np.isclose(report.attention["mean_entropy"], each.mean(), rtol=1e-4)
+    ratio = (each / highest[:, None]).mean()
     assert np.isclose(report.attention["entropy_ratio"], ratio, rtol=1e-4)
-    assert np.isclose(report.attention["max_entropy"], np.log(choices[some]).mean())
+    assert np.isclose(report.attention["max_entropy"], highest.mean())
 
 
 def test_there_is_no_entropy_of_a_single_token():

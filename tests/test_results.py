@@ -244,6 +244,22 @@ def test_one_pair_s_attention_is_that_of_the_side_that_asks_over_real_tokens():
     assert made["fused_image"].shape == (5, D)
 
 
+@pytest.mark.parametrize("direction", ["text", "image", "both"])
+@pytest.mark.parametrize("N", [1, 3])
+def test_padding_of_the_side_that_asks_does_not_count_in_the_entropy(direction, N):
+    config = CONFIGS["attention"]
+    write_weights("w.safetensors", config, random_weights(config.parameter_shapes()))
+    image, text = noise(N, 5, DI), noise(N, 4, DT, seed=1)
+    _, cropped = fuse(image, text, direction=direction, weights="w.safetensors")
+    padding = ((0, 0), (0, 40), (0, 0))
+    np.save("words.npy", np.arange(44) < 4)
+    np.save("patches.npy", np.arange(45) < 5)
+    masks = {"text_mask": "words.npy", "image_mask": "patches.npy"}
+    image, text = np.pad(image, padding), np.pad(text, padding)
+    _, padded = fuse(image, text, direction=direction, weights="w.safetensors", **masks)
+    assert padded.attention == pytest.approx(cropped.attention, rel=1e-5)
+
+
 def test_one_image_s_texts_of_one_token_need_no_scores():
     _, report = fuse(noise(1, 5, 16), noise(7, 1, 16), direction="both")
     assert report.plan["scores"] != "none"
