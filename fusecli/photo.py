@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, shortened
 from fusecli.features import open_regular
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 # Formats whose decoders only decode; Pillow also knows some that run other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -26,7 +30,8 @@ def read_photo(path: str) -> NDArray[np.uint8]:
         uint8 `[h, w, 3]`, no side over 1024.
 
     Raises:
-        FeatureFileError: missing, no picture, damaged, or with too many pixels.
+        FeatureFileError: missing, no picture, damaged, with too many pixels, or of numbers of
+            which none is white.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -42,8 +47,7 @@ def read_photo(path: str) -> NDArray[np.uint8]:
                     )
                 image.draft("RGB", (_SIDE, _SIDE))  # a JPEG decodes at a fraction of its size
                 image.thumbnail((_SIDE, _SIDE))
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                return np.asarray(upright, np.uint8)
+                return _eight_bits(ImageOps.exif_transpose(image), path)
         except UnidentifiedImageError:
             raise FeatureFileError(
                 f"{path}: is no picture that fusecli reads ({', '.join(_FORMATS)})"
@@ -54,3 +58,16 @@ def read_photo(path: str) -> NDArray[np.uint8]:
             # What Pillow's decoders raise for damaged files.
             why = shortened(str(error) or type(error).__name__)
             raise FeatureFileError(f"{path}: is a damaged picture: {why}") from None
+
+
+def _eight_bits(image: Picture, path: str) -> NDArray[np.uint8]:
+    """As `[h, w, 3]`. Pillow's own conversion makes white of every grey above 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image, np.uint16)
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "whole numbers of 32 bits" if image.mode == "I" else "float numbers"
+        raise FeatureFileError(f"{path}: holds {kind}, of which none is white: save it with 8 bits")
+    return np.asarray(image.convert("RGB"), np.uint8)

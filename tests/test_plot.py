@@ -204,7 +204,7 @@ def test_text_is_shortened_to_its_room_and_no_further():
 @pytest.mark.parametrize(
     ("mode", "name"),
     [("RGB", "p.jpg"), ("L", "p.jpg"), ("RGBA", "p.png"), ("P", "p.gif"), ("I;16", "p.png"),
-     ("1", "p.bmp"), ("CMYK", "p.jpg"), ("RGB", "p.webp"), ("F", "p.tiff")],
+     ("1", "p.bmp"), ("CMYK", "p.jpg"), ("RGB", "p.webp"), ("I;16", "p.tiff")],
 )  # fmt: skip
 def test_photos_of_every_kind_become_small_rgb(tmp_path, mode, name):
     path = tmp_path / name
@@ -212,6 +212,23 @@ def test_photos_of_every_kind_become_small_rgb(tmp_path, mode, name):
     photo = read_photo(str(path))
     assert photo.dtype == np.uint8
     assert photo.shape == (512, 1024, 3)
+
+
+@pytest.mark.parametrize("name", ["p.png", "p.tiff"])
+def test_grey_of_16_bits_keeps_its_shades(tmp_path, name):
+    path = tmp_path / name
+    shades = np.repeat(np.arange(0, 65536, 1024, dtype=np.uint16)[None], 8, axis=0)
+    Image.fromarray(shades).save(path)
+    photo = read_photo(str(path))
+    assert np.array_equal(photo, np.repeat(shades[..., None] // 256, 3, axis=2))
+
+
+@pytest.mark.parametrize(("kind", "said"), [("i4", "whole numbers of 32"), ("f4", "float numbers")])
+def test_a_picture_of_numbers_without_a_white_is_refused(tmp_path, kind, said):
+    path = tmp_path / "p.tiff"
+    Image.fromarray(np.ones((8, 8), kind)).save(path)
+    with pytest.raises(FuseError, match=f"p.tiff: holds {said}.*, of which none is white: save it"):
+        read_photo(str(path))
 
 
 def test_a_photo_is_turned_upright(tmp_path):
