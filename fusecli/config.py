@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -66,7 +66,9 @@ class FusionConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"unknown fusion method {self.method!r}: there is {_listed(METHODS)}")
-        self._refuse_foreign()
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
+        refuse_foreign(self.method, changed)
         object.__setattr__(self, "image_dim", self.image_dim or self.embed_dim)
         object.__setattr__(self, "text_dim", self.text_dim or self.embed_dim)
         sizes = dict.fromkeys(("embed_dim", "num_heads", "image_dim", "text_dim"), LARGEST_SIZE)
@@ -76,27 +78,17 @@ class FusionConfig:
         for name, largest in sizes.items():
             if not 1 <= getattr(self, name) <= largest:
                 raise UsageError(
-                    f"{name} must be from 1 to {largest:,}, found {getattr(self, name)}"
+                    f"{option_of(name)} must be from 1 to {largest:,}, found {getattr(self, name)}"
                 )
         if self.has_heads and self.embed_dim % self.num_heads:
             raise UsageError(
-                f"--heads {self.num_heads} does not divide --dim {self.embed_dim}: "
+                f"--heads {self.num_heads} does not divide the width D, {self.embed_dim}: "
                 f"head counts that do are {_listed(divisors(self.embed_dim))}"
             )
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"--alpha must be from 0 to 1, found {self.alpha:g}")
         self._check_gate()
         self._check_unprojected()
-
-    def _refuse_foreign(self) -> None:
-        own = (*_WIDTHS, *_OWN[self.method])
-        for field in fields(self):
-            if field.name not in own and getattr(self, field.name) != field.default:
-                takers = [method for method, names in _OWN.items() if field.name in names]
-                raise UsageError(
-                    f"{option_of(field.name)} belongs to --method {' or '.join(takers)}, "
-                    f"not to {self.method}"
-                )
 
     def _check_gate(self) -> None:
         if not self.gate:
@@ -107,7 +99,12 @@ class FusionConfig:
                     f"--gate keeps the text and --{name} {what}: leave one of them out"
                 )
         if self.embed_dim not in (self.text_dim, self.image_dim):
-            raise UsageError(self._gate_needs("text"))
+            differ = self.image_dim != self.text_dim
+            other = f", or --direction image --dim {self.image_dim}" if differ else ""
+            raise UsageError(
+                f"--gate adds attention to the side that asks, and text {self.text_dim} and image "
+                f"{self.image_dim} are not {self.embed_dim} wide: say --dim {self.text_dim}{other}"
+            )
 
     def _check_unprojected(self) -> None:
         if self.method not in ("concat", "sum") or self.projected:
@@ -123,8 +120,12 @@ class FusionConfig:
                 f"{self.text_dim + self.image_dim} wide, not {self.embed_dim} without a projection"
             )
 
-    def check_direction(self, direction: str) -> None:
+    def check_direction(self, direction: str, weights: str | None = None) -> None:
         """Whether one side's tokens can be fused into.
+
+        Args:
+            direction: which side's.
+            weights: the file that fixes the widths, for the error; None where options do.
 
         Raises:
             UsageError: no such direction, or the gate would add that side to a result of
@@ -133,14 +134,35 @@ class FusionConfig:
         if direction not in DIRECTIONS:
             raise UsageError(f"direction {direction!r}: expected {_listed(DIRECTIONS)}")
         if self.gate and self.side_dim(direction) != self.embed_dim:
-            raise UsageError(self._gate_needs(direction))
+            width = self.side_dim(direction)
+            other = "image" if direction == "text" else "text"
+            remedy = f"say --dim {width}"
+            if weights is not None:
+                remedy = f"say --direction {other}, or give weights made with --dim {width}"
+            raise UsageError(
+                f"--gate adds attention to the {direction} itself, which is {width} wide, and "
+                f"{weights or 'the module'} is {self.embed_dim}: {remedy}"
+            )
 
-    def _gate_needs(self, side: str) -> str:
-        width = self.side_dim(side)
-        return (
-            f"--gate adds attention to the {side} itself, which is {width} wide, and the module is "
-            f"{self.embed_dim}: say --dim {width}"
-        )
+    def check_directions(self, sides: Sequence[str], weights: str | None = None) -> None:
+        """Whether tokens of all these sides can be fused into, one after the other.
+
+        Args:
+            sides: "text", "image" or both.
+            weights: as for `check_direction`.
+
+        Raises:
+            UsageError: as `check_direction`, or a gate would need two widths at once.
+        """
+        if self.gate and len(sides) > 1 and self.image_dim != self.text_dim:
+            # Weights fit one of them; without weights either can be had.
+            fit = [s for s in sides if weights is None or self.side_dim(s) == self.embed_dim]
+            raise UsageError(
+                f"--gate --direction both needs image and text of one width ({self.image_dim} and "
+                f"{self.text_dim}): say --direction {' or '.join(fit)}"
+            )
+        for side in sides:
+            self.check_direction(side, weights)
 
     def side_dim(self, side: str) -> int:
         """Width of one side's features: Dt or Di."""
@@ -233,12 +255,24 @@ class FusionConfig:
             raise WeightsError(f"{where}: its fusecli metadata is impossible: {error}") from None
 
 
-_EXAMPLE = FusionConfig(embed_dim=8)
-
-
 def option_of(name: str) -> str:
     """The option that a field of `FusionConfig` is said with."""
     return _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+
+
+def refuse_foreign(method: str, said: Mapping[str, object]) -> None:
+    """Raises:
+    UsageError: a field of other methods is said; a switch that is off changes nothing.
+    """
+    for name, value in said.items():
+        if name not in (*_WIDTHS, *_OWN[method]) and value is not False:
+            takers = [other for other, names in _OWN.items() if name in names]
+            raise UsageError(
+                f"{option_of(name)} belongs to --method {' or '.join(takers)}, not to {method}"
+            )
+
+
+_EXAMPLE = FusionConfig(embed_dim=8)
 
 
 def _linear(name: str, fan_in: int, fan_out: int) -> dict[str, tuple[int, ...]]:

@@ -161,8 +161,9 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
         notes.append(untrained_note(o.weights, seed, config))
     for side, option in ((image, o.image_mask), (text, o.text_mask)):
         _add_mask(side, option, shapes.N, two_tensors, notes)
-    for asking in asking_sides(o.direction):
-        config.check_direction(asking)
+    sides = asking_sides(o.direction)
+    config.check_directions(sides, o.weights)
+    for asking in sides:
         asked = (image if asking == "text" else text).reader
         if asked.mask is not None and not o.allow_empty_image:
             refuse_empty_images(asked.mask, asked.stored.where, asked.axes.side)
@@ -208,7 +209,8 @@ def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
         from fusecli.labels import file_of
 
         inputs.append(file_of(o.maps.tokens))
-    check_target(output, force, inputs, ENDINGS)
+    if output != "-":
+        check_target(output, force, inputs, ENDINGS)
     if o.maps.attention is not None:
         check_target(o.maps.attention, force, inputs, ENDINGS)
     if o.maps.plot is not None:

@@ -272,7 +272,7 @@ def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, 
     """Refuse an output that could not or should not be written, before any work.
 
     Args:
-        path: where it would go; "-" passes.
+        path: where it would go; "-" is no file.
         force: an existing file may be replaced.
         inputs: the files the job reads, which are never replaced.
         endings: those that are possible.
@@ -282,7 +282,10 @@ def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, 
         OutputError: no such folder, a file that exists, one of the inputs, no regular file.
     """
     if path == "-":
-        return
+        raise UsageError(
+            "-: only fused rows go to stdout, this goes to a file: say a name that ends in "
+            f"{' or '.join(endings)}"
+        )
     ending = os.path.splitext(path)[1].lower()
     if ending not in endings:
         raise UsageError(

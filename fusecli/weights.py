@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.config import FusionConfig, option_of
+from fusecli.config import FusionConfig, option_of, refuse_foreign
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features import FeatureFile, open_features
 from fusecli.output import StagedFile, check_target
@@ -70,6 +70,19 @@ class Switches:
     layers: int | None = None
     ffn_dim: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("embed_dim", "num_heads", "layers", "ffn_dim"):
+            # A config's own 0 stands for a size that nobody said.
+            if self.said.get(name, 1) < 1:
+                raise UsageError(f"{option_of(name)} must be at least 1, found {self.said[name]}")
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is said, under the names of `FusionConfig`'s fields."""
+        names = {"dim": "embed_dim", "heads": "num_heads"}
+        values = asdict(self).items()
+        return {names.get(name, name): value for name, value in values if value is not None}
+
     def config(self, image_dim: int, text_dim: int) -> FusionConfig:
         """The fusion that the options describe by themselves, for features of these widths.
 
@@ -82,17 +95,15 @@ class Switches:
         Raises:
             UsageError: an option is out of range, of another method, or contradicts another.
         """
-        said = {name: value for name, value in asdict(self).items() if value is not None}
-        dim = said.pop("dim", None)
-        D = text_dim if dim is None else dim
-        if self.method == "concat" and dim is None:
-            D = text_dim + image_dim
+        said = {"embed_dim": text_dim, **self.said}
+        if self.method == "concat" and self.dim is None:
+            said["embed_dim"] = text_dim + image_dim
         if self.method in ("concat", "sum"):
             differ = self.method == "sum" and image_dim != text_dim
-            said["projected"] = dim is not None or differ
-        if "heads" in said:
-            said["num_heads"] = said.pop("heads")
-        return FusionConfig(D, image_dim=image_dim, text_dim=text_dim, **said)
+            said["projected"] = self.dim is not None or differ
+        config = FusionConfig(image_dim=image_dim, text_dim=text_dim, **said)
+        refuse_foreign(config.method, self.said)
+        return config
 
 
 def open_weights(name: str) -> WeightsFile:
@@ -169,26 +180,21 @@ def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, b
                 f"{switches.method} is saved with save_module, or made by fusecli init"
             )
         config = _config_from_shapes(weights, switches.heads)
-    fixed = {
-        "method": switches.method,
-        "embed_dim": switches.dim,
-        "num_heads": switches.heads,
-        "layers": switches.layers,
-        "ffn_dim": switches.ffn_dim,
-    }
-    for field, said in fixed.items():
-        found = getattr(config, field)
-        if said is not None and said != found:
-            raise UsageError(f"{option_of(field)} {said} contradicts {name}, which has {found}")
+    said, own = switches.said, config.to_dict()
+    for field in ("method", "embed_dim", "num_heads", "layers", "ffn_dim"):
+        if field in said and field in own and said[field] != own[field]:
+            raise UsageError(
+                f"{option_of(field)} {said[field]} contradicts {name}, which has {own[field]}"
+            )
+    refuse_foreign(config.method, said)
     for field, parameter in (("norm", "norm.weight"), ("gate", "gate")):
         if getattr(switches, field) and not getattr(config, field):
             raise WeightsError(
                 f"{name}: has no {parameter}: --{field} needs weights made with it "
                 f"(fusecli init --{field})"
             )
-    free = ("residual", "norm", "null_token", "gate", "alpha")
-    said_free = {field: getattr(switches, field) for field in free}
-    config = replace(config, **{f: value for f, value in said_free.items() if value is not None})
+    free = {"residual", "norm", "null_token", "gate", "alpha"} & said.keys()
+    config = replace(config, **{field: said[field] for field in free})
     _check_parameters(weights, config)
     return config, assumed
 

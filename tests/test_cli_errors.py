@@ -60,12 +60,18 @@ def npy_bytes(array: np.ndarray) -> bytes:
         (("--frobnicate",), "No such option: --frobnicate"),
         (("init",), "Missing option '--output'"),
         (("inspect",), "Missing argument 'FILES...'"),
-        ((*PAIR, "--heads", "0"), "from 1 to"),
-        ((*PAIR, "--heads", "-1"), "from 1 to"),
+        ((*PAIR, "--heads", "0"), "--heads must be at least 1, found 0"),
+        ((*PAIR, "--heads", "-1"), "--heads must be at least 1, found -1"),
         ((*PAIR, "--heads", "3"), "1, 2, 4, 8"),
-        ((*PAIR, "--dim", "0"), "from 1 to"),
-        ((*PAIR, "--dim", "-8"), "from 1 to"),
-        ((*PAIR, "--dim", "9" * 30), "from 1 to"),
+        ((*PAIR, "--dim", "0"), "--dim must be at least 1, found 0"),
+        ((*PAIR, "--dim", "-8"), "--dim must be at least 1, found -8"),
+        ((*PAIR, "--dim", "9" * 30), "--dim must be from 1 to"),
+        ((*PAIR, "--heads", "2000000"), "--heads must be from 1 to 1,048,576"),
+        ((*PAIR, "--method", "transformer", "--ffn-dim", "0"), "--ffn-dim must be at least 1"),
+        ((*PAIR, "--method", "transformer", "--layers", "0"), "--layers must be at least 1"),
+        ((*PAIR, "--method", "concat", "--heads", "8"), "--heads belongs to --method attention"),
+        (("methods", "--ffn-dim", "0"), "--ffn-dim must be at least 1"),
+        (("methods", "--heads", "0"), "--heads must be at least 1"),
         ((*PAIR, "--seed", "-1"), "--seed must be from 0 to 4,294,967,295"),
         ((*PAIR, "--seed", str(1 << 32)), "--seed must be from 0 to 4,294,967,295"),
         ((*PAIR, "--dtype", "int8"), "expected float32, bfloat16, float16"),
@@ -98,6 +104,8 @@ def npy_bytes(array: np.ndarray) -> bytes:
         (("fuse", "-", "-", "-o", "out.npy"), "only one of image and text can come from stdin"),
         (("fuse", "image.npy", "-"), "say where the result goes"),
         (("init", "-o", "w.npy"), "found .npy"),
+        (("init", "-o", "-"), "-: only fused rows go to stdout, this goes to a file: say a name"),
+        (("init", "-o", "w.safetensors", "--ffn-dim", "0"), "--ffn-dim must be at least 1"),
         (("init", "-o", "w.safetensors", "--heads", "7"), "1, 2, 3, 4, 6, 8, 12, 16"),
         (("init", "-o", "w.safetensors", "--image-dim", "0"), "--image-dim must be at least 1"),
         (("init", "-o", "w.safetensors", "--text-dim", "-5"), "--text-dim must be at least 1"),
@@ -153,7 +161,7 @@ def test_heads_that_do_not_divide_are_answered_with_those_that_do(
     np.save("text.npy", np.ones((4, 768), np.float32))
     done = cli(*PAIR, "--heads", "7", "--dim", "768")
     assert done.code == 2
-    assert done.err.startswith("error: --heads 7 does not divide --dim 768")
+    assert done.err.startswith("error: --heads 7 does not divide the width D, 768")
     assert "1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 768" in done.err
     assert done.err.count("\n") == 1
 

@@ -36,8 +36,8 @@ OLD = {
         ({"gate": True, "norm": True}, "--gate keeps the text and --norm changes the text: leave"),
         (
             {"gate": True, "text_dim": 6, "image_dim": 5},
-            "--gate adds attention to the text itself, which is 6 wide, and the module is 12: "
-            "say --dim 6",
+            "--gate adds attention to the side that asks, and text 6 and image 5 are not 12 wide: "
+            "say --dim 6, or --direction image --dim 5",
         ),
         (
             {"method": "sum", "alpha": 1.5, "projected": True},
@@ -50,10 +50,10 @@ OLD = {
         ),
         ({"method": "sum", "text_dim": 5}, "found text 5 and image 12: say --dim, which projects"),
         ({"method": "concat"}, "concatenated, are 24 wide, not 12 without a projection"),
-        ({"method": "transformer", "num_heads": 5}, "--heads 5 does not divide --dim 12"),
-        ({"method": "transformer", "layers": 0}, "layers must be from 1 to 256, found 0"),
-        ({"method": "transformer", "layers": 257}, "layers must be from 1 to 256, found 257"),
-        ({"method": "transformer", "ffn_dim": -1}, "ffn_dim must be from 1 to"),
+        ({"method": "transformer", "num_heads": 5}, "--heads 5 does not divide the width D, 12"),
+        ({"method": "transformer", "layers": 0}, "--layers must be from 1 to 256, found 0"),
+        ({"method": "transformer", "layers": 257}, "--layers must be from 1 to 256, found 257"),
+        ({"method": "transformer", "ffn_dim": -1}, "--ffn-dim must be from 1 to"),
     ],
 )
 def test_what_contradicts_itself_is_refused(fields, sentence):

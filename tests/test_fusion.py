@@ -266,6 +266,34 @@ def test_a_gate_can_be_over_one_side_only():
         build_module(config)(torch.zeros(3, DI), torch.zeros(4, D), direction="image")
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (("--direction", "both"), "one width (5 and 16): say --direction text or image"),
+        (("--direction", "image"), "which is 5 wide, and the module is 16: say --dim 5"),
+        (
+            ("--direction", "both", "--weights", "g.safetensors"),
+            "one width (5 and 16): say --direction text",
+        ),
+        (
+            ("--direction", "image", "--weights", "g.safetensors"),
+            "which is 5 wide, and g.safetensors is 16: say --direction text, or give weights made "
+            "with --dim 5",
+        ),
+    ],
+)
+def test_a_gate_over_one_side_only_names_what_can_be_said_instead(cli, folder, said, message):
+    np.save("image.npy", np.ones((3, 5), np.float32))
+    np.save("text.npy", np.ones((4, 16), np.float32))
+    pair = "fuse", "image.npy", "text.npy", "-q"
+    assert cli("init", "-o", "g.safetensors", "--dim", "16", "--image-dim", "5", "--gate").code == 0
+    gate = () if "--weights" in said else ("--gate",)
+    done = cli(*pair, *gate, *said)
+    assert done.code == 2
+    assert done.err.endswith(f"{message}\n")
+    assert cli(*pair, *gate, *said, "--direction", "text").code == 0
+
+
 # --- engines ---------------------------------------------------------------------------------
 
 

@@ -85,11 +85,13 @@ def test_what_the_shapes_do_not_allow_is_said():
         "--method sum --dim 12"
     ]
     problems = {row.options: row.problem for row in rows if row.problem}
-    assert "--heads 8 does not divide --dim 12" in problems["--method transformer"]
+    assert "--heads 8 does not divide the width D, 12" in problems["--method transformer"]
     rows = compare_methods(Shapes(T=3, P=5, text_dim=16, image_dim=8, dim=24))
     problems = {row.options: row.problem for row in rows if row.problem}
     assert list(problems) == ["--method attention --gate"]
-    assert problems["--method attention --gate"].endswith("say --dim 16")
+    assert problems["--method attention --gate"].endswith(
+        "say --dim 16, or --direction image --dim 8"
+    )
 
 
 def test_the_command_reads_shapes_from_two_files(cli, folder):

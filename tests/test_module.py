@@ -334,10 +334,13 @@ def test_switches_are_keywords_only():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((768, 7), "--heads 7 does not divide --dim 768: head counts that do are 1, 2, 3, 4, 6, 8"),
-        ((8, 0), "num_heads must be from 1"),
-        ((0, 1), "embed_dim must be from 1"),
-        ((-8, 2), "embed_dim must be from 1"),
+        (
+            (768, 7),
+            "--heads 7 does not divide the width D, 768: head counts that do are 1, 2, 3, 4",
+        ),
+        ((8, 0), "--heads must be from 1"),
+        ((0, 1), "--dim must be from 1"),
+        ((-8, 2), "--dim must be from 1"),
     ],
 )
 def test_impossible_sizes_are_refused(arguments, sentence):

@@ -231,9 +231,9 @@ def test_options_that_contradict_the_file_are_refused(switches, sentence, tmp_pa
 
 def test_heads_that_do_not_divide_the_file_s_width_are_refused(tmp_path):
     torch.save(plain_state(12, 3), tmp_path / "w.pt")
-    with pytest.raises(UsageError, match="--heads 5 does not divide --dim 12"):
+    with pytest.raises(UsageError, match="--heads 5 does not divide the width D, 12"):
         config_from(tmp_path / "w.pt", heads=5)
-    with pytest.raises(UsageError, match="does not divide --dim 12: head counts that do are 1, 2"):
+    with pytest.raises(UsageError, match="the width D, 12: head counts that do are 1, 2"):
         load_module(str(tmp_path / "w.pt"))  # 8 assumed
 
 
@@ -331,7 +331,7 @@ GOOD = FusionConfig(12, 3).to_dict()
         (json.dumps({"embed_dim": 12}), "its fusecli metadata has no num_heads"),
         (json.dumps({"num_heads": 3}), "its fusecli metadata has no embed_dim"),
         (json.dumps(GOOD | {"num_heads": 5}), "metadata is impossible: --heads 5 does not divide"),
-        (json.dumps(GOOD | {"embed_dim": -12}), "metadata is impossible: embed_dim must be from 1"),
+        (json.dumps(GOOD | {"embed_dim": -12}), "metadata is impossible: --dim must be from 1"),
         (json.dumps(GOOD | {"method": "magic"}), "impossible: unknown fusion method 'magic'"),
         (json.dumps(GOOD | {"embed_dim": 24, "num_heads": 3}), r"has shape \[12, 12\], expected"),
         (json.dumps(GOOD | {"image_dim": 7}), r"image_proj.weight has shape \[12, 12\], expected"),

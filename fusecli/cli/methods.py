@@ -66,7 +66,8 @@ def methods(
         "--text-dim": text_dim,
         "--dim": dim,
     }
-    for option, size in sizes.items():
+    module_sizes = {"--heads": heads, "--layers": layers, "--ffn-dim": ffn_dim}
+    for option, size in (sizes | module_sizes).items():
         if size is not None and size < 1:
             raise UsageError(f"{option} must be at least 1, found {size}")
     if (image is None) != (text is None):
