@@ -16,6 +16,16 @@ def shortened(text: str, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
+def shown_path(path: str) -> str:
+    """What messages call a file: "-" is stdin."""
+    return "stdin" if path == "-" else path
+
+
+def counted(number: int, what: str) -> str:
+    """How many of something there are: "1 token", "2,000 tokens"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 class FuseError(Exception):
     """The data or the machine said no: what is wrong, where, and what to do, in one sentence."""
 

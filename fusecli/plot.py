@@ -96,6 +96,7 @@ class _Page:
         from fusecli.lettering import Lettering
 
         self.view, self.scale = view, Scale.of(view.placed)
+        self.blank = not np.isfinite(view.placed).any()  # then a scale would be of nothing
         self.colours: Any = _colours()
         self.title, self.strong = Lettering(11, bold=True), Lettering(9)
         self.label, self.small = Lettering(_label_size(view)), Lettering(8)
@@ -111,10 +112,10 @@ class _Page:
             else [f"Of every {self._named} text tokens one is named."]
         )
         caption = self.small.wrapped(" ".join(view.caption + view.places + more), room)
-        legend = self.small.wrapped(self._scale_says(), room)
+        legend = [] if self.blank else self.small.wrapped(self._scale_says(), room)
         above = _MARGIN + len(title) * self.title.height + len(verdict) * self.strong.height + _GAP
         bar_top = above + body.height + 2.5 * _GAP
-        below = bar_top + 0.12 + 0.24  # the bar, its numbers
+        below = bar_top + (0 if self.blank else 0.12 + 0.24)  # the bar, its numbers
         legend_height = len(legend) * self.small.height
         self.height = below + legend_height + len(caption) * self.small.height + _GAP + _MARGIN
         self._figure = Figure(figsize=(self.width, self.height), facecolor="white")
@@ -125,7 +126,8 @@ class _Page:
             self._draw_panels(body, above)
         else:
             self._draw_matrix(body, above)
-        self._draw_scale(bar_top)
+        if not self.blank:
+            self._draw_scale(bar_top)
         y = self._say(legend, self.small, below)
         self._say(caption, self.small, y + _GAP, colour="0.3")
 
@@ -298,7 +300,8 @@ class _Page:
         axes.axvline(uniform, color="black", linewidth=0.8)
         for value in self._ticks(0.5 / width):
             at = left + width * self._along(value)
-            self._text(at, top + height + 0.15, f"{value:g}×", self.small, ha="center")
+            says = f"{value:g}" if value < self.scale.top else in_words(value).removesuffix(".00")
+            self._text(at, top + height + 0.15, f"{says}×", self.small, ha="center")
         least, largest = self._along(self.scale.least), self._along(self.scale.largest)
         points = [(least, 1.25), (least, 1.6), (largest, 1.6), (largest, 1.25)]
         axes.plot(*zip(*points, strict=True), color="black", linewidth=0.8, clip_on=False)
@@ -309,13 +312,14 @@ class _Page:
         return float(self.scale.share(np.array(times)))
 
     def _ticks(self, apart: float) -> list[float]:
-        """Round numbers for the scale, 0 and 1 before others, so far apart that they fit."""
+        """The ends of the scale, 1, and round numbers between, so far apart that they fit."""
         top = self.scale.top
         powers = range(-1, math.ceil(math.log10(top)) + 1)
+        round_ones = (float(f"{n}e{power}") for n in (1, 2, 5, 3, 4, 7) for power in powers)
         chosen: list[float] = []
-        for value in (0.0, 1.0, *(float(f"{n}e{power}") for power in powers for n in range(1, 6))):
+        for value in (0.0, top, 1.0, *round_ones):
             near = (abs(self._along(value) - self._along(other)) < apart for other in chosen)
-            if value <= top * (1 + 1e-9) and not any(near):
+            if value <= top and not any(near):
                 chosen.append(value)
         return chosen
 

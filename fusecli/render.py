@@ -159,19 +159,13 @@ def print_map(view: AttentionView) -> None:
     ruler = "0" if P == 1 else "0" + str(P - 1).rjust(rows.shape[1] * wide - 1)
     ruler = f"{'':{labels}} {ruler:{rows.shape[1] * wide}} largest"
     console.print(Text(ruler), no_wrap=True, overflow="crop")
-    bar = Text("scale: 0 ")
-    for step in range(_SCALE_CELLS):
-        _cell(bar, step / (_SCALE_CELLS - 1), 1, colour)
-    console.print(
-        bar.append(
-            f" {in_words(scale.top)}x uniform, by its square root; uniform is {view.unit}; "
-            f"here {in_words(scale.least)}x to {in_words(scale.largest)}x"
-        )
-    )
-    caption = list(view.caption)
+    caption, known = list(view.caption), np.isfinite(view.times).any()
+    if known:
+        console.print(_scale_bar(view, scale, colour))
     if rows.shape[1] < P:
         most = math.ceil(P / rows.shape[1])
-        caption.append(f"Each column is the mean of up to {most} image tokens.")
+        columns = f"; columns are {_range(scale)}" if known else ""
+        caption.append(f"Each column is the mean of up to {most} image tokens{columns}.")
     if not np.isfinite(view.times).all():
         caption.append("/ is padding.")
     console.print(Text(" ".join(caption), style="dim"))
@@ -215,6 +209,21 @@ def _console(stream: Any) -> Console:
 def _line(console: Console, label: str, text: str) -> None:
     line = Text.assemble((f"{printable(shortened(label, 200))}: ", "bold"), printable(text))
     console.print(line, soft_wrap=True)
+
+
+def _scale_bar(view: AttentionView, scale: Scale, colour: bool) -> Text:
+    """The scale of the columns, and what image tokens have."""
+    bar = Text("scale: 0 ")
+    for step in range(_SCALE_CELLS):
+        _cell(bar, step / (_SCALE_CELLS - 1), 1, colour)
+    return bar.append(
+        f" {in_words(scale.top)}x uniform, by its square root; uniform is {view.unit}; "
+        f"here {_range(Scale.of(view.times))}"
+    )
+
+
+def _range(scale: Scale) -> str:
+    return f"{in_words(scale.least)}x to {in_words(scale.largest)}x"
 
 
 def _cut(label: str) -> str:

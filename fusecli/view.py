@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fusecli.diagnose import UNIFORM, attention_statistics
 from fusecli.drawing import Drawing, Grid
-from fusecli.errors import printable, shortened
+from fusecli.errors import counted, printable, shortened, shown_path
 
 LEAST_SPAN = 4.0  # the scale reaches at least so many times the uniform weight
 
@@ -114,7 +114,9 @@ def view_of(
     mask = drawing.real[None]
     each = attention_statistics(kept[None], None, mask, null_token)
     drawn = attention_statistics(mean[None, None], None, mask, null_token)
-    caption = [f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head."]
+    caption = []
+    if tokens > null_token:
+        caption.append(f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head.")
     if each is not None and drawn is not None and len(weights) > 1:
         caption[0] = (
             f"Mean over {len(weights)} heads; the mean's own entropy is "
@@ -131,8 +133,8 @@ def view_of(
         caption.append("Weights that are not finite are left out.")
     padded = weights.shape[1] - len(drawing.rows)
     if padded:
-        caption.append(f"{_count(padded, 'padded text token')} not drawn.")
-    image, text = (printable(shortened(os.path.basename(name), 40)) for name in names)
+        caption.append(f"{counted(padded, 'padded text token')} not drawn.")
+    image, text = (printable(shortened(os.path.basename(shown_path(name)), 40)) for name in names)
     which = f", sample {drawing.sample} of {N}" if N > 1 else ""
     return AttentionView(
         times,
@@ -141,7 +143,7 @@ def view_of(
         drawing.photo,
         max(tokens, 1),
         f"Attention of {text} to {image}{which}",
-        _verdict(each, tokens, null_token, origin),
+        _verdict(each, drawing.real, null_token, origin),
         caption,
         _places(times, drawing),
     )
@@ -177,11 +179,14 @@ def in_words(times: float) -> str:
     return f"{times:.2f}" if times < 10 else f"{times:,.0f}"
 
 
-def _verdict(each: dict[str, Any] | None, tokens: int, null_token: bool, origin: str | None) -> str:
-    if tokens == null_token:
+def _verdict(
+    each: dict[str, Any] | None, real: NDArray[np.bool_], null_token: bool, origin: str | None
+) -> str:
+    if not real.any():
         return "No real image token: there is nothing to attend to."
     if each is None:
-        return "One image token: its weight is 1 whatever the text, so this map means nothing."
+        which = "One image token" if real.all() else "One real image token"
+        return f"{which}: its weight is 1 whatever the text, so this map means nothing."
     ratio = each["entropy_ratio"]
     weights = "" if origin is None else f" Weights: {origin}."
     all_of_them = "all image tokens and the null token" if null_token else "all image tokens"
@@ -211,7 +216,7 @@ def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
             said.append(f"{what} not drawn{weight}.")
     padding = int((~drawing.real).sum())
     if padding:
-        said.append(f"{_count(padding, 'padded image token')} hatched.")
+        said.append(f"{counted(padding, 'padded image token')} hatched.")
     if drawing.photo is not None and grid is not None:
         h, w = drawing.photo.shape[:2]
         said.append("The photo is taken to be all that the encoder saw.")
@@ -221,7 +226,3 @@ def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
                 "are wrong, and --image-file should be the crop."
             )
     return said
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("s" if number > 1 else "")

@@ -1,7 +1,9 @@
 """Pictures of attention: nothing overlaps, nothing is cut off, the same bytes every time."""
 
+import dataclasses
 import io
 import itertools
+import re
 import struct
 import subprocess
 import sys
@@ -116,6 +118,33 @@ def test_cells_have_the_colour_of_their_weight_and_padding_has_none():
     known = np.isfinite(shares)
     np.testing.assert_allclose(cells[known], wanted[known])
     assert (cells[known][:, 3] == 1).all()
+
+
+@pytest.mark.parametrize("top", [4, 4.2, 6.67, 9.42, 62.3, 137.2, 1234])
+def test_both_ends_of_the_scale_have_their_numbers_and_no_gap_is_wide(top):
+    view = dataclasses.replace(make(1, 3, "none"), times=np.array([[0.0, 1.0, top]]))
+    texts, boxes, _, _ = layout(view)
+    ticks = {text.get_text(): box for text, box in zip(texts, boxes, strict=True)}
+    ticks = {text: box for text, box in ticks.items() if re.fullmatch(r"[\d.,]+×", text)}
+    assert "0×" in ticks
+    assert {4: "4×", 4.2: "4.20×", 62.3: "62×", 137.2: "137×", 1234: "1,234×"}.get(
+        top, f"{top}×"
+    ) in ticks
+    at = sorted((box.x0 + box.x1) / 2 for box in ticks.values())
+    assert max(np.diff(at)) < 0.35 * (at[-1] - at[0])
+
+
+@pytest.mark.parametrize("grid", ["3x3", "none", Grid(2, 4, 1)])
+def test_without_a_weight_to_draw_there_is_no_scale(grid):
+    real = np.zeros(9, bool)
+    if isinstance(grid, Grid):
+        real[0] = True  # the class token, which has no place
+    texts, _, axes, _ = layout(make(2, 9, grid, real=real))
+    said = " ".join(text.get_text() for text in texts)
+    assert "×" not in said
+    assert "uniform" not in said.replace("times uniform", "")
+    assert "hatched" in said
+    assert len(axes) == (1 if grid == "none" else 2)
 
 
 def test_uniform_attention_is_one_flat_colour():

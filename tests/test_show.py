@@ -130,6 +130,20 @@ def test_padding_is_marked_and_left_out(folder, cli):
     done = cli(*show(*pair("cat")), "--image-mask", "m.npy", "--allow-empty-image")
     assert "No real image token: there is nothing to attend to." in done.err
     assert "/" * 98 in done.err
+    assert "uniform" not in done.err
+    assert done.err.endswith("largest\n/ is padding.\n")
+
+
+def test_what_occurs_is_said_of_image_tokens_where_columns_are_means_of_several(folder, cli):
+    rng = np.random.default_rng(0)
+    np.save("i.npy", rng.standard_normal((577, 16), np.float32) * 3)
+    np.save("t.npy", rng.standard_normal((5, 16), np.float32) * 3)
+    done = cli(*show("i.npy", "t.npy"))
+    peaks = [float(line.split()[-3].rstrip("x")) for line in rows_of(done.err)]
+    (here,) = re.findall(r"here [\d.]+x to ([\d.]+)x", done.err)
+    (columns,) = re.findall(r"columns are [\d.]+x to ([\d.]+)x\.", " ".join(done.err.split()))
+    assert float(here) == max(peaks)
+    assert float(columns) < max(peaks)
 
 
 def test_one_sample_of_a_stack_is_shown(folder, cli):

@@ -179,9 +179,11 @@ def test_the_verdict_names_what_a_reader_must_know():
     one = view(np.ones((2, 3, 1)), drawing(3, 1))
     assert "its weight is 1 whatever the text, so this map means nothing" in one.verdict
     masked = view(np.eye(4)[None, :1].repeat(3, 1), drawing(3, 4, real=[1, 0, 0, 0]))
-    assert "means nothing" in masked.verdict
+    assert masked.verdict.startswith("One real image token: its weight is 1")
+    assert one.verdict.startswith("One image token: ")
     empty = view(np.zeros((2, 3, 4)), drawing(3, 4, real=[0, 0, 0, 0]))
     assert empty.verdict == "No real image token: there is nothing to attend to."
+    assert empty.caption == []
     uniform = view(np.full((2, 3, 4), 0.25), drawing(3, 4), origin="untrained, seed 7")
     assert "Nearly uniform" in uniform.verdict
     assert "mean entropy 1.0000 of its maximum" in uniform.verdict
