@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import ShapeError, UsageError
+from fusecli.errors import ShapeError, UsageError, counted
 from fusecli.labels import read_labels
 from fusecli.maps import MapOptions
 from fusecli.shapes import Axes, PairShapes
@@ -85,7 +85,8 @@ def prepare_drawing(
     """
     sample = o.sample or 0
     if not 0 <= sample < shapes.N:
-        raise ShapeError(f"--sample {sample}: there are {shapes.N} pairs, counted from 0")
+        pairs = counted(shapes.N, "pair")
+        raise ShapeError(f"--sample {sample}: the files hold {pairs}, counted from 0")
     real_text = _row(text_mask, sample, shapes.T)
     rows = np.flatnonzero(real_text)
     if len(rows) > MOST_ROWS:
@@ -111,8 +112,8 @@ def prepare_drawing(
     if o.image_file is not None:
         if grid is None:
             raise UsageError(
-                f"--image-file {o.image_file}: {shapes.P} image tokens have no place in a picture "
-                "unless --grid ROWSxCOLUMNS says which"
+                f"--image-file {o.image_file}: where in it {counted(shapes.P, 'image token')} "
+                "would lie is not known: say --grid ROWSxCOLUMNS"
             )
         from fusecli.photo import read_photo
 
@@ -149,15 +150,22 @@ def choose_grid(named: str | None, image: Axes) -> Grid | None:
     if match is None:
         raise UsageError(f"--grid {named}: expected ROWSxCOLUMNS such as 14x14, or none")
     rows, columns = int(match[1]), int(match[2])
+    if rows * columns == 0:
+        raise UsageError(f"--grid {named}: rows and columns must be at least 1")
     before = int(match[3] or 0)
     leading = P - rows * columns
     fits = leading == before if match[3] else leading in (0, 1)
-    if not fits or rows * columns == 0:
+    if not fits:
         extra = f" + {before}" if match[3] else ""
+        more = (
+            ""
+            if match[3]
+            else f" (one more may be a class token; --grid {rows}x{columns}+K leaves out K tokens "
+            "before the grid)"
+        )
         raise ShapeError(
-            f"--grid {named}: {rows} x {columns}{extra} is {rows * columns + before} tokens, the "
-            f"image has {P} (one more may be a class token; --grid {rows}x{columns}+K leaves out "
-            "K tokens before the grid)"
+            f"--grid {named}: {rows} x {columns}{extra} is "
+            f"{counted(rows * columns + before, 'token')}, the image has {P}{more}"
         )
     return Grid(rows, columns, leading)
 
@@ -178,4 +186,5 @@ def _fit(labels: list[str], rows: NDArray[np.intp], T: int, named: str) -> list[
             spread[row] = label
         return spread
     real = f" (or {len(rows)}, those not masked)" if len(rows) != T else ""
-    raise ShapeError(f"{named}: names {len(labels)} tokens, the text has {T}{real}")
+    names = counted(len(labels), "token")
+    raise ShapeError(f"{named}: names {names}, the text has {T}{real}")

@@ -38,6 +38,14 @@ class UsageError(FuseError):
     exit_code = 2
 
 
+def refuse_empty_name(path: str) -> None:
+    """Raises:
+    UsageError: a file without a name is asked for.
+    """
+    if not path:
+        raise UsageError("a file's name is empty (an unset shell variable?)")
+
+
 class FeatureFileError(FuseError):
     """A feature file is missing, damaged, or holds something that is not numbers."""
 

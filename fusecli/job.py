@@ -35,7 +35,7 @@ class FuseOptions:
     """What `fusecli fuse` can be told; the meanings are those of the options of that name.
 
     Attributes:
-        image, text: paths, one of them may be "-" (.npy on stdin).
+        image, text: paths; one of all inputs may be "-" (.npy on stdin).
         output: a path, "-" (.npy on stdout), or None for the text's name in this folder.
         switches: what was said of the module: method, dim, heads, residual and the others.
         direction: "text", "image" or "both": the sides whose tokens get a fused vector each.
@@ -145,7 +145,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
         resolve_device(o.device)  # before any work
     image_file, text_file = _open_both(o, undo)
     stored_image, stored_text, shapes = _choose_features(o, image_file, text_file)
-    config, weights, seed, assumed = _choose_config(o, shapes, undo)
+    config, weights, seed, assumed = _choose_config(o, shapes, stored_text.where, undo)
     check_engine(config, o.engine)
     o.maps.check_method(config.method, o.direction)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
@@ -232,8 +232,8 @@ def _check_options(o: FuseOptions, output: str) -> None:
         if value is not None and value not in allowed:
             raise UsageError(f"{option} {value}: expected {', '.join(allowed)}")
     check_device_name(o.device)
-    if o.image == o.text == "-":
-        raise UsageError("only one of image and text can come from stdin")
+    if [o.image, o.text, o.image_mask, o.text_mask].count("-") > 1:
+        raise UsageError("only one of image, text and their masks can come from stdin")
     if o.weights is not None and o.seed is not None:
         raise UsageError("--weights and --seed exclude each other: a seed makes initial weights")
     if o.engine == "numpy" and (o.dtype != "float32" or o.device not in ("auto", "cpu")):
@@ -275,7 +275,7 @@ def _open_both(o: FuseOptions, undo: ExitStack) -> tuple[FeatureFile, FeatureFil
 
 
 def _choose_config(
-    o: FuseOptions, shapes: PairShapes, undo: ExitStack
+    o: FuseOptions, shapes: PairShapes, text: str, undo: ExitStack
 ) -> tuple[FusionConfig, WeightsFile | None, int | None, bool]:
     """The config, the weights file, the seed of untrained weights, and if H was assumed."""
     if o.weights is not None:
@@ -284,7 +284,7 @@ def _choose_config(
         config, assumed = config_of(weights, o.switches)
         return config, weights, weights.seed, assumed
     swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
-    where = f"text {o.text} {list(shapes.text.shape)}"
+    where = f"text {text} {list(shapes.text.shape)}"
     config, seed = initial_config(
         o.switches, o.seed, shapes.image.width, shapes.text.width, where, swapped
     )

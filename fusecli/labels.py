@@ -6,7 +6,13 @@ import json
 import os
 from typing import Any
 
-from fusecli.errors import FeatureFileError, ShapeError, shortened
+from fusecli.errors import (
+    FeatureFileError,
+    ShapeError,
+    counted,
+    refuse_empty_name,
+    shortened,
+)
 from fusecli.features import open_regular
 
 _LARGEST = 64 << 20  # bytes; far beyond any list of tokens that can be drawn
@@ -30,7 +36,9 @@ def read_labels(named: str, text: str, sample: int, N: int) -> list[str]:
     Raises:
         FeatureFileError: missing, not UTF-8, not such a file, or the name is not in it.
         ShapeError: a list for each sample, but not N of them.
+        UsageError: the name is empty.
     """
+    refuse_empty_name(named)
     path, name = file_of(named), None
     if path != named:
         name = named[len(path) + 1 :]
@@ -54,9 +62,10 @@ def read_labels(named: str, text: str, sample: int, N: int) -> list[str]:
         raise FeatureFileError(f"{path}: holds a list, and a list has nothing called {name!r}")
     if isinstance(data, list) and data and all(isinstance(one, list) for one in data):
         if len(data) != N:
-            raise ShapeError(f"{path}: holds the tokens of {len(data)} texts, expected {N}")
+            texts = counted(len(data), "text")
+            raise ShapeError(f"{named}: holds the tokens of {texts}, expected {N}")
         data = data[sample]
-    return _strings(data, path)
+    return _strings(data, named)
 
 
 def file_of(named: str) -> str:
@@ -96,12 +105,12 @@ def _entry(data: dict[str, Any], name: str | None, text: str, path: str) -> Any:
     raise FeatureFileError(f"{path}: {wanted}: say --tokens {path}:NAME; there are {there}")
 
 
-def _strings(data: Any, path: str) -> list[str]:
+def _strings(data: Any, named: str) -> list[str]:
     if not isinstance(data, list):
-        raise FeatureFileError(f"{path}: expected a list of tokens, found {_kind(data)}")
+        raise FeatureFileError(f"{named}: expected a list of tokens, found {_kind(data)}")
     for index, one in enumerate(data):
         if not isinstance(one, str):
-            raise FeatureFileError(f"{path}: token {index} is {_kind(one)}, expected a string")
+            raise FeatureFileError(f"{named}: token {index} is {_kind(one)}, expected a string")
     return data
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from fusecli.errors import OutputError, UsageError
+from fusecli.errors import OutputError, UsageError, refuse_empty_name
 from fusecli.features.dtypes import from_float32, storage_type
 
 ENDINGS = (".npy", ".npz", ".safetensors")
@@ -278,9 +278,10 @@ def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, 
         endings: those that are possible.
 
     Raises:
-        UsageError: the ending is not one of them.
+        UsageError: no name, or its ending is not one of them.
         OutputError: no such folder, a file that exists, one of the inputs, no regular file.
     """
+    refuse_empty_name(path)
     if path == "-":
         raise UsageError(
             "-: only fused rows go to stdout, this goes to a file: say a name that ends in "

@@ -21,7 +21,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from fusecli.errors import printable, shortened
+from fusecli.errors import counted, printable, shortened
 from fusecli.methods import MethodRow, Shapes
 from fusecli.report import Report
 from fusecli.view import AttentionView, Scale, binned, in_words, loudest
@@ -80,7 +80,7 @@ def print_report(report: Report) -> None:
         console,
         "made by",
         f"fusecli {made['fusecli']}, engine {made['engine']}, {made['dtype']} on "
-        f"{made['device']}, {made['threads']} threads; {versions}",
+        f"{made['device']}, {counted(made['threads'], 'thread')}; {versions}",
     )
     for diagnosis in report.diagnoses:
         _line(console, "diagnosis", f"{diagnosis.message}; {diagnosis.remedy}")
@@ -299,7 +299,7 @@ def _sizes(module: dict[str, Any]) -> list[str]:
     if module.get("head_dim") is not None:
         words.append(f"d = {module['head_dim']}")
     if module.get("layers") is not None:
-        words.append(f"{module['layers']} layers, F = {module['ffn_dim']}")
+        words.append(f"{counted(module['layers'], 'layer')}, F = {module['ffn_dim']}")
     return words
 
 
@@ -319,6 +319,6 @@ def _stats(stats: dict[str, Any]) -> str:
     if norm is not None:
         norms = f"mean norm {norm:.4g}, largest {stats['largest_norm']:.4g}"
     return (
-        f"{stats['rows']:,} rows, {stats['nan']:,} NaN, {stats['infinite']:,} infinite, "
-        f"{stats['zero_rows']:,} zero rows, {norms}"
+        f"{counted(stats['rows'], 'row')}, {stats['nan']:,} NaN, {stats['infinite']:,} infinite, "
+        f"{counted(stats['zero_rows'], 'zero row')}, {norms}"
     )

@@ -91,7 +91,16 @@ def npy_bytes(array: np.ndarray) -> bytes:
         ((*PAIR, "--max-memory", "-1G"), "expected a size such as 500M or 2G"),
         ((*PAIR, "-o", "out.txt"), "ends in .npy or .npz or .safetensors, found .txt"),
         ((*PAIR, "-o", "out"), "found no ending"),
-        ((*PAIR, "-o", ""), "found no ending"),
+        ((*PAIR, "-o", ""), "a file's name is empty (an unset shell variable?)"),
+        ((*PAIR, "--attention", ""), "a file's name is empty"),
+        ((*PAIR, "--plot", ""), "a file's name is empty"),
+        ((*PAIR, "--show", "--tokens", ""), "a file's name is empty"),
+        ((*PAIR, "--weights", ""), "a file's name is empty"),
+        ((*PAIR, "--text-mask", ""), "a file's name is empty"),
+        (("fuse", "", "text.npy"), "a file's name is empty"),
+        (("init", "-o", ""), "a file's name is empty"),
+        ((*PAIR, "--plot", "a.png", "--grid", "0x3"), "--grid 0x3: rows and columns must be"),
+        ((*PAIR, "--plot", "a.png", "--grid", "3x0+3"), "rows and columns must be at least 1"),
         ((*PAIR, "-o", "out.pt"), "ends in .npy or .npz or .safetensors, found .pt"),
         ((*PAIR, "-o", "out.npy", "--out-dtype", "bfloat16"), "needs -o FILE.safetensors"),
         ((*PAIR, "-o", "-", "--out-dtype", "bfloat16"), "needs -o FILE.safetensors"),
@@ -101,7 +110,9 @@ def npy_bytes(array: np.ndarray) -> bytes:
         ((*PAIR, "--weights", "-"), "cannot be read from stdin"),
         ((*PAIR, "--weights", "weights.safetensors", "--heads", "4"), "which has 2"),
         ((*PAIR, "--weights", "weights.safetensors", "--dim", "16"), "which has 8"),
-        (("fuse", "-", "-", "-o", "out.npy"), "only one of image and text can come from stdin"),
+        (("fuse", "-", "-", "-o", "out.npy"), "only one of image, text and their masks can come"),
+        (("fuse", "-", "text.npy", "--image-mask", "-"), "only one of image, text and their masks"),
+        ((*PAIR, "--image-mask", "-", "--text-mask", "-"), "only one of image, text and their m"),
         (("fuse", "image.npy", "-"), "say where the result goes"),
         (("init", "-o", "w.npy"), "found .npy"),
         (("init", "-o", "-"), "-: only fused rows go to stdout, this goes to a file: say a name"),
@@ -305,7 +316,7 @@ def test_bad_stdin_is_refused_in_one_line(
 ) -> None:
     done = program("fuse", "-", "text.npy", "-o", "-", input=given)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.startswith(b"error: -: ")
+    assert done.stderr.startswith(b"error: stdin: ")
     assert says in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
 
@@ -313,7 +324,7 @@ def test_bad_stdin_is_refused_in_one_line(
 def test_closed_stdin_is_refused_in_one_line(inputs: Path, program: Callable) -> None:
     done = program("fuse", "-", "text.npy", "-o", "-", preexec_fn=lambda: os.close(0))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.startswith(b"error: ")
+    assert done.stderr.startswith(b"error: stdin: ")
     assert done.stderr.count(b"\n") == 1
 
 

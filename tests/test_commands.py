@@ -79,6 +79,8 @@ def test_inspect_of_weights_shows_the_fusion(tmp_path):
     assert (weights["embed_dim"], weights["num_heads"], weights["norm"]) == (16, 2, True)
     assert weights["trained"] is False
     assert "untrained, seed 0" in run("inspect", path).stdout
+    run("init", "-o", path, "-f", "--dim", 16, "--method", "transformer", "--layers", 1)
+    assert ", 1 layer, F = 64," in run("inspect", path).stdout
 
 
 def test_inspect_reads_only_the_header(tmp_path):
@@ -107,6 +109,18 @@ def test_stats_count_what_is_wrong_whatever_the_chunks(tmp_path, monkeypatch, or
     assert (stats["rows"], stats["nan"], stats["infinite"], stats["zero_rows"]) == (35, 1, 2, 3)
     assert stats["mean_norm"] == pytest.approx(norms.mean())
     assert stats["largest_norm"] == pytest.approx(norms.max())
+
+
+def test_counts_of_one_are_not_plural(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((1, 6), np.float32))
+    assert "numbers: 1 row, 0 NaN, 0 infinite, 1 zero row, mean" in (
+        run("inspect", "--stats", path).stdout
+    )
+    np.save(path, np.zeros((2, 6), np.float32))
+    assert "numbers: 2 rows, 0 NaN, 0 infinite, 2 zero rows, " in (
+        run("inspect", "--stats", path).stdout
+    )
 
 
 def test_selftest_passes_here():

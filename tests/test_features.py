@@ -405,3 +405,23 @@ def test_large_safetensors_file_reads_its_header_only(tmp_path: Path) -> None:
     with opened(tmp_path / "a.safetensors") as opened_file:
         row = opened_file.tensors["image"].part(0, 1 << 19, (1 << 19) + 1)
     np.testing.assert_array_equal(row, np.zeros((1, 256, 1024)))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".safetensors", ".pt"])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_a_file_that_was_not_copied_to_its_end_is_said_to_be_cut_short(tmp_path, ending, share):
+    path = tmp_path / f"x{ending}"
+    tensors = {"image": NUMBERS.astype(np.float32)}
+    if ending == ".npy":
+        np.save(path, tensors["image"])
+    elif ending == ".npz":
+        np.savez(path, **tensors)
+    elif ending == ".pt":
+        torch.save({"image": torch.from_numpy(tensors["image"])}, path)
+    else:
+        save_file({"image": torch.from_numpy(tensors["image"])}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    said = "damaged" if ending == ".npy" and share == 0.5 else "cut short"
+    with pytest.raises(FeatureFileError, match=said), opened(path):
+        pass

@@ -1045,7 +1045,7 @@ def test_stdin_without_end_is_refused_by_its_first_bytes(inputs: Path, tmp_path:
             text=True,
         )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: -: is not a .npy file\n"
+    assert done.stderr == "error: stdin: is not a .npy file\n"
     assert int((tmp_path / "limited.py.peak").read_text()) << 10 < ALLOWED
 
 

@@ -69,6 +69,8 @@ def test_a_list_of_lists_has_one_for_each_sample():
     assert read_labels("t.json", "x.npy", 1, 2) == ["b"]
     with pytest.raises(FuseError, match=r"t\.json: holds the tokens of 2 texts, expected 3"):
         read_labels("t.json", "x.npy", 1, 3)
+    with pytest.raises(FuseError, match=r"t\.json:x: holds the tokens of 2 texts, expected 3"):
+        read_labels("t.json:x", "y.npy", 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,8 @@ def test_a_list_of_lists_has_one_for_each_sample():
         ("t.json", b'["\xff"]', "t.json: is not UTF-8 text"),
         ("t.txt", b"\xff\n", "t.txt: is not UTF-8 text"),
         ("t.csv", "a", "t.csv: tokens are read from .txt (one a line) or .json (a list)"),
+        ("t.json:x", '{"x": ["a", 3]}', "t.json:x: token 1 is a number, expected a string"),
+        ("t.json:x", '{"x": {}}', "t.json:x: expected a list of tokens, found null"),
         ("t.json:cat", '["a"]', "t.json: holds a list, and a list has nothing called 'cat'"),
     ],
 )

@@ -419,13 +419,13 @@ needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there i
 
 
 @needs_full
-@pytest.mark.parametrize("output", ["-", "out.npy"])
+@pytest.mark.parametrize("args", [["-o", "-"], ["-o", "out.npy"], ["-o", "out.npy", "--json"]])
 def test_full_disk_behind_stdout_is_said_in_one_line(
-    inputs: Path, program: Callable, output: str
+    inputs: Path, program: Callable, args: list[str]
 ) -> None:
     with open("/dev/full", "wb") as full:
         done = program(
-            *("fuse", "image.npy", "text.npy", "-o", output, "--quiet"),
+            *("fuse", "image.npy", "text.npy", *args, "--quiet"),
             capture_output=False,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -434,6 +434,8 @@ def test_full_disk_behind_stdout_is_said_in_one_line(
     assert done.stderr.startswith(b"error: ")
     assert done.stderr.count(b"\n") == 1
     assert b"No space left on device" in done.stderr
+    assert (b"; out.npy is complete and stays" in done.stderr) is os.path.exists("out.npy")
+    assert os.path.exists("out.npy") is ("out.npy" in args)
 
 
 @needs_full

@@ -354,8 +354,9 @@ def test_without_matplotlib_the_extra_is_named_before_any_work(folder, cli, monk
         (["--image-file", "none.jpg"], "none.jpg: no such file"),
         (["--tokens", sample("tokens.json") + ":dog"], "has nothing called 'dog'"),
         (["--tokens", sample("tokens.json") + ":rocket"], "names 22 tokens, the text has 7"),
-        (["--grid", "6x9"], "--grid 6x9: 6 x 9 is 54 tokens, the image has 49"),
-        (["--sample", "1"], "--sample 1: there are 1 pairs"),
+        (["--grid", "6x9"], "--grid 6x9: 6 x 9 is 54 tokens, the image has 49 (one more may be a"),
+        (["--grid", "7x7+1"], "--grid 7x7+1: 7 x 7 + 1 is 50 tokens, the image has 49\n"),
+        (["--sample", "1"], "--sample 1: the files hold 1 pair, counted"),
     ],
 )
 def test_wrong_input_for_a_picture_is_one_line_and_leaves_nothing(folder, cli, options, says):

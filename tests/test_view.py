@@ -87,7 +87,7 @@ def test_a_feature_map_has_its_own_rows_and_columns():
         ("7x7", 48, "--grid 7x7: 7 x 7 is 49 tokens, the image has 48"),
         ("7x7", 51, "7 x 7 is 49 tokens, the image has 51"),
         ("7x7+2", 50, "7 x 7 + 2 is 51 tokens, the image has 50"),
-        ("0x7", 1, "0 x 7 is 0 tokens"),
+        ("0x7", 1, "--grid 0x7: rows and columns must be at least 1"),
     ],
 )
 def test_a_grid_that_does_not_fit_is_refused(named, P, says):
@@ -117,8 +117,8 @@ def test_padded_text_tokens_are_not_drawn_and_labels_may_leave_them_out(tmp_path
 @pytest.mark.parametrize(
     ("options", "image", "text", "says"),
     [
-        (MapOptions(show=True, sample=3), (3, 4, 8), (3, 5, 8), "--sample 3: there are 3 pairs"),
-        (MapOptions(show=True, sample=-1), (3, 4, 8), (3, 5, 8), "--sample -1: there are 3"),
+        (MapOptions(show=True, sample=3), (3, 4, 8), (3, 5, 8), "--sample 3: the files hold 3"),
+        (MapOptions(show=True, sample=-1), (3, 4, 8), (3, 5, 8), "--sample -1: the files hold 3"),
         (MapOptions(show=True), (4, 8), (513, 8), "513 text tokens, and at most 512 can be drawn"),
         (MapOptions(show=True), (90_000, 8), (100, 8), "100 x 90,000 weights, and at most"),
         (MapOptions(plot="p.png"), (5000, 8), (5, 8), "at most 4,096 image tokens in a row"),
@@ -126,7 +126,7 @@ def test_padded_text_tokens_are_not_drawn_and_labels_may_leave_them_out(tmp_path
             MapOptions(plot="p.png", image_file="x.jpg"),
             (6, 8),
             (5, 8),
-            "6 image tokens have no place in a picture unless --grid",
+            "x.jpg: where in it 6 image tokens would lie is not known: say --grid",
         ),
     ],
     ids=str,

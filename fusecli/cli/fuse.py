@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +40,7 @@ from fusecli.cli.options import (
     Weights,
     parse_bytes,
 )
-from fusecli.cli.progress import Progress, print_path
+from fusecli.cli.progress import Progress, print_about, print_path
 
 if TYPE_CHECKING:
     from fusecli.view import AttentionView
@@ -196,6 +195,6 @@ def fuse(
 
         print_map(view)
     if as_json:
-        sys.stdout.write(made.to_json())
+        print_about(made.output["file"], made.to_json().encode())
     elif made.output["file"] != "-":
         print_path(made.output["file"])

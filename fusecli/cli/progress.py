@@ -15,9 +15,22 @@ _PLAIN_EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 def print_path(path: str) -> None:
     """The one line a script reads: the path's own bytes, whatever the locale."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-    sys.stdout.buffer.flush()
+    print_about(path, os.fsencode(path) + b"\n")
+
+
+def print_about(path: str, data: bytes) -> None:
+    """Print what a script reads about a file that has been written.
+
+    Raises:
+        OSError: stdout cannot be written; it says that the file is there nevertheless.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        why = f"{error.strerror}; {path} is complete and stays"
+        raise OSError(error.errno, why) from None
 
 
 class Progress:

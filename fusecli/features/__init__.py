@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from io import BufferedIOBase, BufferedReader
 from typing import cast
 
-from fusecli.errors import FeatureFileError
+from fusecli.errors import FeatureFileError, refuse_empty_name, shown_path
 from fusecli.features.npy import npy_from_stream, open_npy, open_npz
 from fusecli.features.stored import StoredTensor
 
@@ -40,6 +40,11 @@ class FeatureFile:
     content: bytes | None = None
     handle: BufferedIOBase | None = None
 
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return shown_path(self.name)
+
     def __enter__(self) -> FeatureFile:
         return self
 
@@ -56,14 +61,13 @@ def open_features(name: str) -> FeatureFile:
 
     Raises:
         FeatureFileError: missing, not a regular file, an unknown ending, or damaged.
+        UsageError: the name is empty.
     """
     if name == "-":
         if sys.stdin is None:
-            raise FeatureFileError("-: stdin is closed, expected a .npy file on it")
+            raise FeatureFileError("stdin: is closed, expected a .npy file on it")
         tensor, data = npy_from_stream(cast(BufferedIOBase, sys.stdin.buffer), "-")
         return FeatureFile("-", {"": tensor}, {}, len(data), data)
-    if not name:
-        raise FeatureFileError("a file's name is empty (an unset shell variable?)")
     handle = open_regular(name)
     try:
         return _open_format(handle, name)
@@ -101,7 +105,9 @@ def open_regular(name: str) -> BufferedReader:
 
     Raises:
         FeatureFileError: missing, unreadable, a directory, a pipe or a device.
+        UsageError: the name is empty.
     """
+    refuse_empty_name(name)
     try:
         # Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK.
         descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

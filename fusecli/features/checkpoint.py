@@ -69,7 +69,9 @@ def _check_archive(handle: BufferedIOBase, file: str, size: int) -> None:
     try:
         members = zipfile.ZipFile(cast(IO[bytes], handle)).infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FeatureFileError(f"{file}: is not a readable .pt file: {one_line(error)}") from None
+        raise FeatureFileError(
+            f"{file}: is not a readable .pt file but damaged or cut short: {one_line(error)}"
+        ) from None
     if sum(member.file_size for member in members) > size:
         raise FeatureFileError(
             f"{file}: is not a readable .pt file: it is packed and would take more memory than "

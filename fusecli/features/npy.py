@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.lib import format as npy_format
 
-from fusecli.errors import FeatureFileError, shortened
+from fusecli.errors import FeatureFileError, shortened, shown_path
 from fusecli.features.dtypes import refusal
 from fusecli.features.stored import ByteSource, Span, StoredTensor
 
@@ -42,14 +42,14 @@ def open_npy(handle: BufferedIOBase, size: int, file: str) -> StoredTensor:
     Args:
         handle: the open file, at its start.
         size: bytes of the file.
-        file: its name for messages.
+        file: its name.
 
     Raises:
         FeatureFileError: not a .npy file, or damaged.
     """
-    header = _header(handle, file)
+    header = _header(handle, shown_path(file))
     if header.claimed != size - handle.tell() and not header.dtype.hasobject:
-        _refuse_claim(header, size - handle.tell(), file)
+        _refuse_claim(header, size - handle.tell(), shown_path(file))
     return header.stored(
         file, None, handle, handle.tell(), mappable=not isinstance(handle, io.BytesIO)
     )
@@ -68,7 +68,7 @@ def npy_from_stream(stream: BufferedIOBase, file: str) -> tuple[StoredTensor, by
     if data.startswith(npy_format.MAGIC_PREFIX):
         data += stream.read(_LONGEST_HEADER)
     start = io.BytesIO(data)
-    header = _header(start, file)
+    header = _header(start, shown_path(file))
     whole = start.tell() + (0 if header.dtype.hasobject else header.claimed)
     while len(data) <= whole and (block := stream.read(min(1 << 20, whole + 1 - len(data)))):
         data += block
@@ -85,7 +85,9 @@ def open_npz(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor]:
     try:
         archive = zipfile.ZipFile(handle)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FeatureFileError(f"{file}: is not a .npz archive: {one_line(error)}") from None
+        raise FeatureFileError(
+            f"{file}: is not a .npz archive, or damaged or cut short: {one_line(error)}"
+        ) from None
     tensors: dict[str, StoredTensor] = {}
     for member in archive.infolist():
         if member.is_dir():

@@ -76,5 +76,6 @@ def _checked(handle: BufferedIOBase, path: str, file: str) -> Iterator[Any]:
         size = handle.seek(0, 2)
         empty = " (the file is empty)" if size == 0 else ""
         raise FeatureFileError(
-            f"{file}: is not a sound .safetensors file: {one_line(error)}{empty}"
+            f"{file}: is not a sound .safetensors file but damaged or cut short, or another "
+            f"format: {one_line(error)}{empty}"
         ) from None

@@ -36,7 +36,7 @@ def choose_tensor(file: FeatureFile, side: str, key: str | None) -> StoredTensor
     """
     chosen = file.tensors.get(_chosen_key(file, side, key))
     if chosen is None:
-        raise FeatureFileError(f"{file.name}: has no tensor {key!r}: {_keys(file)}")
+        raise FeatureFileError(f"{file.where}: has no tensor {key!r}: {_keys(file)}")
     chosen.check_readable()
     return chosen
 
@@ -67,7 +67,7 @@ def the_mask_of(file: FeatureFile, side: str) -> StoredTensor:
     for name in (*_MASKS[side], _EITHER_MASK, "mask"):
         if name in file.tensors:
             return file.tensors[name]
-    raise FeatureFileError(f"{file.name}: none of its tensors is called a mask: {_keys(file)}")
+    raise FeatureFileError(f"{file.where}: none of its tensors is called a mask: {_keys(file)}")
 
 
 def read_mask(stored: StoredTensor, axes: Axes, N: int) -> NDArray[np.bool_]:
@@ -94,10 +94,12 @@ def read_mask(stored: StoredTensor, axes: Axes, N: int) -> NDArray[np.bool_]:
             f"--{axes.side}-mask none ignores a stored mask"
         )
     values = stored.read()
-    other = values[(values != 0) & (values != 1)]
-    if other.size:
+    other = np.argwhere((values != 0) & (values != 1))
+    if len(other):
+        place = other[0].tolist()
         raise FeatureFileError(
-            f"{stored.where}: a mask holds 1 for a real token and 0 for padding, found {other[0]:g}"
+            f"{stored.where}: a mask holds 1 for a real token and 0 for padding, found "
+            f"{values[tuple(place)]:g} at {place}"
         )
     return values.reshape(-1, axes.tokens).astype(bool)
 
@@ -116,13 +118,13 @@ def _chosen_key(file: FeatureFile, side: str, key: str | None) -> str:
             return found[0]
         if found:
             raise FeatureFileError(
-                f"{file.name}: {' and '.join(found)} could both be the {side}: "
+                f"{file.where}: {' and '.join(found)} could both be the {side}: "
                 f"say --{side}-key {found[0]} or --{side}-key {found[1]}"
             )
     if len(left) == 1:
         return left[0]
     raise FeatureFileError(
-        f"{file.name}: none of its tensors is known as {side} features, "
+        f"{file.where}: none of its tensors is known as {side} features, "
         f"say --{side}-key: {_keys(file)}"
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError
+from fusecli.errors import FeatureFileError, shown_path
 from fusecli.features.dtypes import to_float32
 
 
@@ -64,7 +64,8 @@ class StoredTensor:
     @property
     def where(self) -> str:
         """File and key, for messages."""
-        return self.file if self.key is None else f"{self.file}[{self.key}]"
+        file = shown_path(self.file)
+        return file if self.key is None else f"{file}[{self.key}]"
 
     def check_readable(self) -> None:
         """Raises:
