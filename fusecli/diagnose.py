@@ -53,6 +53,23 @@ def one_image_token(
     ]
 
 
+def empty_image(mask: NDArray[np.bool_] | None) -> list[Diagnosis]:
+    """No image has a real token, which --allow-empty-image lets pass.
+
+    Args:
+        mask: of the image, bool `[N, P]` or `[1, P]`.
+    """
+    if mask is None or mask.any():
+        return []
+    return [
+        Diagnosis(
+            "empty-image",
+            "every image token is masked: the result holds nothing of any image",
+            "check the image mask (1 is a real token, 0 is padding)",
+        )
+    ]
+
+
 def closed_gate(gate: float | None, asking: str) -> list[Diagnosis]:
     """A gate of 0 lets nothing through.
 

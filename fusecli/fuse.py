@@ -156,6 +156,7 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
         found += diagnose.closed_gate(gate, side)
     return [
         *found,
+        *diagnose.empty_image(job.image.reader.mask),
         *diagnose.heads_assumed(job.heads_assumed, job.config, job.options.weights),
         *diagnose.same_row_counts(shapes.image, shapes.text),
         *diagnose.transposed(shapes.image, shapes.text.width),

@@ -59,7 +59,9 @@ def print_report(report: Report) -> None:
             _line(console, "order, image asks", report.plan["image_asks"]["why"])
     if report.attention is not None:
         ratio = report.attention["entropy_ratio"]
-        _line(console, "attention", f"mean entropy {ratio:.4f} of its maximum (1 is uniform)")
+        both = report.output["direction"] == "both"
+        label = "attention, text asks" if both else "attention"
+        _line(console, label, f"mean entropy {ratio:.4f} of its maximum (1 is uniform)")
     out, made = report.output, report.provenance
     tensors = [
         f"{tensor['shape']}" if tensor["key"] is None else f"{tensor['key']} {tensor['shape']}"

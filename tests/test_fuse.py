@@ -980,6 +980,21 @@ def test_one_image_token_left_by_the_mask_is_diagnosed():
     assert codes(report) == []
 
 
+@pytest.mark.parametrize("direction", ["text", "image"])
+def test_images_without_any_real_token_are_diagnosed(direction):
+    trained()
+    mask = np.zeros((3, 4))
+    np.save("im.npy", mask)
+    options = {"image_mask": "im.npy", "allow_empty_image": True, "direction": direction}
+    image, text = noise(3, 4, DI), noise(3, 5, DT, seed=1)
+    fused, report = fuse(image, text, **options)
+    assert codes(report) == ["empty-image"]
+    assert np.array_equal(fused, fuse(noise(3, 4, DI, seed=2), text, **options)[0])
+    mask[1, 0] = 1
+    np.save("im.npy", mask)
+    assert "empty-image" not in codes(fuse(image, text, **options)[1])
+
+
 def test_uniform_attention_is_diagnosed():
     module = trained()
     image, text = noise(4, DI), noise(5, DT, seed=1)

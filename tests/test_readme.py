@@ -1,4 +1,4 @@
-"""The README's console blocks are what the commands print."""
+"""The README's console blocks are what the commands print, one after the other."""
 
 import os
 import re
@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -21,14 +19,13 @@ def steps(block: str) -> list[tuple[str, str]]:
 
 def normal(output: str) -> str:
     """Without what differs between machines: trailing blanks, threads, versions."""
-    output = re.sub(r"\d+ threads", "N threads", output)
+    output = re.sub(r"\d+ threads?", "N threads", output)
     output = re.sub(r"[\d,]+ pairs/s", "N pairs/s", output)
     output = re.sub(r"(fusecli|numpy|safetensors|torch) \d[\w.+]*", r"\1 V", output)
     return "\n".join(line.rstrip() for line in output.strip().splitlines())
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_console_block_prints_what_the_readme_says(block, tmp_path):
+def test_console_blocks_in_their_order_print_what_the_readme_says(tmp_path):
     shutil.copytree(ROOT / "sample_features", tmp_path / "sample_features")
     for name in ("img.npy", "txt.npy"):
         shutil.copy(ROOT / "sample_features" / name, tmp_path)
@@ -37,7 +34,7 @@ def test_console_block_prints_what_the_readme_says(block, tmp_path):
         for path in (ROOT / "sample_features").glob(f"*.{side}.npy"):
             shutil.copy(path, tmp_path / f"{side}s" / path.name.replace(f".{side}", ""))
     ran = 0
-    for command, shown in steps(block):
+    for command, shown in [step for block in BLOCKS for step in steps(block)]:
         if not command.startswith("fusecli") or command.startswith("fusecli bench"):
             continue  # installing is what CI has done; timings are never the same
         done = subprocess.run(
@@ -49,10 +46,10 @@ def test_console_block_prints_what_the_readme_says(block, tmp_path):
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-        assert done.returncode == 0, done.stdout
-        assert normal(done.stdout) == normal(shown)
+        assert done.returncode == 0, (command, done.stdout)
+        assert normal(done.stdout) == normal(shown), command
         ran += 1
-    assert ran or "bench" in block
+    assert ran >= len([block for block in BLOCKS if "bench" not in block])
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):

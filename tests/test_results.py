@@ -442,6 +442,14 @@ def test_what_cannot_be_is_refused_before_any_work(options, message):
     assert sorted(os.listdir()) == ["image.npy", "text.npy"]
 
 
+def test_the_table_says_whose_attention_was_measured_where_both_ask(cli):
+    np.save("image.npy", noise(5, 16))
+    np.save("text.npy", noise(4, 16, seed=1))
+    pair = "fuse", "image.npy", "text.npy", "--report", "-f"
+    assert "\nattention: mean entropy" in cli(*pair).err
+    assert "\nattention, text asks: mean entropy" in cli(*pair, "--direction", "both").err
+
+
 def test_several_tensors_go_to_safetensors_by_default(cli):
     np.save("image.npy", noise(5, 16))
     np.save("text.npy", noise(3, 16))

@@ -12,9 +12,9 @@ from fusecli.cli.options import (
     FfnDim,
     Force,
     Gate,
-    Heads,
     Layers,
     Method,
+    ModuleHeads,
     Norm,
     NullToken,
     Residual,
@@ -28,7 +28,7 @@ def init(
     ],
     method: Method = None,
     dim: Annotated[int, typer.Option(help="Width D of the module.")] = 768,
-    heads: Heads = None,
+    heads: ModuleHeads = None,
     image_dim: Annotated[
         int | None, typer.Option(help="Width of the image features. Default: --dim.")
     ] = None,
@@ -48,7 +48,8 @@ def init(
 ) -> None:
     """Write initial weights: those that `fuse --seed` uses, and torch gives for that seed.
 
-    Prints the path of the file.
+    Of a transformer each layer draws its own, where torch copies the first. Prints the path
+    of the file.
     """
     from fusecli.errors import UsageError
     from fusecli.initial import initial_weights

@@ -12,10 +12,10 @@ import typer
 from fusecli.cli.options import (
     Debug,
     FfnDim,
-    Heads,
     ImageAxes,
     ImageKey,
     Layers,
+    ModuleHeads,
     TextAxes,
     TextKey,
 )
@@ -39,7 +39,7 @@ def methods(
     dim: Annotated[
         int | None, typer.Option(help="Width D of modules. Default: the text's.")
     ] = None,
-    heads: Heads = None,
+    heads: ModuleHeads = None,
     layers: Layers = None,
     ffn_dim: FfnDim = None,
     image_key: ImageKey = None,

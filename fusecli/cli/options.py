@@ -19,9 +19,7 @@ Method = Annotated[
         "Concat and sum need no weights without --dim, and project to D with it."
     ),
 ]
-Heads = Annotated[
-    int | None, typer.Option(help="Attention heads H; divides D. Default: 8, or the weights'.")
-]
+ModuleHeads = Annotated[int | None, typer.Option(help="Attention heads H; divides D. Default: 8.")]
 Residual = Annotated[
     bool | None,
     typer.Option("--residual/--no-residual", help="Add the projected text to the attention."),
@@ -54,6 +52,9 @@ FfnDim = Annotated[
 Dim = Annotated[
     int | None, typer.Option(help="Width D of the module. Default: the text's, or the weights'.")
 ]
+Heads = Annotated[
+    int | None, typer.Option(help="Attention heads H; divides D. Default: 8, or the weights'.")
+]
 Weights = Annotated[str | None, typer.Option(help="Weights: .safetensors, .npz, .pt or .pth.")]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of the initial weights, without --weights. Default: 0.")
@@ -70,7 +71,7 @@ Pool = Annotated[
     str | None,
     typer.Option(
         help="Also one vector a pair, of the fused rows: mean, max or first, of real tokens "
-        "(a second tensor, pooled, in .safetensors or .npz)."
+        "(a second tensor, pooled, in .safetensors or .npz; of both, pooled_text and pooled_image)."
     ),
 ]
 
