@@ -54,7 +54,7 @@ def one_image_token(
 
 
 def empty_image(mask: NDArray[np.bool_] | None) -> list[Diagnosis]:
-    """No image has a real token, which --allow-empty-image lets pass.
+    """No image of a job has a real token, which --allow-empty-image lets pass.
 
     Args:
         mask: of the image, bool `[N, P]` or `[1, P]`.
@@ -64,7 +64,7 @@ def empty_image(mask: NDArray[np.bool_] | None) -> list[Diagnosis]:
     return [
         Diagnosis(
             "empty-image",
-            "every image token is masked: the result holds nothing of any image",
+            "every image token is masked: the result holds nothing of the image",
             "check the image mask (1 is a real token, 0 is padding)",
         )
     ]

@@ -210,6 +210,30 @@ def test_the_summary_counts_diagnoses_and_does_not_repeat_them(cli, pairs):
     assert (summary["done"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
 
 
+def test_pairs_whose_image_is_all_padding_are_counted_where_they_are_allowed(cli, folder):
+    os.makedirs("images")
+    os.makedirs("texts")
+    for index in range(3):
+        image = np.ones((5, 16), np.float32)
+        np.savez(f"images/{index}.npz", image=image, image_mask=np.arange(5) < 2 * index)
+        np.save(f"texts/{index}.npy", np.ones((3, 16), np.float32) * np.arange(1, 17))
+    done = cli("batch", "images", "texts", "-o", "out", "--allow-empty-image", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["diagnoses"]["empty-image"] == 1
+    assert "1 pair: every image token is masked: the result holds nothing of the image" in done.err
+
+
+def test_a_gate_over_one_side_only_is_refused_before_any_pair(cli, folder):
+    os.makedirs("images")
+    os.makedirs("texts")
+    np.save("images/a.npy", np.ones((5, 8), np.float32))
+    np.save("texts/a.npy", np.ones((3, 16), np.float32))
+    done = cli("batch", "images", "texts", "-o", "out", "--gate", "--direction", "both")
+    assert (done.code, done.out) == (2, "")
+    assert "one width (8 and 16): say --direction text or image\n" in done.err
+    assert not os.path.exists("out")
+
+
 def test_what_has_no_partner_is_counted(cli, pairs):
     os.unlink("texts/0/0000.npy")
     done = cli("batch", "images", "texts", "-o", "out", "--json")
@@ -705,6 +729,7 @@ def test_what_is_settled_is_kept_for_what_is_left(cli, pairs, monkeypatch):
     ("arguments", "said"),
     [
         (["images", "texts"], "-o DIR is missing"),
+        (["images", "texts", "-o", ""], "a file's name is empty (an unset shell variable?)"),
         (["images", "texts", "-o", "o", "--format", "zip"], "--format zip: expected npy"),
         (["images", "texts", "-o", "o", "--pack", "--format", "npz"], "leave --format out"),
         (["images", "texts", "-o", "o", "--pool", "sum"], "--pool sum: expected mean, max, first"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fusecli.config import DIRECTIONS
 from fusecli.device import check_device_name
-from fusecli.errors import UsageError
+from fusecli.errors import UsageError, refuse_empty_name
 from fusecli.job import DTYPES, ENGINES
 from fusecli.output import OUT_DTYPES
 from fusecli.pairs import PairOptions
@@ -135,6 +135,7 @@ class BatchOptions:
         """Raises:
         UsageError: the options contradict each other or are not possible.
         """
+        refuse_empty_name(self.output)
         for option, value, allowed in (
             ("--format", self.format, FORMATS),
             ("--dtype", self.dtype, DTYPES),

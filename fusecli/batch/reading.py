@@ -110,7 +110,7 @@ class PairReader:
                 self._mask(axes[1], pair.text_mask, text_file, pair.text, o.text_mask, two),
             )
             raw = raw_numbers(image), raw_numbers(text)
-        diagnoses = list(agreed.diagnoses)
+        diagnoses = [*agreed.diagnoses, *diagnose.empty_image(masks[0])]
         for asking in asking_sides(self._spec.direction):
             asked, mask = (image, masks[0]) if asking == "text" else (text, masks[1])
             if mask is not None:

@@ -58,8 +58,7 @@ def settle(
         config, seed, assumed = _choose_config(o, weights, shapes)
         gate = _gate(config, weights, seed)
     check_engine(config, o.engine)
-    for side in asking_sides(o.direction):
-        config.check_direction(side)
+    config.check_directions(asking_sides(o.direction), o.weights)
     sizes = tuple(kept["chosen_for"][letter] for letter in "NTP") if "chosen_for" in kept else None
     spec = FusionSpec(
         config=config,
