@@ -234,6 +234,7 @@ def test_bench_times_a_batch_against_the_loop_and_its_memory():
     assert made.ratio == pytest.approx(made.rate / made.loop_rate)
     keyed = bench_memory(pairs=50, shard=20)
     assert keyed.rate > 0
+    assert keyed.listing_s > 0
     if sys.platform == "linux":
         assert made.resident_mb > 10
         assert keyed.resident_mb > 10

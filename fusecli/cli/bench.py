@@ -157,7 +157,10 @@ def _bench_batch(pairs: int, memory: int, ray: int, as_json: bool) -> None:
         made.append(asdict(keyed))
         if not as_json:
             held = "unknown" if keyed.resident_mb is None else f"{keyed.resident_mb:.0f} MB"
-            typer.echo(f"{count:,} pairs by id, packed: {held} resident, {keyed.rate:,.0f} pairs/s")
+            typer.echo(
+                f"{count:,} pairs by id, packed: {held} resident, {keyed.rate:,.0f} pairs/s, "
+                f"of which listing them takes {keyed.listing_s:.1f} s"
+            )
     if ray:
         on_ray = bench_ray(ray)
         made.append(asdict(on_ray))
