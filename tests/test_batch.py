@@ -135,6 +135,56 @@ def test_files_are_those_that_fuse_writes(cli, pairs, format, dtype):
         assert [(m.filename, m.date_time) for m in a] == [(m.filename, m.date_time) for m in b]
 
 
+@pytest.mark.parametrize(
+    ("output", "more", "said"),
+    [
+        ("y.npy", ["--direction", "both"], "--direction both gives more than one tensor a pair"),
+        ("y.NPY", ["--pool", "mean", "--format", "npz"], "--pool mean gives more than one tensor"),
+        ("y.npz", ["--out-dtype", "bfloat16", "--format", "safetensors"], ".npy has no bfloat16"),
+        ("", ["--out-dtype", "bfloat16"], "has no output, and --out-dtype bfloat16 needs"),
+    ],
+)
+def test_a_row_whose_file_cannot_hold_the_result_is_refused(cli, pairs, output, more, said):
+    rows = "x.safetensors,images/0/0000.npy,texts/0/0000.npy\n"
+    rows += f"{output},images/1/0001.npy,texts/1/0001.npy\n"
+    Path("m.csv").write_text(f"output,image,text\n{rows}")
+    done = cli("batch", "--manifest", "m.csv", "-o", "out", *more)
+    assert done.code == 1
+    assert "m.csv: line 3: " in done.err
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert not Path("out").exists()
+    assert cli("batch", "--manifest", "m.csv", "-o", "packs", "--pack", *more[:2]).code == 0
+
+
+def test_rows_may_say_files_that_hold_what_the_usual_ones_do_not(cli, pairs):
+    Path("m.csv").write_text(
+        "output,image,text\nx.safetensors,images/0/0000.npy,texts/0/0000.npy\n"
+    )
+    done = cli("batch", "--manifest", "m.csv", "-o", "out", "--out-dtype", "bfloat16")
+    assert done.code == 0, done.err
+    with safe_open("out/x.safetensors", "pt") as file:
+        assert str(file.get_tensor("fused").dtype) == "torch.bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--format", "npz"], "output says another format than --format in 2 rows"),
+        (["--pack"], "not used: output, which only names files of single pairs"),
+        ([], None),
+    ],
+)
+def test_an_output_that_overrules_or_does_not_count_is_said(cli, pairs, more, said):
+    names = ["x.safetensors", "y.npy", "z.npz", ""]
+    rows = [f"images/0/000{3 * i}.npy,texts/0/000{3 * i}.npy,{x}" for i, x in enumerate(names)]
+    Path("m.csv").write_text("\n".join(["image,text,output", *rows]))
+    done = cli("batch", "--manifest", "m.csv", "-o", "out", *more)
+    assert done.code == 0, done.err
+    assert ("note: m.csv: " in done.err) == (said is not None)
+    assert (said or "") in done.err
+
+
 def test_packs_hold_every_pair_under_its_id(cli, pairs):
     assert cli("batch", "images", "texts", "-o", "plain").code == 0
     done = cli("batch", "images", "texts", "-o", "out", "--pack", "--shard-size", "8k", "--json")
@@ -742,7 +792,13 @@ def test_what_is_settled_is_kept_for_what_is_left(cli, pairs, monkeypatch):
         (["images", "texts", "-o", "o", "--force", "--retry-failed"], "--force does every pair"),
         (["images", "texts", "-o", "o", "--force", "--shard", "1/2"], "--force begins the run"),
         (["images", "texts", "-o", "o", "--shard", "3/2"], "--shard 3/2: expected I/N"),
-        (["images", "texts", "-o", "o", "--shard-size", "0"], "--shard-size 0: expected a size"),
+        (
+            ["images", "texts", "-o", "o", "--pack", "--shard-size", "0"],
+            "--shard-size 0: expected a size",
+        ),
+        (["images", "texts", "-o", "o", "--shard-size", "1M"], "is about the files of --pack"),
+        (["images", "texts", "-o", "-"], "-o -: a batch writes files, name a folder"),
+        ([], "expected IMAGES TEXTS -o DIR, or --manifest FILE -o DIR"),
         (["--merge", "images", "-o", "o"], "--merge takes only -o DIR"),
     ],
 )

@@ -113,7 +113,13 @@ class BatchOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", os.fspath(self.output))
         # Packed results have no files of their own whose names could collide.
-        pairs = replace(self.pairs, output=self.output, ending=self.ending)
+        pairs = replace(
+            self.pairs,
+            output=self.output,
+            ending=self.ending,
+            ending_said=self.format is not None,
+            refused=self.refused,
+        )
         object.__setattr__(self, "pairs", pairs)
 
     @property
@@ -131,11 +137,28 @@ class BatchOptions:
         """Of the files of single pairs; "" where there are none."""
         return "" if self.pack else f".{self.written}"
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Endings of files of single pairs that cannot hold a result, and why."""
+        refused = {}
+        if self.several:
+            what = "--direction both" if self.direction == BOTH else f"--pool {self.pool}"
+            refused[".npy"] = (
+                f"{what} gives more than one tensor a pair, and .npy holds one: expected "
+                "safetensors or npz"
+            )
+        if self.out_dtype == "bfloat16":
+            why = "--out-dtype bfloat16 needs safetensors, or --pack: .npy has no bfloat16"
+            refused |= {".npy": why, ".npz": why}
+        return refused
+
     def check(self) -> None:
         """Raises:
         UsageError: the options contradict each other or are not possible.
         """
         refuse_empty_name(self.output)
+        if self.output == "-":
+            raise UsageError("-o -: a batch writes files, name a folder (./- for one called -)")
         for option, value, allowed in (
             ("--format", self.format, FORMATS),
             ("--dtype", self.dtype, DTYPES),
@@ -156,17 +179,10 @@ class BatchOptions:
             raise UsageError("--engine numpy computes in float32 on the CPU only")
         if self.pack and self.format is not None:
             raise UsageError("--pack writes safetensors shards: leave --format out")
-        if self.out_dtype == "bfloat16" and not self.pack and self.written != "safetensors":
-            raise UsageError(
-                "--out-dtype bfloat16 needs --format safetensors or --pack: .npy has no bfloat16"
-            )
+        # The rows of a manifest may each say their own.
+        if self.ending in self.refused and (self.format or self.pairs.manifest is None):
+            raise UsageError(f"--format {self.written}: {self.refused[self.ending]}")
         self._check_ray()
-        if self.several and not self.pack and self.written == "npy":
-            what = "--direction both" if self.direction == BOTH else f"--pool {self.pool}"
-            raise UsageError(
-                f"--format npy: {what} gives more than one tensor a pair, and .npy holds one: say "
-                "--format safetensors or npz"
-            )
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, found {self.workers}")
         if self.force and self.retry_failed:

@@ -178,7 +178,11 @@ def batch(
     from fusecli.weights import Switches
 
     if output is None:
+        if images is None and manifest is None and not merge:
+            raise UsageError("expected IMAGES TEXTS -o DIR, or --manifest FILE -o DIR")
         raise UsageError("-o DIR is missing: where do the results go?")
+    if shard_size is not None and not pack:
+        raise UsageError("--shard-size is about the files of --pack")
     for side, said in (("image", image_mask), ("text", text_mask)):
         if said not in (None, "none"):
             raise UsageError(

@@ -51,7 +51,7 @@ def _listing(o: PairOptions) -> Listing:
         given = (o.images, o.texts, o.image_pattern, o.text_pattern, o.keyed)
         if any(option is not None for option in given):
             raise UsageError("--manifest names the files: leave folders, patterns and --keyed out")
-        return Manifest(o.manifest)
+        return Manifest(o)
     if o.images is None:
         raise UsageError("expected a folder of images and one of texts, keyed files, or --manifest")
     texts = o.images if o.texts is None else o.texts

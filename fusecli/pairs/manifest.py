@@ -9,7 +9,7 @@ from fusecli.errors import PairsError, UsageError, shortened
 from fusecli.features import ENDINGS
 from fusecli.output import ENDINGS as OUTPUT_ENDINGS
 from fusecli.pairs.ids import LONGEST_ID, relative_path
-from fusecli.pairs.pair import Pair, Place, Unmatched
+from fusecli.pairs.pair import Pair, PairOptions, Place, Unmatched
 from fusecli.pairs.rows import Row, csv_rows, jsonl_rows, parquet_rows
 
 _ROWS: dict[str, Callable[[str, set[str]], Iterator[tuple[int, Row]]]] = {
@@ -23,20 +23,23 @@ class Manifest:
     """Pairs as the rows of a table name them, in its order.
 
     Args:
-        file: a .csv, .jsonl or .parquet file; paths in it are relative to its folder.
+        options: `manifest` is a .csv, .jsonl or .parquet file, paths in it are relative to its
+            folder; and what is asked of outputs.
 
     Raises:
         UsageError: another ending.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, options: PairOptions) -> None:
+        file = options.manifest
+        assert file is not None
         ending = os.path.splitext(file)[1].lower()
         if ending not in _ROWS:
             raise UsageError(
                 f"--manifest {file}: expected {', '.join(_ROWS)}, found {ending or 'no ending'}"
             )
         self.notes: list[str] = []
-        self._file, self._rows = file, _ROWS[ending]
+        self._file, self._rows, self._options = file, _ROWS[ending], options
         self._unit = "row" if ending == ".parquet" else "line"
         self._number = 0
         folder = os.path.dirname(file)
@@ -45,16 +48,28 @@ class Manifest:
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
         """The pairs in the order of the rows; whether their files exist is not asked here."""
         unused: set[str] = set()
+        overruled, ending = 0, self._options.ending
         for number, row in self._rows(self._file, unused):
             self._number = number
-            yield self._pair(row)
-        if unused and not self.notes:
-            named = ", ".join(shortened(name, 40) for name in sorted(unused)[:8])
-            self.notes.append(f"{self._file}: not used: {named}")
+            pair = self._pair(row)
+            if pair.output is not None:
+                overruled += not ending or not pair.output.lower().endswith(ending)
+            yield pair
+        self.notes = list(self._notes(unused, overruled))
 
     def where(self, pair: Pair) -> str:
         """The manifest and the row that was read last."""
         return f"{self._file}: {self._unit} {self._number}"
+
+    def _notes(self, unused: set[str], overruled: int) -> Iterator[str]:
+        o = self._options
+        if unused:
+            named = ", ".join(shortened(name, 40) for name in sorted(unused)[:8])
+            yield f"{self._file}: not used: {named}"
+        if overruled and not o.ending:
+            yield f"{self._file}: not used: output, which only names files of single pairs"
+        elif overruled and o.ending_said:
+            yield f"{self._file}: output says another format than --format in {overruled:,} rows"
 
     def _pair(self, row: Row) -> Pair:
         image, text, id, output, image_mask, text_mask, image_key, text_key = row
@@ -62,6 +77,8 @@ class Manifest:
             raise self._wrong(f"has no {'text' if image else 'image'}")
         if output:
             self._check_output(output)
+        elif self._options.ending in self._options.refused:
+            raise self._wrong(f"has no output, and {self._options.refused[self._options.ending]}")
         id = id or os.path.splitext(output)[0] or _default_id(text, text_key)
         if len(id) > LONGEST_ID:
             raise self._wrong(f"has an id of {len(id):,} characters, at most {LONGEST_ID:,} serve")
@@ -89,6 +106,9 @@ class Manifest:
                 f"output {shortened(output)!r} ends in {ending or 'nothing'}, "
                 f"expected {', '.join(OUTPUT_ENDINGS)}"
             )
+        if self._options.ending and ending.lower() in self._options.refused:
+            refused = self._options.refused[ending.lower()]
+            raise self._wrong(f"output {shortened(output)!r}: {refused}")
         if relative_path(stem) != stem:
             raise self._wrong(
                 f"output {shortened(output)!r} is no path inside the output folder that every "

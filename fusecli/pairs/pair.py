@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,6 +57,8 @@ class PairOptions:
         output: the output folder, which is not looked into where it lies inside an input.
         ending: of the output files, so that two pairs of one file name are found; "" where
             results are packed and only ids need to differ.
+        ending_said: that ending was asked for, and is not just the usual one.
+        refused: endings of files that cannot hold a result, and why.
     """
 
     images: str | None = None
@@ -68,6 +70,8 @@ class PairOptions:
     keyed: bool | None = None
     output: str | None = None
     ending: str = ".npy"
+    ending_said: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
