@@ -432,6 +432,82 @@ def test_only_what_is_missing_is_done(cli, pairs):
     assert outputs(pairs / "out") == before
 
 
+@pytest.mark.parametrize("more", [["--seed", "9"], ["--format", "npz"], ["--pack"]])
+def test_force_leaves_no_result_of_the_run_before(cli, pairs, more):
+    assert cli("batch", "images", "texts", "-o", "out").code == 0
+    Path("out/0/mine.npy").write_bytes(b"mine")
+    Path("images/1/0001.npy").write_bytes(b"")
+    for _ in range(2):  # the second after a run of the same kind
+        assert cli("batch", "images", "texts", "-o", "out", "--force", *more).code == 3
+        left = outputs(pairs / "out")
+        assert left.pop("0/mine.npy") == b"mine"
+    assert cli("batch", "images", "texts", "-o", "new", *more).code == 3
+    assert left == outputs(pairs / "new")
+
+
+def test_force_removes_only_what_is_in_the_folder_and_no_input(cli, pairs):
+    assert cli("batch", "images", "texts", "-o", "out").code == 0
+    Path("elsewhere").mkdir()
+    mine = [Path("elsewhere/a.npy"), Path("b.npy"), Path("out/.c.npy"), Path("out/notes.txt")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    os.symlink("../elsewhere", "out/link")
+    os.unlink("images/0/0000.npy")
+    os.symlink("../../out/0/0003.npy", "images/0/0000.npy")  # a result that is now an input
+    named = ["link/a.npy", "../b.npy", str(Path("b.npy").absolute()), ".c.npy", "notes.txt", 7]
+    with open("out/journal.jsonl", "a") as file:
+        for output in [*named, "0/0006.npy/x.npy", "gone.npy", "\0.npy"]:
+            line = {"id": "x", "output": output, "shape": [1, 1], "error": None, "inputs": []}
+            file.write(json.dumps(line) + "\n")
+    before = Path("out/0/0003.npy").read_bytes()
+    done = cli("batch", "images", "texts", "-o", "out", "--force", "--format", "npz")
+    assert done.code == 3, done.err  # what is as wide as a text is no image here
+    assert f"{COUNT - 1} done, 1 failed" in done.err
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    assert Path("out/0/0003.npy").read_bytes() == before
+    assert [str(path) for path in Path("out").rglob("*.npy")] == ["out/.c.npy", "out/0/0003.npy"]
+
+
+def test_force_that_cannot_begin_leaves_what_was_there(cli, pairs):
+    assert cli("batch", "images", "texts", "-o", "out").code == 0
+    before = outputs(pairs / "out")
+    done = cli("batch", "images", "texts", "-o", "out", "--force", "--heads", "7")
+    assert done.code != 0
+    assert outputs(pairs / "out") == before
+    assert f"0 done, {COUNT} skipped" in cli("batch", "images", "texts", "-o", "out").err
+
+
+def test_a_result_whose_inputs_fail_now_is_removed(cli, pairs):
+    assert cli("batch", "images", "texts", "-o", "out").code == 0
+    assert cli("batch", "images", "texts", "-o", "packs", "--pack").code == 0
+    Path("images/1/0004.npy").write_bytes(b"")
+    assert cli("batch", "images", "texts", "-o", "out").code == 3
+    assert sorted(outputs(pairs / "out")) == sorted({f"{n}.npy" for n in names()} - {"1/0004.npy"})
+    assert cli("batch", "images", "texts", "-o", "packs", "--pack").code == 3
+    index = json.loads(Path("packs/fused.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(names()) - {"1/0004"}
+
+
+@pytest.mark.parametrize("length", [0, 100, -1, 1])
+@pytest.mark.parametrize("format", ["npy", "npz", "safetensors"])
+def test_a_result_of_another_size_is_made_again(cli, pairs, format, length):
+    run = ["batch", "images", "texts", "-o", "out", "--format", format]
+    assert cli(*run).code == 0
+    before = outputs(pairs / "out")
+    path = f"out/1/0001.{format}"
+    os.truncate(path, length if length in (0, 100) else os.path.getsize(path) + length)
+    assert f"1 done, {COUNT - 1} skipped" in cli(*run).err
+    assert outputs(pairs / "out") == before
+    assert f"0 done, {COUNT} skipped" in cli(*run).err
+
+
+def test_a_journal_that_says_no_sizes_still_counts(cli, pairs):
+    assert cli("batch", "images", "texts", "-o", "out").code == 0
+    lines = [{k: v for k, v in line.items() if k != "size"} for line in journal(pairs / "out")]
+    Path("out/journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert f"0 done, {COUNT} skipped" in cli("batch", "images", "texts", "-o", "out").err
+
+
 @pytest.mark.parametrize("pack", [[], ["--pack", "--shard-size", "9k"]])
 def test_a_result_of_an_input_that_changed_is_made_again(cli, pairs, pack):
     cli("batch", "images", "texts", "-o", "out", *pack)
@@ -737,6 +813,22 @@ def test_an_odd_pair_that_comes_first_does_not_decide(cli, pairs):
     done = cli("batch", "images", "texts", "-o", "out")
     assert done.code == 3
     assert f"{COUNT - 1} done, 1 failed" in done.err
+
+
+def test_the_width_a_run_began_with_is_kept(cli, pairs):
+    assert cli("batch", "images", "texts", "-o", "out").code == 0
+    for name in ("0/0000", "0/0003", "2/0029"):
+        os.unlink(f"out/{name}.npy")
+    whole = outputs(pairs / "out")
+    for index in range(COUNT - 1):  # most are of another width now, and the first
+        np.save(f"images/{index % 3}/{index:04d}.npy", np.ones((2, DI + 1), np.float32))
+    done = cli("batch", "images", "texts", "-o", "out")
+    assert done.code == 3
+    assert f"1 done, {COUNT - 1} failed" in done.err  # and none "again"
+    assert f"is {DI + 1} wide" in done.err
+    assert f"takes {DI} and {DT}" in done.err
+    assert "2/0029.npy" not in whole
+    assert "2/0029.npy" in outputs(pairs / "out")
 
 
 def test_results_that_float16_cannot_hold_fail(cli, pairs):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 
 from fusecli.batch.durable import bring_to_disk, write_all
@@ -55,9 +56,27 @@ class FileSink:
         """Whether a line of an earlier run may count; files are looked for one by one."""
         return True
 
-    def there(self, pair: Pair) -> bool:
-        """Whether a pair's file is there."""
-        return os.path.isfile(self._folder.inside(self.output_of(pair)))
+    def there(self, pair: Pair, size: int) -> bool:
+        """Whether a pair's file is there, as long as the journal says (0: it does not say)."""
+        try:
+            status = os.stat(self._folder.inside(self.output_of(pair)))
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size == (size or status.st_size)
+
+    def withdraw(self, pair: Pair) -> None:
+        """Remove the file that an earlier run made of a pair which has no result any more.
+
+        Raises:
+            OutputError: the folder does not allow it.
+        """
+        output = self.output_of(pair)
+        if not self._is_input(pair, output):
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._folder.inside(output))
+            except OSError as error:
+                raise self._folder.failed(error) from None
 
     def put(self, results: list[Result]) -> None:
         """Take results; they may appear later.
@@ -75,8 +94,11 @@ class FileSink:
                 result.tensors = None
                 self._entries.append(_failed(result))
                 continue
-            self._stage(output, result)
-            self._entries.append(Entry(result.pair.id, output, result.shapes, None, result.stamps))
+            size = self._stage(output, result)
+            self._bytes += size
+            self._entries.append(
+                Entry(result.pair.id, output, result.shapes, None, result.stamps, size=size)
+            )
         waited = time.monotonic() - self._committed
         if waited > _EVERY_S or self._bytes > _MOST_BYTES or len(self._entries) > _MOST_FILES:
             self.commit()
@@ -117,7 +139,8 @@ class FileSink:
                 os.unlink(staged)
         self._staged.clear()
 
-    def _stage(self, output: str, result: Result) -> None:
+    def _stage(self, output: str, result: Result) -> int:
+        """Write a file under a temporary name; gives its size."""
         assert result.tensors is not None
         self._count += 1
         staged = os.path.join(self._folder.staging, str(self._count))
@@ -126,7 +149,7 @@ class FileSink:
         try:
             descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                self._bytes += write_all(descriptor, self._encoder.encode(result.tensors, ending))
+                return write_all(descriptor, self._encoder.encode(result.tensors, ending))
             finally:
                 os.close(descriptor)
         except OSError as error:

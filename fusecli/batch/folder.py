@@ -18,13 +18,16 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from typing import Any
 
+from fusecli.batch.earlier import remove_results
 from fusecli.batch.journal import Journal
 from fusecli.batch.options import Shard
 from fusecli.batch.spec import FusionSpec
 from fusecli.errors import OutputError, UsageError
 from fusecli.output import StagedFile
+from fusecli.pairs import Pair
 
 HIDDEN = ".fusecli"
 _RECORD = "run.json"
@@ -72,6 +75,8 @@ class OutputFolder:
         Raises:
             OutputError: somebody else works in it, or it cannot be written.
         """
+        if os.path.exists(self.path) and not os.path.isdir(self.path):
+            raise OutputError(f"{self.path}: is a file, expected a folder: say another -o")
         try:
             self._made = not os.path.isdir(self.path)
             os.makedirs(self.inside(HIDDEN), exist_ok=True)
@@ -132,14 +137,16 @@ class OutputFolder:
                 "or --force to write into it"
             )
 
-    def begin_anew(self) -> None:
-        """Forget an earlier run: its journals, its packs, what it was about to write.
+    def begin_anew(self, pairs: Iterable[Pair]) -> None:
+        """Remove an earlier run: its results, its journals, what it was about to write.
 
-        Files of single pairs stay until each is replaced.
+        Args:
+            pairs: of the run that begins, whose inputs stay whatever journals say.
         """
         from fusecli.batch.packs import remove_packs
 
         try:
+            remove_results(self.path, self.journals, pairs)
             remove_packs(self.path)
             for path in self.journals:
                 os.unlink(path)

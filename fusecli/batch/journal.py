@@ -42,6 +42,7 @@ class Entry:
         error: why it failed.
         stamps: size and time of change of its input files, as they were read.
         at: where its numbers lie in a pack, first byte and last plus one.
+        size: bytes of a file of its own; 0 in a pack, and in journals that do not say it.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Entry:
     error: str | None
     stamps: list[Stamp]
     at: tuple[int, int] | None = None
+    size: int = 0
 
     def line(self) -> bytes:
         """As it stands in the journal."""
@@ -66,6 +68,8 @@ class Entry:
         }
         if self.at is not None:
             data["at"] = self.at
+        if self.size:
+            data["size"] = self.size
         return json.dumps(data, separators=(",", ":")).encode() + b"\n"
 
 
@@ -160,6 +164,7 @@ def read_entries(path: str) -> Iterator[Entry]:
                         data["error"],
                         data["inputs"],
                         None if at is None else (at[0], at[1]),
+                        int(data.get("size", 0)),
                     )
                 except (ValueError, TypeError, KeyError, IndexError):
                     continue
@@ -183,7 +188,7 @@ def fingerprint(*parts: object) -> int:
 
 
 class History:
-    """What earlier runs did, in 17 bytes a pair, whatever the ids are.
+    """What earlier runs did, in 25 bytes a pair, whatever the ids are.
 
     Args:
         journals: paths of all journals of the output folder.
@@ -193,13 +198,14 @@ class History:
     def __init__(
         self, journals: Iterable[str], counts: Callable[[Entry], bool] = lambda entry: True
     ) -> None:
-        ids, versions, states = array("Q"), array("Q"), array("B")
+        ids, versions, states, lengths = array("Q"), array("Q"), array("B"), array("Q")
         for path in journals:
             for entry in read_entries(path):
                 there = entry.error is not None or counts(entry)
                 ids.append(fingerprint(entry.id))
                 versions.append(fingerprint(entry.id, entry.stamps))
                 states.append(0 if not there else DONE if entry.error is None else FAILED)
+                lengths.append(entry.size)
         found = np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64)
         # The last line of each id: the sort is stable.
         order = np.argsort(found, kind="stable")
@@ -210,24 +216,27 @@ class History:
         self._ids: NDArray[np.uint64] = ordered[last]
         self._versions = np.frombuffer(versions, np.uint64)[kept] if ids else found
         self._states = np.frombuffer(states, np.uint8)[kept] if ids else np.zeros(0, np.uint8)
+        self._sizes = np.frombuffer(lengths, np.uint64)[kept] if ids else found
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def state(self, pair: Pair) -> tuple[int, bool]:
+    def state(self, pair: Pair) -> tuple[int, bool, int]:
         """What became of a pair.
 
         Returns:
-            DONE, FAILED or 0, and whether its inputs are still those that were read.
+            DONE, FAILED or 0, whether its inputs are still those that were read, and the size of
+            its file, 0 where that is not known.
         """
         if not len(self._ids):
-            return 0, False
+            return 0, False, 0
         wanted = np.uint64(fingerprint(pair.id))
         index = int(np.searchsorted(self._ids, wanted))
         if index == len(self._ids) or self._ids[index] != wanted or not self._states[index]:
-            return 0, False
+            return 0, False, 0
         version = fingerprint(pair.id, Stamps().of(pair))
-        return int(self._states[index]), int(self._versions[index]) == version
+        same = int(self._versions[index]) == version
+        return int(self._states[index]), same, int(self._sizes[index])
 
     @property
     def failed(self) -> int:

@@ -90,9 +90,12 @@ class PackSink:
         if time.monotonic() - self._brought > _EVERY_S:
             self._bring()
 
-    def there(self, pair: Pair) -> bool:
+    def there(self, pair: Pair, size: int) -> bool:
         """What is not there was told when the journals were read."""
         return True
+
+    def withdraw(self, pair: Pair) -> None:
+        """Nothing: packs are not changed, and the index leaves out what failed since."""
 
     def finish(self) -> None:
         """Close the last pack.

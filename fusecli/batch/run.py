@@ -39,7 +39,8 @@ class Sink(Protocol):
 
     def put(self, results: list[Result]) -> None: ...
     def counts(self, entry: Entry) -> bool: ...
-    def there(self, pair: Pair) -> bool: ...
+    def there(self, pair: Pair, size: int) -> bool: ...
+    def withdraw(self, pair: Pair) -> None: ...
     def finish(self) -> None: ...
     def abandon(self) -> None: ...
 
@@ -82,16 +83,20 @@ def run_batch(
         summary = Summary(o.output, None if o.shard is None else f"{o.shard.index}/{o.shard.of}")
         summary.unmatched = source.unmatched
         history = History(folder.journals, sink.counts)
-        todo = _todo(o, source, history, sink, summary)
+        earlier: dict[str, bool] = {}
+        todo = _todo(o, source, history, sink, summary, earlier)
         total = -(-(source.total or 0) // (1 if o.shard is None else o.shard.of))
         worked = _worked(o, spec, todo)
         if o.ray is not None:
             worked = worked_on_ray(o, spec, todo, tell)
         undo.callback(worked.close)
         for results in worked:
+            for result in results:
+                if result.error is not None and result.pair.id in earlier:
+                    sink.withdraw(result.pair)
             sink.put(results)
             for result in results:
-                summary.add(result)
+                summary.add(result, earlier.pop(result.pair.id, False))
             progress(min(total, summary.seen), total)
             if summary.failed and o.on_error == "stop":
                 break
@@ -147,12 +152,12 @@ def _refuse_inputs_inside(o: BatchOptions) -> None:
 
 def _begin(o: BatchOptions, folder: OutputFolder, source: PairSource) -> FusionSpec:
     folder.enter()
-    if o.force:
-        folder.begin_anew()
-    recorded = folder.record()
+    recorded = None if o.force else folder.record()
     if recorded is None and not o.force:
         folder.refuse_foreign()
     spec = settle(o, source, source.total or 0, recorded)
+    if o.force:  # only now that the new run can begin
+        folder.begin_anew(source)
     layout: dict[str, Any] = {"pack": o.pack, "format": o.written}
     if o.pack:
         layout = {"pack": True, "shard_size": o.shard_size}
@@ -182,21 +187,31 @@ def _sink(o: BatchOptions, spec: FusionSpec, folder: OutputFolder) -> Sink:
 
 
 def _todo(
-    o: BatchOptions, source: PairSource, history: History, sink: Sink, summary: Summary
+    o: BatchOptions,
+    source: PairSource,
+    history: History,
+    sink: Sink,
+    summary: Summary,
+    earlier: dict[str, bool],
 ) -> Iterator[Pair]:
-    """The pairs that this run is to do, in order; counts the others."""
+    """The pairs that this run is to do, in order; counts the others.
+
+    Those that have a result of an earlier run are added to `earlier`, with whether their inputs
+    have changed since.
+    """
     for pair in source:
         if o.shard is not None and fingerprint(pair.id) % o.shard.of != o.shard.index - 1:
             continue
-        state, same = history.state(pair)
-        if state == DONE and same and sink.there(pair):
+        state, same, size = history.state(pair)
+        if state == DONE and same and sink.there(pair, size):
             summary.skipped += 1
         elif state == FAILED and same and not o.retry_failed:
             summary.failed_before += 1
         elif o.retry_failed and state != FAILED:
             continue
         else:
-            summary.changed += state == DONE and not same
+            if state == DONE:
+                earlier[pair.id] = not same
             yield pair
 
 

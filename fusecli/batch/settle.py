@@ -53,9 +53,9 @@ def settle(
             undo.enter_context(weights.file)
             sha256 = sha256_of(weights.file)
         shapes: list[PairShapes] = []
-        if weights is None or "chosen_for" not in kept:
+        if "chosen_for" not in kept:
             shapes = _first_shapes(o, pairs)
-        config, seed, assumed = _choose_config(o, weights, shapes)
+        config, seed, assumed = _choose_config(o, weights, _widths(kept, shapes))
         gate = _gate(config, weights, seed)
     check_engine(config, o.engine)
     config.check_directions(asking_sides(o.direction), o.weights)
@@ -118,14 +118,19 @@ def _typical(shapes: list[PairShapes], total: int) -> tuple[int, int, int]:
     return total, T, statistics.median_high(some)
 
 
+def _widths(kept: dict[str, Any], shapes: list[PairShapes]) -> tuple[int, int]:
+    """Of image and text, as the run began with them, whatever comes first now."""
+    if "chosen_for" in kept:
+        return kept["module"]["image_dim"], kept["module"]["text_dim"]
+    return shapes[0].image.width, shapes[0].text.width
+
+
 def _choose_config(
-    o: BatchOptions, weights: WeightsFile | None, shapes: list[PairShapes]
+    o: BatchOptions, weights: WeightsFile | None, widths: tuple[int, int]
 ) -> tuple[FusionConfig, int | None, bool]:
     if weights is not None:
         config, assumed = config_of(weights, o.switches)
         return config, weights.seed, assumed
-    first = shapes[0]
-    widths = first.image.width, first.text.width
     config, seed = initial_config(o.switches, o.seed, *widths, "a text of the first pairs")
     return config, seed, False
 

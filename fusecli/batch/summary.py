@@ -61,14 +61,15 @@ class Summary:
         """Pairs of which it is known what became."""
         return self.done + self.failed + self.skipped + self.failed_before
 
-    def add(self, result: Result) -> None:
-        """Count one pair."""
+    def add(self, result: Result, changed: bool) -> None:
+        """Count one pair; `changed` if it had been fused before, from other inputs."""
         if result.error is not None:
             self.failed += 1
             if len(self.failures) < _FIRST:
                 self.failures.append((result.pair.id, result.error))
             return
         self.done += 1
+        self.changed += changed
         for code, diagnosis in {each.code: each for each in result.diagnoses}.items():
             if code not in self.diagnoses:
                 self.diagnoses[code] = 0
