@@ -501,6 +501,49 @@ def test_a_result_of_another_size_is_made_again(cli, pairs, format, length):
     assert f"0 done, {COUNT} skipped" in cli(*run).err
 
 
+def packed(folder: str) -> dict[str, np.ndarray]:
+    index = json.loads(Path(folder, "fused.safetensors.index.json").read_text())
+    return {id: load_file(Path(folder, pack))[id] for id, pack in index["weight_map"].items()}
+
+
+@pytest.mark.parametrize("which", [1, 2, -1])
+@pytest.mark.parametrize("length", [None, 0, 4, 500, -1, 1])
+def test_what_was_in_a_damaged_pack_is_made_again(cli, pairs, which, length):
+    run = ["batch", "images", "texts", "-o", "out", "--pack", "--shard-size", "8k"]
+    assert cli(*run).code == 0
+    whole = packed("out")
+    path = sorted(Path("out").glob("fused-*.safetensors"))[which]
+    held = len(load_file(path))
+    if length is None:
+        path.unlink()
+    else:
+        os.truncate(path, length if length in (0, 4, 500) else path.stat().st_size + length)
+    done = cli(*run)
+    assert f"{held} done, {COUNT - held} skipped" in done.err
+    made = packed("out")
+    assert made.keys() == whole.keys()
+    assert all((made[id] == whole[id]).all() for id in whole)
+    assert f"0 done, {COUNT} skipped" in cli(*run).err
+
+
+def test_lines_of_a_pack_that_is_gone_are_not_those_of_the_next(cli, folder):
+    make_pairs(folder, 6)
+    run_batch(options("whole", pack=True))
+    run_batch(options(pack=True))
+    os.unlink("out/fused-00001.safetensors")
+    good = Path("images/2/0005.npy").read_bytes()
+    Path("images/2/0005.npy").write_bytes(b"")
+    Path("images/0/0000.npy").rename("kept.npy")
+    with pytest.raises(FuseError, match="on-error stop"):
+        run_batch(options(pack=True, on_error="stop"))
+    Path("images/2/0005.npy").write_bytes(good)
+    Path("kept.npy").rename("images/0/0000.npy")
+    assert run_batch(options(pack=True)).failed == 0
+    whole, made = packed("whole"), packed("out")
+    assert made.keys() == whole.keys()
+    assert all((made[id] == whole[id]).all() for id in whole)
+
+
 def test_a_journal_that_says_no_sizes_still_counts(cli, pairs):
     assert cli("batch", "images", "texts", "-o", "out").code == 0
     lines = [{k: v for k, v in line.items() if k != "size"} for line in journal(pairs / "out")]

@@ -35,6 +35,8 @@ from fusecli.pairs import Pair
 
 INDEX = "fused.safetensors.index.json"
 _NAME = re.compile(r"fused(?:-\d+-of-\d+)?-(\d{5,})\.safetensors")
+_LAST = re.compile(rb'"data_offsets":\[\d+,(\d+)\]\}\}$')
+_LONGEST_END = 80
 _RESERVED = "__metadata__"
 _EVERY_S = 0.5
 _LARGEST_ROOM = 8 << 20  # of a header: a longer one takes every reader long to parse
@@ -161,21 +163,21 @@ class PackSink:
 
     def _last_number(self) -> int:
         pattern = os.path.join(glob.escape(self._folder.path), f"{self._prefix}*.safetensors")
-        found = (_NAME.fullmatch(os.path.basename(path)) for path in glob.glob(pattern))
-        return max((int(match[1]) for match in found if match), default=0)
+        found = (os.path.basename(path) for path in glob.glob(pattern))
+        return max((_number(name) for name in found if _NAME.fullmatch(name)), default=0)
 
     def _continue(self) -> str | None:
         """Take up a pack that an earlier run was stopped in; gives its name."""
         entries: list[Entry] = []
-        name = f"{self._prefix}{self._number + 1:05d}.safetensors"
-        try:
-            there = os.path.getsize(self._staged(name)) - self._room
-        except OSError:
+        staged = (name for name in os.listdir(self._folder.staging) if _NAME.fullmatch(name))
+        name = max(staged, default=None)
+        if name is None or os.path.exists(self._folder.inside(name)):
             return None
+        there = os.path.getsize(self._staged(name)) - self._room
         for entry in read_entries(self._folder.journal_path):
             if entry.output == name and entry.at is not None and entry.at[1] <= there:
                 entries.append(entry)
-        self._number += 1
+        self._number = _number(name)
         self._pack = _Pack(name, self._staged(name), self._room, self._dtype)
         for entry in entries:
             assert entry.at is not None
@@ -198,7 +200,10 @@ class PackSink:
             return entry.at is not None and entry.at[1] <= self._pack.end
         known = self._known.get(name)
         if known is None:
-            known = self._known[name] = os.path.isfile(self._folder.inside(name))
+            known = self._known[name] = _is_whole(self._folder.inside(name))
+            if name.startswith(self._prefix) and _NAME.fullmatch(name):
+                # Lines of a pack that is gone must not be taken for those of the next.
+                self._number = max(self._number, _number(name))
         return known
 
 
@@ -303,6 +308,25 @@ def keyed_by(id: str, shapes: Shapes) -> Shapes:
     return {f"{id}.{name}": shape for name, shape in shapes.items()}
 
 
+def _number(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return int(match[1])
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a pack is there and as long as its header says; its last tensor ends it."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, 2 * _LARGEST_ROOM)).rstrip()
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    last = _LAST.search(header[-_LONGEST_END:])  # tensors stand in the order of their numbers
+    return last is not None and 8 + length + int(last[1]) == size
+
+
 def remove_packs(folder: str) -> None:
     """Remove packs and their index, which journals that are forgotten belong to."""
     for name in os.listdir(folder):
@@ -360,6 +384,6 @@ def _newest(folder: OutputFolder) -> Iterator[Entry]:
             if repeated and last.get(fingerprint(entry.id), (path, number)) != (path, number):
                 continue
             if entry.output not in there:
-                there[entry.output] = os.path.isfile(folder.inside(entry.output))
+                there[entry.output] = _is_whole(folder.inside(entry.output))
             if there[entry.output]:
                 yield entry
