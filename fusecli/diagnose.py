@@ -129,8 +129,10 @@ def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> l
     ]
 
 
-def zero_rows(side: str, seen: Seen, masked: bool, where: str) -> list[Diagnosis]:
-    """Padding that nobody declared."""
+def zero_rows(
+    side: str, seen: Seen, masked: bool, where: str, remedy: str | None = None
+) -> list[Diagnosis]:
+    """Padding that nobody declared; `remedy` where no file of a mask can be passed."""
     if masked or not seen.zero_rows:
         return []
     return [
@@ -138,7 +140,7 @@ def zero_rows(side: str, seen: Seen, masked: bool, where: str) -> list[Diagnosis
             f"{side}-zero-rows",
             f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens are zero or nearly so, "
             f"probably padding, which takes part as if it were {side}",
-            f"pass the mask with --{side}-mask",
+            remedy or f"pass the mask with --{side}-mask",
         )
     ]
 

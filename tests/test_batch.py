@@ -260,6 +260,23 @@ def test_the_summary_counts_diagnoses_and_does_not_repeat_them(cli, pairs):
     assert (summary["done"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
 
 
+def test_undeclared_padding_is_told_with_what_a_batch_takes(cli, pairs):
+    np.save("texts/0/0000.npy", np.eye(6, DT, dtype=np.float32) * [[1], [1], [1], [0], [0], [0]])
+    done = cli("batch", "images", "texts", "-o", "out")
+    assert "3 of 6 text tokens are zero" in done.err
+    assert "store text_mask beside the features, or list it" in done.err
+    assert "--text-mask" not in done.err
+
+
+def test_an_output_that_is_a_file_is_refused_as_one(cli, pairs):
+    Path("out").write_text("mine")
+    done = cli("batch", "images", "texts", "-o", "out")
+    assert (done.code, done.err) == (
+        1, "error: out: is a file, expected a folder: say another -o\n"
+    )  # fmt: skip
+    assert Path("out").read_text() == "mine"
+
+
 def test_pairs_whose_image_is_all_padding_are_counted_where_they_are_allowed(cli, folder):
     os.makedirs("images")
     os.makedirs("texts")

@@ -1,11 +1,14 @@
 """The README's console blocks are what the commands print, one after the other."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from fusecli.batch.summary import Summary
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -69,6 +72,12 @@ def test_every_option_of_fuse_is_in_its_help_and_every_diagnosis_in_the_readme()
     for code in codes:
         side = code.replace("{side}", "image").replace("{axes.side}", "image")
         assert f"`{side}`" in text
+
+
+def test_every_key_of_a_batch_s_summary_is_in_the_readme():
+    (table,) = re.findall(r"`fusecli batch --json`.*?\n## ", (ROOT / "README.md").read_text(), re.S)
+    for key in json.loads(Summary("out").to_json()):
+        assert f"`{key}`" in table
 
 
 def test_the_picture_s_module_can_be_trained(monkeypatch):

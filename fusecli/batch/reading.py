@@ -219,7 +219,10 @@ class PairReader:
         tokens, norms = reader.tokens(raw, 0, 1)
         seen = Seen()
         seen.add(norms)
-        diagnoses += diagnose.zero_rows(axes.side, seen, mask is not None, stored.where)
+        remedy = (
+            f"store {axes.side}_mask beside the features, or list it in that column of a manifest"
+        )
+        diagnoses += diagnose.zero_rows(axes.side, seen, mask is not None, stored.where, remedy)
         diagnoses += diagnose.too_large_for(self._spec.dtype, axes.side, seen)
         single: NDArray[np.float32] = tokens[0]
         return single

@@ -98,7 +98,10 @@ def batch(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", "-f", help="Begin anew what the folder holds, or write into a foreign one."
+            "--force",
+            "-f",
+            help="Begin anew and remove the results of the run before, or write into a foreign "
+            "folder.",
         ),
     ] = False,
     shard: Annotated[
