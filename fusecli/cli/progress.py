@@ -75,10 +75,8 @@ class Progress:
         elif now - self._said >= _PLAIN_EVERY:
             self._said = now
             rate = done / (now - self._began)
-            left = (total - done) / rate
-            self.tell(
-                f"{self._verb}: {done:,} of {total:,} pairs, {rate:,.0f}/s, {left:,.0f} s left"
-            )
+            left = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if done else ""
+            self.tell(f"{self._verb}: {done:,} of {total:,} pairs{left}")
 
     def __enter__(self) -> Progress:
         return self
