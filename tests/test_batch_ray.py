@@ -246,6 +246,30 @@ def test_plain_run_and_run_on_ray_go_on_with_each_other(folder: Path, session: S
         assert filecmp.cmp(f"ray/{n:05}.npy", f"again/{n:05}.npy", shallow=False)
 
 
+def test_torch_keeps_the_number_of_threads_that_a_run_began_with(
+    folder: Path, session: Session
+) -> None:
+    """How many there are shows in the last bits, and a Ray worker has one by default."""
+    command = ["batch", "images", "texts", "--method", "transformer", "-o"]
+    for count in (20, 40):
+        write_pairs(count, D=256)
+        session.env["OMP_NUM_THREADS"] = "2" if count == 20 else "1"
+        code, _, err = session.run(*command, "later")
+        assert code == 0, err
+    code, _, err = session.run(*command, "one")
+    assert code == 0, err
+    session.env["OMP_NUM_THREADS"] = "2"
+    for output, more in (("two", []), ("ray", ["--ray", "--workers", "2"])):
+        code, _, err = session.run(*command, output, *more)
+        assert code == 0, err
+    assert_same("two", "ray")
+    numbers = [f"{n:05}.npy" for n in range(40)]
+    assert filecmp.cmpfiles("two", "later", numbers, shallow=False)[1:] == ([], [])
+    assert filecmp.cmpfiles("two", "one", numbers, shallow=False)[1] != []
+    recorded = [json.loads(Path(run, "run.json").read_text()) for run in ("later", "one")]
+    assert [run["computing"]["threads"] for run in recorded] == [2, 1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_run_and_all_of_ray(
     folder: Path, session: Session, number: signal.Signals

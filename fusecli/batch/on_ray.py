@@ -58,6 +58,7 @@ class Worker:
     def __init__(self, spec: FusionSpec, folder: str, version: str) -> None:
         self._spec, self._folder, self._version = spec, folder, version
         self._fuser = Fuser(spec)
+        self._held = contextlib.ExitStack()
 
     def work(self, pairs: list[Pair], budget: int) -> list[Made]:
         """Fuse pairs, as `Fuser.work` does.
@@ -90,7 +91,7 @@ class Worker:
             with open_features(self._spec.weights) as file:
                 if sha256_of(file) != self._spec.sha256:
                     raise RayError(f"{self._spec.weights}: is another file on {node} than here")
-        self._fuser.undivided().__enter__()  # for as long as this process lives
+        self._held.enter_context(self._fuser.undivided())  # for as long as this process lives
 
 
 @dataclass(eq=False)

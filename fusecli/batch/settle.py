@@ -72,6 +72,7 @@ def settle(
         device=_open_choice(_elsewhere(o), computing.get("device")),
         dtype=o.dtype,
         engine=_open_choice(o.engine, computing.get("engine")),
+        threads=computing.get("threads"),
         out_dtype=o.out_dtype,
         sizes=sizes or _typical(shapes, total),
         heads_assumed=assumed,
@@ -145,12 +146,17 @@ def _gate(config: FusionConfig, weights: WeightsFile | None, seed: int | None) -
 
 
 def _resolved(spec: FusionSpec) -> FusionSpec:
-    """The same with the engine and the device that "auto" stands for here."""
-    if spec.engine != "auto" and spec.device != "auto":
-        if spec.device != "cpu":
-            resolve_device(spec.device)
-        return spec
-    asking = asking_sides(spec.direction)[0]
-    fusion = spec.build(asking, spec.sizes[2 if asking == "text" else 1] == 1)
-    # Which of several equal devices computes is no matter: jobs of an array see other numbers.
-    return replace(spec, engine=fusion.engine, device=fusion.device.partition(":")[0])
+    """The same with the engine and device that "auto" stands for here, and torch's threads."""
+    if spec.engine == "auto" or spec.device == "auto":
+        asking = asking_sides(spec.direction)[0]
+        fusion = spec.build(asking, spec.sizes[2 if asking == "text" else 1] == 1)
+        # Which of several equal devices computes is no matter: jobs of an array see other numbers.
+        device = fusion.device.partition(":")[0]
+        spec = replace(spec, engine=fusion.engine, device=device)
+    elif spec.device != "cpu":
+        resolve_device(spec.device)
+    if spec.threads is None and (spec.engine, spec.device) == ("torch", "cpu"):
+        import torch
+
+        return replace(spec, threads=torch.get_num_threads())
+    return spec

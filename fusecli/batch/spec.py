@@ -35,6 +35,8 @@ class FusionSpec:
         gate: the value of the module's gate, or None.
         reading: how files are read.
         device, dtype, engine: where and in what is computed; no "auto" is left in them.
+        threads: that torch computes with, since their number shows in the last bits; None where
+            numpy or an accelerator computes.
         out_dtype: that is written.
         sizes: N, T and P that the order of products is chosen for.
         heads_assumed: H is a guess.
@@ -51,6 +53,7 @@ class FusionSpec:
     device: str
     dtype: str
     engine: str
+    threads: int | None
     out_dtype: str
     sizes: tuple[int, int, int]
     heads_assumed: bool
@@ -122,6 +125,11 @@ class FusionSpec:
             "weights": {"sha256": self.sha256, "seed": self.seed},
             "result": {"direction": self.direction, "pool": self.pool, "dtype": self.out_dtype},
             "reading": asdict(self.reading),
-            "computing": {"device": self.device, "dtype": self.dtype, "engine": self.engine},
+            "computing": {
+                "device": self.device,
+                "dtype": self.dtype,
+                "engine": self.engine,
+                "threads": self.threads,
+            },
             "chosen_for": dict(zip("NTP", self.sizes, strict=True)),
         }

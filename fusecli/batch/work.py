@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fusecli.batch.journal import Shapes
 from fusecli.batch.reading import Features, PairReader, Stamp, Stamps
 from fusecli.batch.spec import FusionSpec
-from fusecli.device import cores, one_thread_a_product
+from fusecli.device import cores, one_thread_a_product, torch_threads
 from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.dtypes import from_float32
 from fusecli.fusion import Fusion
@@ -86,9 +86,12 @@ class Fuser:
         """While pairs are fused: numpy's products stay on the thread that asks for them.
 
         Threads of its own would take the cores from the other workers, and the number of them
-        would show in the last bits.
+        would show in the last bits. Torch, where one pair after the other is computed, has as
+        many as the run began with.
         """
-        return one_thread_a_product() if self.spec.engine == "numpy" else nullcontext()
+        if self.spec.engine == "numpy":
+            return one_thread_a_product()
+        return nullcontext() if self.spec.threads is None else torch_threads(self.spec.threads)
 
     def work(self, pairs: Sequence[Pair], budget: int) -> list[Result]:
         """Read and fuse pairs in their order, as far as memory allows.
