@@ -158,6 +158,29 @@ def test_shard_that_an_index_names_must_be_there(folder: Path) -> None:
         opened("f")
 
 
+@pytest.mark.parametrize(
+    ("there", "of", "said"),
+    [
+        ([2], 2, "f: holds 1 of 2 shards, model-00001-of-00002.safetensors is missing: complete"),
+        ([1, 2, 4], 4, "f: holds 3 of 4 shards, model-00003-of-00004.safetensors is missing"),
+        ([0, 1], 3, "f: holds 2 of 3 shards, model-00002-of-00003.safetensors is missing"),
+        ([1], 99999999, "f: holds 1 of 99,999,999 shards, model-00002-of-99999999.safetensors is"),
+        ([0, 1, 2], 3, None),
+    ],
+)
+def test_shard_that_the_names_of_others_count_must_be_there(
+    folder: Path, there: list[int], of: int, said: str | None
+) -> None:
+    for number in there:
+        write(f"f/{shard(number, of)}", f"{number}.image", f"{number}.text")
+    if said is None:
+        assert len(ids(opened("f"))) == of
+        return
+    with pytest.raises(PairsError) as refused:
+        opened("f")
+    assert str(refused.value).startswith(said)
+
+
 def test_index_too_large_to_read_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("f/x.safetensors", "1.image", "1.text")
     index = "f/x.safetensors.index.json"
@@ -256,9 +279,7 @@ def test_pairs_are_what_both_sides_have_however_they_are_cut(
     for side, keys, cut in zip("it", (images, texts), cuts, strict=True):
         dealt = rng.permutation(sorted(keys))
         for number in range(cut):
-            write(f"{root}/{side}/{shard(number + 1, cut)}", *dealt[number::cut].tolist() or ["~"])
-            if not len(dealt[number::cut]):
-                os.remove(f"{root}/{side}/{shard(number + 1, cut)}")
+            write(f"{root}/{side}/{shard(number + 1, cut)}", *dealt[number::cut].tolist())
     if not images & texts:
         with pytest.raises(PairsError, match="no pairs"):
             opened(f"{root}/i", f"{root}/t")

@@ -279,6 +279,12 @@ def test_parquet_of_other_types(folder: Path) -> None:
             opened("m.parquet")
 
 
+def test_parquet_takes_whole_numbers_and_null_as_ids(folder: Path) -> None:
+    text = {"image": ["i"] * 3, "text": ["t1", "t2", "t3"]}
+    pq.write_table(pa.table(text | {"id": pa.array([2**53 + 1, None, 8])}), "m.parquet")
+    assert [pair.id for pair in opened("m.parquet")] == ["9007199254740993", "t2", "8"]
+
+
 def test_parquet_row_without_a_value_is_named(folder: Path) -> None:
     pq.write_table(pa.table({"image": ["i"] * 5000, "text": ["t"] * 4999 + [None]}), "m.parquet")
     with pytest.raises(PairsError, match=r"^m.parquet: row 5000: has no text$"):

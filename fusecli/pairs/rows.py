@@ -112,7 +112,7 @@ def parquet_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
             for batch in table.iter_batches(_BATCH, columns=present, use_threads=False):
                 none = [None] * len(batch)
                 columns = [
-                    batch.column(name).to_numpy(zero_copy_only=False).tolist()
+                    batch.column(name).to_pylist()
                     if name in present
                     else none
                     for name in COLUMNS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from itertools import count
 
 from fusecli.errors import PairsError, shortened
 from fusecli.features import open_regular
@@ -13,7 +14,7 @@ from fusecli.features.safetensors import safetensors_keys
 
 _ENDING = ".safetensors"
 _INDEX = ".safetensors.index.json"
-_OF_MANY = re.compile(r".+-\d{5,}-of-\d{5,}\.safetensors", re.IGNORECASE)
+_OF_MANY = re.compile(r"(.+-)(\d{5,})-of-(\d{5,})\.safetensors", re.IGNORECASE)
 
 # Of an index only the files' names are needed, and reading it takes four times its size.
 _LARGEST_INDEX = 32 << 20
@@ -42,7 +43,8 @@ def shards_of(path: str, notes: list[str]) -> list[str]:
         notes: receives what is assumed about the folder.
 
     Raises:
-        PairsError: no such files, or an index that is damaged or names others than the folder's.
+        PairsError: no such files, one that the names of the others count is missing, or an index
+            is damaged or names others than the folder's.
     """
     if not os.path.isdir(path):
         return _listed(path) if path.lower().endswith(_INDEX) else [path]
@@ -62,6 +64,7 @@ def shards_of(path: str, notes: list[str]) -> list[str]:
         )
     if not shards:
         raise PairsError(f"{path}: holds no {_ENDING} files")
+    _refuse_missing(path, names)
     return shards
 
 
@@ -80,6 +83,24 @@ def _names(folder: str) -> list[str]:
         return sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError as error:
         raise PairsError(f"{folder}: cannot be listed: {error.strerror}") from None
+
+
+def _refuse_missing(folder: str, names: list[str]) -> None:
+    """Raises:
+    PairsError: names say how many shards there are, and not all are there.
+    """
+    found: dict[tuple[str, int], set[int]] = {}
+    for match in filter(None, map(_OF_MANY.fullmatch, names)):
+        found.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (stem, of), numbers in found.items():
+        if len(numbers) < of:
+            first = 0 if 0 in numbers else 1  # some count from 0
+            lost = next(n for n in count(first) if n not in numbers)
+            raise PairsError(
+                f"{folder}: holds {len(numbers):,} of {of:,} shards, "
+                f"{stem}{lost:05}-of-{of:05}{_ENDING} is missing: complete the folder, or give "
+                "an index of those to take"
+            )
 
 
 def _listed(index: str) -> list[str]:
