@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,6 +288,24 @@ def test_signal_ends_the_run_and_all_of_ray(
     assert not list(Path(session.env["TMPDIR"]).glob("fray-*")), "Ray's logs are left"
 
 
+def test_ray_whose_own_processes_die_ends_in_one_error(folder: Path, session: Session) -> None:
+    """Ray may end the process that it serves without a word, or give nothing any more."""
+    write_pairs(3000)
+    with session.start("batch", "images", "texts", "-o", "ray", "--ray", "-q") as running:
+        session.stopped_worker()  # the run cannot end without its chunk
+        (raylet,) = session.processes(f"{os.path.dirname(ray.__file__)}/core/src/ray/raylet/raylet")
+        os.kill(raylet, signal.SIGKILL)
+        out, err = running.communicate(timeout=60)
+    for pid in session.processes("ray::Worker"):
+        os.kill(pid, signal.SIGKILL)  # it stands still
+    assert (running.returncode, out) == (1, "")
+    assert err.startswith("error: --ray: ")
+    assert err.count("\n") == 1
+    until(lambda: not list(Path(session.env["TMPDIR"]).glob("fray-*")), "Ray's logs are left")
+    code, _, err = session.run("batch", "images", "texts", "-o", "ray")
+    assert code == 0, err
+
+
 def test_what_cannot_be_is_refused_before_anything_is_written(
     folder: Path, session: Session
 ) -> None:
@@ -362,6 +381,7 @@ class FakeRay:
     def __init__(self, seed: int, losses: int = 0, poison: frozenset[int] = frozenset()) -> None:
         self._random, self._losses, self.poison = random.Random(seed), losses, poison
         self.worked: list[int] = []
+        self.nodes: Callable[[], list[dict[str, bool]]] = list
         self.most_in_hand = 0
 
     def cluster_resources(self) -> dict[str, float]:
@@ -473,6 +493,18 @@ def test_pair_that_ends_every_worker_fails_alone(poison: frozenset[int], seed: i
     failed = {int(each.pair.id) for each in results if each.error is not None}
     assert failed == poison
     assert all("ended 3 Ray workers" in each.error for each in results if each.error is not None)
+
+
+def test_cluster_without_a_machine_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, told = FakeRay(0), list[str]()
+    monkeypatch.setattr(fake, "wait", lambda *args, **options: ([], []))
+    fake.nodes = lambda: [{"Alive": True}, {"Alive": False}]
+    waiting = pool(fake, told).run(pairs(10))
+    assert [next(waiting), next(waiting)] == [[], []]
+    fake.nodes = lambda: [{"Alive": False}]
+    with pytest.raises(RayError, match=r"^--ray: Ray has ended, none of its machines is left"):
+        next(waiting)
+    assert len(told) == 1
 
 
 def test_workers_that_always_end_end_the_run() -> None:

@@ -7,6 +7,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,20 @@ from fusecli.features.npy import one_line
 # What people say about it: to their clusters fusecli brings what Ray's own rules find.
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _CONNECTING = 10.0  # seconds to reach an address
+
+# Where Ray's own processes die, Ray may end the process that they serve, past all of Python.
+# So a small one waits for it, says the last word and removes what Ray left behind.
+_WITNESS = """
+import os, shutil, sys, time
+if not sys.stdin.read():
+    print("error: --ray: this run was ended from outside, by Ray whose own processes have died "
+          "or by a kill; the same command goes on", file=sys.stderr, flush=True)
+    for _ in range(50):
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+        if not os.path.exists(sys.argv[1]):
+            break
+        time.sleep(0.1)
+"""
 
 
 def check_ray(on: OnRay) -> None:
@@ -61,6 +77,7 @@ def connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
         return
     with contextlib.ExitStack() as undo:
         settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        logs = ""
         if on.address is None:
             logs = undo.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
             settings |= {
@@ -72,16 +89,43 @@ def connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
             }
         else:
             settings["address"] = on.address
+        undo.enter_context(_witnessed(logs))
         undo.callback(ray.shutdown)
         _initialize(ray, settings)
         yield ray
+
+
+def refuse_ended(ray: Any) -> None:
+    """Raises:
+    RayError: no machine of the cluster is left.
+    """
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise RayError(
+            "--ray: Ray has ended, none of its machines is left; what is done stays, and the same "
+            "command goes on"
+        )
+
+
+@contextlib.contextmanager
+def _witnessed(logs: str) -> Iterator[None]:
+    """Inside, an end of this process that Python does not see is said."""
+    command = [sys.executable, "-IS", "-c", _WITNESS, logs]
+    # In a session of its own Ctrl-C does not end it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
+        try:
+            yield
+        finally:
+            assert witness.stdin is not None
+            with contextlib.suppress(OSError):
+                witness.stdin.write(b"over")
+                witness.stdin.flush()
 
 
 def _initialize(ray: Any, settings: dict[str, Any]) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**settings)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # which is the kind that Ray raises where a start takes too long
         token = (
             "; if the cluster asks for a token, give it to Ray (RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH)"

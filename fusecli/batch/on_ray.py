@@ -19,7 +19,7 @@ from itertools import chain, islice
 from typing import Any
 
 from fusecli import __version__
-from fusecli.batch.cluster import connected, worker_count
+from fusecli.batch.cluster import connected, refuse_ended, worker_count
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.reading import Stamp, Stamps
 from fusecli.batch.spec import FusionSpec
@@ -132,11 +132,14 @@ def worked_on_ray(
     if not first:
         return  # Ray takes seconds to start
     with connected(o.ray, o) as ray:
-        pool = Pool(ray, o, spec, tell)
         try:
-            yield from pool.run(chain(first, todo))
-        finally:
-            pool.close()
+            pool = Pool(ray, o, spec, tell)
+            try:
+                yield from pool.run(chain(first, todo))
+            finally:
+                pool.close()
+        except ray.exceptions.RayError as error:
+            raise RayError(f"--ray: Ray does not serve any more: {_reason(error)}") from None
 
 
 class Pool:
@@ -241,6 +244,8 @@ class Pool:
             self._losses = 0
             pairs = zip(chunk.pairs, made, strict=False)
             chunk.results = [Result(pair, *each) for pair, each in pairs]
+        if not ready:
+            refuse_ended(self._ray)
         if not ready and self._patient:
             self._patient = False
             free = self._ray.available_resources()
