@@ -143,9 +143,29 @@ def test_missing_column_is_refused_with_those_there_are(folder: Path, ending: st
     ("one", "other", "message"),
     [
         ({"id": "x"}, {"id": "x"}, "has the id 'x', as {first} has: ids must differ"),
-        ({"text": "t"}, {"text": "t"}, "has the id 't', as {first} has: ids must differ"),
+        (
+            {"text": "t"},
+            {"text": "t"},
+            "has the id 't', as {first} has: ids must differ (there is "
+            "none, so the text's path is it: add a column id)",
+        ),
+        (
+            {"output": "x.npy"},
+            {"output": "x.npz"},
+            "has the id 'x', as {first} has: ids must "
+            "differ (there is none, so the output's path is it: add a column id)",
+        ),
+        (
+            {"id": "a", "output": "x.npy"},
+            {"id": "b", "output": "x.npy"},
+            "output 'x.npy' is also that of 'a' ({first}): outputs must differ",
+        ),
         ({"id": "x"}, {"id": "X"}, "'X' and 'x' ({first}) would have one output file"),
-        ({"id": "\u00e9"}, {"id": "e\u0301"}, "'e\u0301' and '\u00e9' ({first}) would have one"),
+        (
+            {"id": "\u00e9"},
+            {"id": "e\u0301"},
+            "'e\u0301', 'e\\u0301', and '\u00e9', '\\xe9', ({first}) would",
+        ),
         ({"id": "a", "output": "x.npy"}, {"id": "X"}, "'X' and 'a' ({first}) would have one"),
         ({"id": "a", "output": "x.npy"}, {"id": "b", "output": "X.NPY"}, "'b' and 'a' ({first})"),
     ],
@@ -165,16 +185,35 @@ def test_two_rows_of_one_id_or_output_are_refused(
 
 
 @pytest.mark.parametrize(
-    "output",
+    ("output", "why"),
     [
-        "../x.npy", "/x.npy", "a/../x.npy", "a//x.npy", ".x.npy", "a\\x.npy", "nul.npy", "x:y.npy",
-        "a.npy/x.npy", "x", "x.txt", ".npy", "x .npy", "a\nb.npy", f"{'x' * 300}.npy",
+        ("../x.npy", "has the part '..': expected no .., . or hidden names"),
+        ("/x.npy", "is no relative path"),
+        ("a/../x.npy", "has the part '..'"),
+        ("a//x.npy", "has an empty part"),
+        (".x.npy", "has the part '.x'"),
+        ("a\\x.npy", "has the part 'a\\\\x', which not every system takes"),
+        ("nul.npy", "has the part 'nul', which not every system takes"),
+        ("x:y.npy", "has the part 'x:y', which"),
+        ("a.npy/x.npy", "has the folder 'a.npy': expected none that is called as a file is"),
+        ("x", "ends in nothing, expected .npy"),
+        ("x.txt", "ends in .txt, expected .npy"),
+        (".npy", "ends in nothing"),
+        ("x .npy", "has the part 'x ', which"),
+        ("a\nb.npy", "has the part 'a\\nb', which"),
+        (f"{'x' * 300}.npy", "has the part 'xxx"),
+        (f"{'x/' * 600}x.npy", "is too long for some systems"),
     ],
-)  # fmt: skip
-def test_output_that_leaves_the_folder_or_some_system_refuses(folder: Path, output: str) -> None:
+)
+def test_output_that_leaves_the_folder_or_some_system_refuses(
+    folder: Path, output: str, why: str
+) -> None:
     write("m.jsonl", [{"image": "i", "text": "t", "output": output}])
-    with pytest.raises(PairsError, match=r"^m.jsonl: line 1: output "):
+    with pytest.raises(PairsError) as refused:
         opened("m.jsonl")
+    said = str(refused.value)
+    assert said.startswith("m.jsonl: line 1: output '")
+    assert f"' {why}" in said
 
 
 HEAD = "image,text\n"
@@ -183,9 +222,14 @@ HEAD = "image,text\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no column image and no column text: columns are none"),
+        ("", "is empty, expected a first line such as image,text"),
         (HEAD, None),
-        ("image;text\na;b\n", "has no column image and no column text: columns are image;text"),
+        ("\n", "is empty, expected a first line such as image,text"),
+        ("image;text\na;b\n", "has no column image and no column text: columns are image;text: "
+         "expected commas between them"),
+        ("a, text\n", "has no column image: columns are a, text"),
+        ("image, text\n\na, b\nc\n", "line 4: has 1 values, expected 2 (image, text)"),
+        ('image, text\na, "b"c\n', "line 2: ',' expected after"),
         ("image,text,image\na,b,c\n", "has 2 columns called image"),
         (HEAD + "a,b\nc\n", "line 3: has 1 values, expected 2 (image, text)"),
         (HEAD + "a,b,c\n", "line 2: has 3 values, expected 2 (image, text)"),
@@ -226,6 +270,16 @@ def test_csv_with_bom_quotes_newlines_and_blank_lines(folder: Path) -> None:
         ("a, b.npy", 'say "x".npy', "1"),
         ("two\nlines", "t", "2"),
     ]
+
+
+def test_csv_with_spaces_behind_its_commas(folder: Path) -> None:
+    Path("m.csv").write_text('image, text, id\na.npy, b c.npy, " 1"\n\nd.npy,e.npy,2\n')
+    assert [(pair.image.file, pair.text.file, pair.id) for pair in opened("m.csv")] == [
+        ("a.npy", "b c.npy", " 1"),
+        ("d.npy", "e.npy", "2"),
+    ]
+    Path("m.csv").write_text("image,text\na.npy, b.npy\n")
+    assert [pair.text.file for pair in opened("m.csv")] == [" b.npy"]
 
 
 def line(**fields: object) -> str:

@@ -42,6 +42,7 @@ class Folders:
         output: str | None,
     ) -> None:
         self.notes: list[str] = []
+        self.made_of = ""
         skipped = _identity(output) if output is not None and os.path.isdir(output) else None
         for side, folder in (("images", images), ("texts", texts)):
             if _identity(folder) == skipped:

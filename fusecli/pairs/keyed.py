@@ -37,6 +37,7 @@ class Keyed:
         self, images: list[str], texts: list[str], image_pattern: Pattern, text_pattern: Pattern
     ) -> None:
         self.notes: list[str] = []
+        self.made_of = ""
         self._image = _Role("image", images, image_pattern)
         self._text = _Role("text", texts, text_pattern)
         self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]))

@@ -39,6 +39,7 @@ class Manifest:
                 f"--manifest {file}: expected {', '.join(_ROWS)}, found {ending or 'no ending'}"
             )
         self.notes: list[str] = []
+        self.made_of = ""
         self._file, self._rows, self._options = file, _ROWS[ending], options
         self._unit = "row" if ending == ".parquet" else "line"
         self._number = 0
@@ -79,6 +80,7 @@ class Manifest:
             self._check_output(output)
         elif self._options.ending in self._options.refused:
             raise self._wrong(f"has no output, and {self._options.refused[self._options.ending]}")
+        self.made_of = "" if id else "output" if output else "text"
         id = id or os.path.splitext(output)[0] or _default_id(text, text_key)
         if len(id) > LONGEST_ID:
             raise self._wrong(f"has an id of {len(id):,} characters, at most {LONGEST_ID:,} serve")
@@ -110,10 +112,7 @@ class Manifest:
             refused = self._options.refused[ending.lower()]
             raise self._wrong(f"output {shortened(output)!r}: {refused}")
         if relative_path(stem) != stem:
-            raise self._wrong(
-                f"output {shortened(output)!r} is no path inside the output folder that every "
-                "system takes: expected a relative one, no .. or hidden parts, no reserved names"
-            )
+            raise self._wrong(f"output {shortened(output)!r} {_fault(stem)}")
 
     def _wrong(self, what: str) -> PairsError:
         return PairsError(f"{self._file}: {self._unit} {self._number}: {what}")
@@ -127,3 +126,24 @@ def _default_id(text: str, key: str) -> str:
     if "./" in stem or "//" in stem or stem[0] == "/":
         stem = "/".join(part for part in stem.split("/") if part not in ("", ".", ".."))
     return f"{stem}/{key}" if key else stem
+
+
+def _fault(stem: str) -> str:
+    """What is wrong with an output that is not its own path."""
+    parts = stem.split("/")
+    if not parts[0]:
+        return "is no relative path: expected one inside the output folder"
+    if not all(parts):
+        return "has an empty part: expected one / between two names"
+    for part in parts:
+        if part[0] == ".":
+            return f"has the part {shortened(part)!r}: expected no .., . or hidden names"
+        if relative_path(part) != part:
+            return (
+                f"has the part {shortened(part)!r}, which not every system takes: expected no "
+                "reserved name or character, no dot or space at its end, and at most 200 bytes"
+            )
+    for part in parts[:-1]:
+        if relative_path(f"{part}/x") != f"{part}/x":
+            return f"has the folder {shortened(part)!r}: expected none that is called as a file is"
+    return "is too long for some systems: expected at most 1,024 bytes"

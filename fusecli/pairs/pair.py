@@ -108,9 +108,16 @@ class Unmatched:
 
 
 class Listing(Protocol):
-    """One kind of source: what lists the pairs of folders, keyed files or a manifest."""
+    """One kind of source: what lists the pairs of folders, keyed files or a manifest.
+
+    Attributes:
+        notes: what was assumed or is not used, for people.
+        made_of: while `pairs` stands at a pair, what its id was made of for want of one: "output",
+            "text", or "" where that goes without saying.
+    """
 
     notes: list[str]
+    made_of: str
 
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
         """The pairs in their order, from the first, made as they are asked for.

@@ -45,10 +45,17 @@ def csv_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
         PairsError: a line is not what it should be; the message names it.
     """
     with open_regular(file) as handle:
-        reader = csv.reader(_lines(handle, file), strict=True)
+        lines = _lines(handle, file)
+        reader, above = csv.reader(lines, strict=True), 0
         try:
-            names = [name.strip() for name in next(reader, [])]
+            header = next(reader, [])
+            names = [name.strip() for name in header]
+            if not names:
+                raise PairsError(f"{file}: is empty, expected a first line such as image,text")
             _check_columns(names, file)
+            if any(name[:1] == " " for name in header):  # `image, text`: values are written so too
+                above = reader.line_num
+                reader = csv.reader(lines, strict=True, skipinitialspace=True)
             unused.update(name for name in names if name not in COLUMNS)
             # A column that is not there has the place of the "" put behind every record.
             place = [names.index(name) if name in names else len(names) for name in COLUMNS]
@@ -58,13 +65,14 @@ def csv_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
                     if not record:
                         continue
                     raise PairsError(
-                        f"{file}: line {reader.line_num}: has {len(record)} values, "
+                        f"{file}: line {above + reader.line_num}: has {len(record)} values, "
                         f"expected {len(names)} ({', '.join(names)})"
                     )
                 record.append("")
-                yield reader.line_num, pick(record)
+                yield above + reader.line_num, pick(record)
         except csv.Error as error:
-            raise PairsError(f"{file}: line {reader.line_num}: {one_line(error)}") from None
+            line = above + reader.line_num
+            raise PairsError(f"{file}: line {line}: {one_line(error)}") from None
 
 
 def jsonl_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
@@ -112,10 +120,7 @@ def parquet_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
             for batch in table.iter_batches(_BATCH, columns=present, use_threads=False):
                 none = [None] * len(batch)
                 columns = [
-                    batch.column(name).to_pylist()
-                    if name in present
-                    else none
-                    for name in COLUMNS
+                    batch.column(name).to_pylist() if name in present else none for name in COLUMNS
                 ]
                 for values in zip(*columns, strict=True):
                     number += 1
@@ -128,6 +133,8 @@ def _check_columns(names: list[str], file: str) -> None:
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         found = shortened(", ".join(names), 200) or "none"
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
+            found += ": expected commas between them"
         raise PairsError(
             f"{file}: has no column {' and no column '.join(missing)}: columns are {found}"
         )

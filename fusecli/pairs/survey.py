@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from unicodedata import normalize
 
 from fusecli.errors import PairsError, shortened
 from fusecli.pairs.ids import Hashes, fold, relative_path, repeated
@@ -70,17 +71,27 @@ class PairSource:
                 continue
             where = self._listing.where(pair)
             if name in seen:
-                raise _clash(*seen[name], where, pair)
+                raise _clash(*seen[name], where, pair, self._listing.made_of)
             seen[name] = where, pair
 
 
-def _clash(earlier: str, first: Pair, where: str, second: Pair) -> PairsError:
+def _clash(earlier: str, first: Pair, where: str, second: Pair, made_of: str) -> PairsError:
     if first.id == second.id:
+        made = f" (there is none, so the {made_of}'s path is it: add a column id)"
         return PairsError(
             f"{where}: has the id {shortened(second.id)!r}, as {earlier} has: ids must differ"
+            f"{made if made_of else ''}"
         )
+    if second.output is not None and second.output == first.output:
+        return PairsError(
+            f"{where}: output {shortened(second.output)!r} is also that of "
+            f"{shortened(first.id)!r} ({earlier}): outputs must differ"
+        )
+    one, other = shortened(second.id), shortened(first.id)
+    look_alike = normalize("NFC", one) == normalize("NFC", other)
+    one, other = (f"{id!r}{f', {id!a},' if look_alike else ''}" for id in (one, other))
     return PairsError(
-        f"{where}: {shortened(second.id)!r} and {shortened(first.id)!r} ({earlier}) would have one "
+        f"{where}: {one} and {other} ({earlier}) would have one "
         "output file where a system does not tell case or Unicode forms apart: rename one, "
         "give a manifest with a column 'output', or say --pack"
     )
