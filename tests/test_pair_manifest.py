@@ -146,14 +146,14 @@ def test_missing_column_is_refused_with_those_there_are(folder: Path, ending: st
         (
             {"text": "t"},
             {"text": "t"},
-            "has the id 't', as {first} has: ids must differ (there is "
-            "none, so the text's path is it: add a column id)",
+            "has the id 't', as {first} has: ids must differ (the row "
+            "says none, so it is the path of its text: add a column id)",
         ),
         (
             {"output": "x.npy"},
             {"output": "x.npz"},
             "has the id 'x', as {first} has: ids must "
-            "differ (there is none, so the output's path is it: add a column id)",
+            "differ (the row says none, so it is the path of its output: add a column id)",
         ),
         (
             {"id": "a", "output": "x.npy"},

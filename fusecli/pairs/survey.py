@@ -77,7 +77,7 @@ class PairSource:
 
 def _clash(earlier: str, first: Pair, where: str, second: Pair, made_of: str) -> PairsError:
     if first.id == second.id:
-        made = f" (there is none, so the {made_of}'s path is it: add a column id)"
+        made = f" (the row says none, so it is the path of its {made_of}: add a column id)"
         return PairsError(
             f"{where}: has the id {shortened(second.id)!r}, as {earlier} has: ids must differ"
             f"{made if made_of else ''}"
