@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_partial(pairs, layout, small
     _, said = run.communicate(timeout=30)
     assert run.returncode == 1
     assert said.count(b"error: ") == 1
-    assert b"No space left on device" in said
+    assert b"No space left on device: free space and run the same command again\n" in said
     found = outputs(Path("out"))
     del found["filler"]
     assert all(whole[name] == content for name, content in found.items())

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Sequence
+
+from fusecli.errors import OutputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def not_written(where: str, error: OSError) -> OutputError:
+    """What the system said about a file of a run, as the user's error."""
+    remedy = ": free space and run the same command again" if error.errno in _FULL else ""
+    return OutputError(f"{where}: cannot be written: {error.strerror or error}{remedy}")
 
 
 def write_all(descriptor: int, buffers: Sequence[bytes | memoryview]) -> int:

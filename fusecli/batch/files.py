@@ -13,13 +13,12 @@ import os
 import stat
 import time
 
-from fusecli.batch.durable import bring_to_disk, write_all
+from fusecli.batch.durable import bring_to_disk, not_written, write_all
 from fusecli.batch.encode import Encoder
 from fusecli.batch.folder import OutputFolder
 from fusecli.batch.journal import Entry
 from fusecli.batch.reading import files_of
 from fusecli.batch.work import Result
-from fusecli.errors import OutputError
 from fusecli.pairs import Pair, relative_path
 
 # What waits for its name: enough that bringing it to the disk is worth a call.
@@ -154,7 +153,7 @@ class FileSink:
                 os.close(descriptor)
         except OSError as error:
             where = self._folder.inside(output)
-            raise OutputError(f"{where}: cannot be written: {error.strerror or error}") from None
+            raise not_written(where, error) from None
 
     def _is_input(self, pair: Pair, output: str) -> bool:
         """A manifest may name a file that lies in the output folder."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from fusecli.batch.durable import not_written
 from fusecli.batch.earlier import remove_results
 from fusecli.batch.journal import Journal
 from fusecli.batch.options import Shard
@@ -229,8 +230,7 @@ class OutputFolder:
 
     def failed(self, error: OSError) -> OutputError:
         """What the system said about the folder, as the user's error."""
-        where = error.filename2 or error.filename or self.path
-        return OutputError(f"{where}: cannot be written: {error.strerror or error}")
+        return not_written(error.filename2 or error.filename or self.path, error)
 
 
 def described(spec: FusionSpec, layout: dict[str, Any]) -> dict[str, Any]:

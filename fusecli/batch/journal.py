@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.batch.durable import not_written
 from fusecli.batch.reading import Stamp, Stamps
 from fusecli.errors import OutputError
 from fusecli.output import FUSED_KEY
@@ -142,7 +143,7 @@ class Journal:
             os.ftruncate(self._descriptor, end)
 
     def _failed(self, error: OSError) -> OutputError:
-        return OutputError(f"{self._path}: cannot be written: {error.strerror or error}")
+        return not_written(self._path, error)
 
 
 def read_entries(path: str) -> Iterator[Entry]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fusecli.batch.durable import write_all
+from fusecli.batch.durable import not_written, write_all
 from fusecli.batch.encode import bytes_of, tensor_entry
 from fusecli.batch.folder import OutputFolder
 from fusecli.batch.journal import Entry, Shapes, fingerprint, read_entries
@@ -158,8 +158,7 @@ class PackSink:
         return os.path.join(self._folder.staging, name)
 
     def _failed(self, pack: _Pack, error: OSError) -> OutputError:
-        where = self._folder.inside(pack.name)
-        return OutputError(f"{where}: cannot be written: {error.strerror or error}")
+        return not_written(self._folder.inside(pack.name), error)
 
     def _last_number(self) -> int:
         pattern = os.path.join(glob.escape(self._folder.path), f"{self._prefix}*.safetensors")
