@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fusecli.config import DIRECTIONS, FusionConfig, divisors
-from fusecli.device import check_device_name, resolve_device
+from fusecli.choices import check_computing, check_origin, check_result
+from fusecli.config import FusionConfig, divisors
+from fusecli.device import resolve_device
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features import FeatureFile, open_features
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
@@ -16,8 +17,7 @@ from fusecli.features.stored import StoredTensor
 from fusecli.fusion import check_engine
 from fusecli.initial import check_seed
 from fusecli.maps import MapOptions
-from fusecli.output import ENDINGS, OUT_DTYPES, check_target
-from fusecli.pooled import POOLS
+from fusecli.output import ENDINGS, check_target
 from fusecli.results import BOTH, asking_sides
 from fusecli.shapes import PairShapes, match_pair, read_axes
 from fusecli.tokens import TokenReader, refuse_empty_images
@@ -25,9 +25,6 @@ from fusecli.weights import Switches, WeightsFile, config_of, open_weights
 
 if TYPE_CHECKING:
     from fusecli.drawing import Drawing
-
-DTYPES = ("float32", "bfloat16", "float16")
-ENGINES = ("auto", "numpy", "torch")
 
 
 @dataclass(frozen=True)
@@ -222,22 +219,11 @@ def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
 
 
 def _check_options(o: FuseOptions, output: str) -> None:
-    for option, value, allowed in (
-        ("--dtype", o.dtype, DTYPES),
-        ("--out-dtype", o.out_dtype, OUT_DTYPES),
-        ("--engine", o.engine, ENGINES),
-        ("--direction", o.direction, (*DIRECTIONS, BOTH)),
-        ("--pool", o.pool, POOLS),
-    ):
-        if value is not None and value not in allowed:
-            raise UsageError(f"{option} {value}: expected {', '.join(allowed)}")
-    check_device_name(o.device)
+    check_computing(o.device, o.dtype, o.engine)
+    check_result(o.out_dtype, o.direction, o.pool)
     if [o.image, o.text, o.image_mask, o.text_mask].count("-") > 1:
         raise UsageError("only one of image, text and their masks can come from stdin")
-    if o.weights is not None and o.seed is not None:
-        raise UsageError("--weights and --seed exclude each other: a seed makes initial weights")
-    if o.engine == "numpy" and (o.dtype != "float32" or o.device not in ("auto", "cpu")):
-        raise UsageError("--engine numpy computes in float32 on the CPU only")
+    check_origin(o.weights, o.seed)
     one_only = output == "-" or output.lower().endswith(".npy")
     if one_only and (o.direction == BOTH or o.pool is not None):
         what = "--direction both" if o.direction == BOTH else f"--pool {o.pool}"

@@ -66,7 +66,6 @@ class Plan:
         fold_query, fold_key, fold_value: that layer is folded with the projection before it.
         fold_output: with one image token, the whole way from image to result is one matrix.
         multiply_adds: of the job, folding included (each once).
-        small: those of them in small products, one a sample or a head.
         plain: multiply-adds of the plain module for the same job.
         cost: multiply-adds weighed by what each kind takes; what the choice goes by.
     """
@@ -78,7 +77,6 @@ class Plan:
     fold_value: bool
     fold_output: bool
     multiply_adds: int
-    small: int
     plain: int
     cost: float
 
@@ -206,7 +204,7 @@ def _one_token(s: Sizes, fold_value: bool, fold_output: bool, plain: int, prepar
         rows += s.T * s.Dt * s.D
     cost = s.N * rows + (0 if prepared else FOLDING * once)
     total = s.N * rows + (0 if prepared else once)
-    return Plan("none", "none", False, False, fold_value, fold_output, total, 0, plain, cost)
+    return Plan("none", "none", False, False, fold_value, fold_output, total, plain, cost)
 
 
 def _with_scores(
@@ -254,7 +252,7 @@ def _with_scores(
     flags = (fold_query, fold_key, fold_value, False)
     cost = s.N * (large + dear) + (0 if prepared else FOLDING * once)
     total = s.N * (large + small) + (0 if prepared else once)
-    return Plan(scores, values, *flags, total, s.N * small, plain, cost)
+    return Plan(scores, values, *flags, total, plain, cost)
 
 
 def small_product(edge: int) -> float:

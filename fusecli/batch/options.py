@@ -6,13 +6,9 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 
-from fusecli.config import DIRECTIONS
-from fusecli.device import check_device_name
+from fusecli.choices import check_choice, check_computing, check_origin, check_result
 from fusecli.errors import UsageError, refuse_empty_name
-from fusecli.job import DTYPES, ENGINES
-from fusecli.output import OUT_DTYPES
 from fusecli.pairs import PairOptions
-from fusecli.pooled import POOLS
 from fusecli.results import BOTH
 from fusecli.weights import Switches
 
@@ -159,24 +155,11 @@ class BatchOptions:
         refuse_empty_name(self.output)
         if self.output == "-":
             raise UsageError("-o -: a batch writes files, name a folder (./- for one called -)")
-        for option, value, allowed in (
-            ("--format", self.format, FORMATS),
-            ("--dtype", self.dtype, DTYPES),
-            ("--out-dtype", self.out_dtype, OUT_DTYPES),
-            ("--engine", self.engine, ENGINES),
-            ("--on-error", self.on_error, ON_ERROR),
-            ("--direction", self.direction, (*DIRECTIONS, BOTH)),
-            ("--pool", self.pool, POOLS),
-        ):
-            if value is not None and value not in allowed:
-                raise UsageError(f"{option} {value}: expected {', '.join(allowed)}")
-        check_device_name(self.device)
-        if self.weights is not None and self.seed is not None:
-            raise UsageError(
-                "--weights and --seed exclude each other: a seed makes initial weights"
-            )
-        if self.engine == "numpy" and (self.dtype != "float32" or self.device not in _CPU):
-            raise UsageError("--engine numpy computes in float32 on the CPU only")
+        check_choice("--format", self.format, FORMATS)
+        check_choice("--on-error", self.on_error, ON_ERROR)
+        check_computing(self.device, self.dtype, self.engine)
+        check_result(self.out_dtype, self.direction, self.pool)
+        check_origin(self.weights, self.seed)
         if self.pack and self.format is not None:
             raise UsageError("--pack writes safetensors shards: leave --format out")
         # The rows of a manifest may each say their own.

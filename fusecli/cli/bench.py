@@ -65,16 +65,14 @@ def bench(
     Both run in turns on the same numbers; medians are compared. Run it on a quiet machine.
     """
     from fusecli.bench import bench_process, bench_rows, bench_stack, measure_peak
+    from fusecli.choices import DTYPES, ENGINES, check_choice
     from fusecli.config import FusionConfig
     from fusecli.device import resolve_device
     from fusecli.errors import UsageError
-    from fusecli.job import DTYPES, ENGINES
 
-    for option, value in (("--dtype", dtype), ("--plain-dtype", plain_dtype or dtype)):
-        if value not in DTYPES:
-            raise UsageError(f"{option} {value}: expected {', '.join(DTYPES)}")
-    if engine not in ENGINES:
-        raise UsageError(f"--engine {engine}: expected {', '.join(ENGINES)}")
+    check_choice("--dtype", dtype, DTYPES)
+    check_choice("--plain-dtype", plain_dtype, DTYPES)
+    check_choice("--engine", engine, ENGINES)
     if engine == "numpy" and (dtype != "float32" or device != "cpu"):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
     if min(pairs, turns) < 1 or min(stack, batch, batch_memory, batch_ray) < 0:
