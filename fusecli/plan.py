@@ -259,7 +259,7 @@ def small_product(edge: int) -> float:
     """What a multiply-add of a small product (one a sample or a head) costs, in those of a large.
 
     Measured on two cores: 1.05 to 1.25 where the shorter side of the result has hundreds of
-    rows, 1.25 at 64, 1.7 at 49. With these the order picked was within 5 % of the quickest for
+    rows, 1.25 at 64, 1.7 at 49. With these the order picked was the quickest, or nearly, for
     P from 2 to 197 and T from 8 to 77 on numpy.
 
     Args:
