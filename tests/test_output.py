@@ -559,8 +559,8 @@ STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 def test_signal_in_the_middle_of_a_job_leaves_nothing(
     inputs: Path, ending: str, number: signal.Signals, code: int
 ) -> None:
-    np.save("images.npy", np.ones((6000, 3, 64), np.float32))
-    np.save("texts.npy", np.ones((6000, 10, 64), np.float32))
+    np.save("images.npy", np.ones((20_000, 3, 64), np.float32))
+    np.save("texts.npy", np.ones((20_000, 10, 64), np.float32))
     before = everything(inputs)
     args = ("fuse", "images.npy", "texts.npy", "-o", f"out{ending}", "--max-memory", "1K")
     with started(*args) as process:
