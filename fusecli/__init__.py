@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fusecli.config import FusionConfig
     from fusecli.errors import FuseError
-    from fusecli.fuse import FuseOptions, MapOptions, fuse_files
-    from fusecli.module import ImageTextFusion, build_module
-    from fusecli.report import Report
-    from fusecli.weights import Switches, load_module, save_module
+    from fusecli.fusion.config import FusionConfig
+    from fusecli.fusion.torch_modules import ImageTextFusion, build_module
+    from fusecli.fusion.weights import Switches, load_module, save_module
+    from fusecli.job.run import FuseOptions, MapOptions, fuse_files
+    from fusecli.report.report import Report
 
 __all__ = [
     "FuseError",
@@ -39,16 +39,16 @@ __all__ = [
 
 _HOME = {
     "FuseError": "errors",
-    "FuseOptions": "fuse",
-    "FusionConfig": "config",
-    "ImageTextFusion": "module",
-    "MapOptions": "maps",
-    "Report": "report",
-    "Switches": "weights",
-    "build_module": "module",
-    "fuse_files": "fuse",
-    "load_module": "weights",
-    "save_module": "weights",
+    "FuseOptions": "job.open",
+    "FusionConfig": "fusion.config",
+    "ImageTextFusion": "fusion.torch_modules",
+    "MapOptions": "maps.writer",
+    "Report": "report.report",
+    "Switches": "fusion.weights",
+    "build_module": "fusion.torch_modules",
+    "fuse_files": "job.run",
+    "load_module": "fusion.weights",
+    "save_module": "fusion.weights",
 }
 
 

@@ -18,7 +18,8 @@ PROGRAM = """
 import os
 import sys
 import time
-from fusecli.batch import files, packs, run
+from fusecli.batch import run
+from fusecli.batch.store import files, packs
 from fusecli.cli.main import main
 
 def in_pieces(descriptor, buffers):

@@ -66,7 +66,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 
 def test_every_option_of_fuse_is_in_its_help_and_every_diagnosis_in_the_readme():
     text = (ROOT / "README.md").read_text()
-    source = (ROOT / "fusecli" / "diagnose.py").read_text()
+    source = (ROOT / "fusecli" / "report" / "diagnoses.py").read_text()
     codes = re.findall(r'Diagnosis\(\s*f?"([\w{}.-]+)"', source)
     assert len(codes) >= 7
     for code in codes:

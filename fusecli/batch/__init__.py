@@ -1,14 +1,13 @@
 """Many pairs: a run that can be stopped at any moment, and goes on where it was.
 
-options.py   what it can be told
-spec.py      what it computes, settled once for all its parts
-opening.py, reading.py   one pair from its files
-work.py      some pairs fused; knows nothing of what follows
-files.py, packs.py   results on disk
-journal.py   what was done
-folder.py    the output folder: record, locks
-on_ray.py, cluster.py   the work on Ray's workers, and reaching Ray
-run.py       all of it together
+options.py      the options
+run_spec.py     what a run computes, decided once for all its parts
+resolve.py      how the run spec is decided from the first pairs
+pair_inputs.py  one pair, from its files
+worker.py       fuses pairs; knows nothing of what follows
+store/          results on disk, the journal, the output folder with its record and locks
+ray/            the work on Ray's workers, and reaching Ray
+run.py          all of it together
 """
 
 from __future__ import annotations

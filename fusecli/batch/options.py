@@ -6,11 +6,11 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 
-from fusecli.choices import check_choice, check_computing, check_origin, check_result
 from fusecli.errors import UsageError, refuse_empty_name
-from fusecli.pairs import PairOptions
-from fusecli.results import BOTH
-from fusecli.weights import Switches
+from fusecli.fusion.options import check_choice, check_computing, check_origin, check_result
+from fusecli.fusion.results import BOTH
+from fusecli.fusion.weights import Switches
+from fusecli.pairs.open import PairOptions
 
 FORMATS = ("npy", "safetensors", "npz")
 ON_ERROR = ("skip", "stop")

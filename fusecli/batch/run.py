@@ -11,21 +11,21 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import Any, Protocol
 
-from fusecli import diagnose
-from fusecli.batch.encode import Encoder
-from fusecli.batch.files import FileSink
-from fusecli.batch.folder import OutputFolder, described
-from fusecli.batch.journal import DONE, FAILED, Entry, History, fingerprint
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.packs import PackSink, write_index
-from fusecli.batch.settle import settle
-from fusecli.batch.spec import FusionSpec
+from fusecli.batch.resolve import settle
+from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.store.encode import Encoder
+from fusecli.batch.store.files import FileSink
+from fusecli.batch.store.folder import OutputFolder, described
+from fusecli.batch.store.journal import DONE, FAILED, Entry, History, fingerprint
+from fusecli.batch.store.packs import PackSink, write_index
 from fusecli.batch.summary import Summary
-from fusecli.batch.work import Fuser, Result
+from fusecli.batch.worker import Fuser, Result
 from fusecli.errors import FuseError, UsageError
-from fusecli.job import untrained_note
-from fusecli.pairs import Pair, PairSource, open_pairs
-from fusecli.results import asking_sides
+from fusecli.fusion.results import asking_sides
+from fusecli.job.open import untrained_note
+from fusecli.pairs.open import Pair, PairSource, open_pairs
+from fusecli.report import diagnoses as diagnose
 
 _WINDOW = 256  # pairs handed over at once: enough that handing over costs nothing
 _FIRST_WINDOW = 8  # until it is known how large results are
@@ -67,8 +67,8 @@ def run_batch(
     o.check()
     _refuse_inputs_inside(o)
     if o.ray is not None:
-        from fusecli.batch.cluster import check_ray
-        from fusecli.batch.on_ray import worked_on_ray
+        from fusecli.batch.ray.cluster import check_ray
+        from fusecli.batch.ray.pool import worked_on_ray
 
         check_ray(o.ray)
     source = open_pairs(o.pairs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from fusecli.batch.work import Result
-from fusecli.pairs import Unmatched
-from fusecli.report import Diagnosis
+from fusecli.batch.worker import Result
+from fusecli.pairs.open import Unmatched
+from fusecli.report.report import Diagnosis
 
 _FIRST = 5  # failures that are shown
 

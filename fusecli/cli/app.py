@@ -28,7 +28,7 @@ def make_app(command: str | None = None) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(fusecli)
     for name in (command,) if command in COMMANDS else COMMANDS:
-        app.command()(getattr(import_module(f"fusecli.cli.{name}"), name))
+        app.command()(getattr(import_module(f"fusecli.cli.commands.{name}"), name))
     return app
 
 

@@ -68,7 +68,7 @@ class Progress:
         self._say()
         if sys.stderr.isatty():
             if self._bar is None:
-                from fusecli.render import ProgressBar
+                from fusecli.cli.render import ProgressBar
 
                 self._bar = ProgressBar(self._verb, total)
             self._bar.update(done)

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError, shortened
-from fusecli.features import FeatureFile
-from fusecli.features.stored import StoredTensor
-from fusecli.shapes import Axes, mask_shapes
+from fusecli.features.axes import Axes, mask_shapes
+from fusecli.features.file import FeatureFile
+from fusecli.features.tensor import StoredTensor
 
 # The names encoders and their users give: first those that say which side they are, then
 # those that say only that they are features.

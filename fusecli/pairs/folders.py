@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 from fusecli.errors import PairsError, UsageError
-from fusecli.features import ENDINGS
+from fusecli.features.file import ENDINGS
 from fusecli.pairs.pair import Pair, Place, Unmatched
 from fusecli.pairs.pattern import Pattern
 

@@ -16,7 +16,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.output import ENDINGS
+from fusecli.features.writer import ENDINGS
 
 # Most file systems end at 255 bytes a name and 4,096 a path, which ending and folder share.
 _LONGEST_NAME = 200

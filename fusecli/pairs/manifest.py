@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 
 from fusecli.errors import PairsError, UsageError, shortened
-from fusecli.features import ENDINGS
-from fusecli.output import ENDINGS as OUTPUT_ENDINGS
+from fusecli.features.file import ENDINGS
+from fusecli.features.writer import ENDINGS as OUTPUT_ENDINGS
 from fusecli.pairs.ids import LONGEST_ID, relative_path
+from fusecli.pairs.manifest_rows import Row, csv_rows, jsonl_rows, parquet_rows
 from fusecli.pairs.pair import Pair, PairOptions, Place, Unmatched
-from fusecli.pairs.rows import Row, csv_rows, jsonl_rows, parquet_rows
 
 _ROWS: dict[str, Callable[[str, set[str]], Iterator[tuple[int, Row]]]] = {
     ".csv": csv_rows,

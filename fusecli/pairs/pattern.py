@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from fusecli.errors import UsageError
-from fusecli.features import ENDINGS
+from fusecli.features.file import ENDINGS
 
 _ID = "{id}"
 

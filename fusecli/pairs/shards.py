@@ -8,9 +8,9 @@ import re
 from itertools import count
 
 from fusecli.errors import PairsError, shortened
-from fusecli.features import open_regular
-from fusecli.features.npy import one_line
-from fusecli.features.safetensors import safetensors_keys
+from fusecli.features.file import open_regular
+from fusecli.features.formats.npy import one_line
+from fusecli.features.formats.safetensors import safetensors_keys
 
 _ENDING = ".safetensors"
 _INDEX = ".safetensors.index.json"

@@ -1,0 +1,163 @@
+"""Reaching a Ray cluster, or starting one of this machine's own, and leaving it as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from fusecli.batch.options import BatchOptions, OnRay
+from fusecli.errors import RayError
+from fusecli.features.formats.npy import one_line
+from fusecli.fusion.backend.device import cores
+
+# What people say about it: to their clusters fusecli brings what Ray's own rules find.
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_CONNECTING = 10.0  # seconds to reach an address
+
+# Where Ray's own processes die, Ray may end the process that they serve, past all of Python.
+# So a small one waits for it, says the last word and removes what Ray left behind.
+_WITNESS = """
+import os, shutil, sys, time
+if not sys.stdin.read():
+    print("error: --ray: this run was ended from outside, by Ray whose own processes have died "
+          "or by a kill; the same command goes on", file=sys.stderr, flush=True)
+    for _ in range(50):
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+        if not os.path.exists(sys.argv[1]):
+            break
+        time.sleep(0.1)
+"""
+
+
+def check_ray(on: OnRay) -> None:
+    """See that there is a Ray before anything is written.
+
+    Raises:
+        RayError: it is not installed, or nothing answers at its address.
+    """
+    _imported(on)
+    if on.address not in (None, "auto"):
+        _check_reachable(on.address)
+
+
+def worker_count(o: BatchOptions, resources: dict[str, float]) -> int:
+    """How many workers a run has: as many as are said, or as the cluster has room for.
+
+    Raises:
+        RayError: it has room for none.
+    """
+    assert o.ray is not None
+    if o.workers is not None:
+        return o.workers
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    each = o.ray.gpus_per_worker
+    count = int(min(cpus, gpus / each if each else cpus))
+    if count < 1:
+        raise RayError(
+            f"the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, and a worker takes 1 CPU"
+            f"{f' and {each:g} GPUs' if each else ''}"
+        )
+    return count
+
+
+@contextlib.contextmanager
+def connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
+    """Ray, connected to a cluster or started here, and left as it was found."""
+    ray = _imported(on)
+    if ray.is_initialized():
+        yield ray
+        return
+    with contextlib.ExitStack() as undo:
+        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        logs = ""
+        if on.address is None:
+            logs = undo.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
+            settings |= {
+                "address": "local",
+                "num_cpus": o.workers or cores(),
+                "include_dashboard": False,
+                "object_store_memory": max(256 << 20, 2 * o.max_memory),
+                "_temp_dir": logs,
+            }
+        else:
+            settings["address"] = on.address
+        undo.enter_context(_witnessed(logs))
+        undo.callback(ray.shutdown)
+        _initialize(ray, settings)
+        yield ray
+
+
+def refuse_ended(ray: Any) -> None:
+    """Raises:
+    RayError: no machine of the cluster is left.
+    """
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise RayError(
+            "--ray: Ray has ended, none of its machines is left; what is done stays, and the same "
+            "command goes on"
+        )
+
+
+@contextlib.contextmanager
+def _witnessed(logs: str) -> Iterator[None]:
+    """Inside, an end of this process that Python does not see is said."""
+    command = [sys.executable, "-IS", "-c", _WITNESS, logs]
+    # In a session of its own Ctrl-C does not end it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
+        try:
+            yield
+        finally:
+            assert witness.stdin is not None
+            with contextlib.suppress(OSError):
+                witness.stdin.write(b"over")
+                witness.stdin.flush()
+
+
+def _initialize(ray: Any, settings: dict[str, Any]) -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**settings)
+    except Exception as error:  # which is the kind that Ray raises where a start takes too long
+        token = (
+            "; if the cluster asks for a token, give it to Ray (RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH)"
+        )
+        raise RayError(
+            f"--ray: Ray cannot be started or reached: {one_line(error)}"
+            f"{token if settings['address'] not in ('local', 'auto') else ''}"
+        ) from None
+    for number, handler in handlers.items():  # Ray puts its own in their place
+        signal.signal(number, handler)
+
+
+def _imported(on: OnRay) -> Any:
+    # A tool that reads people's features does not report to anybody.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if on.address is None:
+        # Decided when ray is imported: listen on this machine's own interface only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # A token for this cluster alone: Ray would write one into the home folder.
+        if not any(name in os.environ for name in _AUTHENTICATION):
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    try:
+        import ray
+    except ImportError:
+        raise RayError("--ray needs Ray: pip install 'fusecli[ray]'") from None
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _CONNECTING).close()
+    except (OSError, ValueError) as error:
+        raise RayError(f"--ray {address}: no Ray cluster answers there: {error}") from None

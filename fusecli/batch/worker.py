@@ -1,0 +1,274 @@
+"""The work itself: some pairs in, their fused rows or the reason why not out.
+
+It knows neither journal nor output folder, so that it can run in a thread, or somewhere else.
+What comes out for a pair depends on that pair and the run's spec alone, to the last bit: not on
+its neighbours, on how pairs were grouped, on which of them failed, or on where a run was stopped.
+Pairs of equal shape are fused together where products can be had that keep to this (`steady.py`),
+and each by itself elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from threading import BoundedSemaphore, Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.batch.pair_inputs import Features, PairReader, Stamp, Stamps
+from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.store.journal import Shapes
+from fusecli.errors import FeatureFileError, FuseError
+from fusecli.features.dtypes import from_float32
+from fusecli.fusion.backend.device import cores, one_thread_a_product, torch_threads
+from fusecli.fusion.build import Fusion
+from fusecli.fusion.methods.attention.plan import Sizes
+from fusecli.fusion.results import asking_sides, fuse_chunk
+from fusecli.pairs.open import Pair
+from fusecli.report.report import Diagnosis
+
+_ROWS = 8  # texts are filled up to a multiple of this
+_JOINED_BYTES = 16 << 20  # of features: from here on products gain nothing by more rows
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one pair.
+
+    Attributes:
+        pair: which.
+        stamps: size and time of change of its files, as they were read.
+        tensors: the fused rows and what goes with them by name, as they are stored and in the
+            shapes the axes want; None where it failed.
+        error: why it failed.
+        diagnoses: what speaks against the result.
+    """
+
+    pair: Pair
+    stamps: list[Stamp]
+    tensors: dict[str, NDArray[Any]] | None = None
+    error: str | None = None
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the tensors."""
+        return {name: tensor.shape for name, tensor in (self.tensors or {}).items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
+
+
+_Read = tuple[Result, Features]
+
+
+class Fuser:
+    """Reads and fuses pairs; several threads may call `work`.
+
+    Args:
+        spec: what is computed.
+    """
+
+    def __init__(self, spec: FusionSpec) -> None:
+        self.spec = spec
+        self._reader = PairReader(spec)
+        self._built: dict[tuple[str, bool], Fusion] = {}
+        self._building = Lock()
+        # Reading waits and may be done by many threads, products use all of a core.
+        self._cores = BoundedSemaphore(cores())
+
+    def undivided(self) -> AbstractContextManager[object]:
+        """While pairs are fused: numpy's products stay on the thread that asks for them.
+
+        Threads of its own would take the cores from the other workers, and the number of them
+        would show in the last bits. Torch, where one pair after the other is computed, has as
+        many as the run began with.
+        """
+        if self.spec.engine == "numpy":
+            return one_thread_a_product()
+        return nullcontext() if self.spec.threads is None else torch_threads(self.spec.threads)
+
+    def work(self, pairs: Sequence[Pair], budget: int) -> list[Result]:
+        """Read and fuse pairs in their order, as far as memory allows.
+
+        Args:
+            pairs: at least one.
+            budget: bytes of results from which on the rest is left.
+
+        Returns:
+            One result for each of the pairs, or of the first of them, at least one.
+
+        Raises:
+            FuseError: what concerns the whole run: its weights or its device.
+        """
+        results: list[Result] = []
+        before = Stamps()
+        read: list[_Read] = []
+        taken = held = 0
+        for pair in pairs:
+            result = Result(pair, before.of(pair))
+            results.append(result)
+            features = self._read(result)
+            if features is not None:
+                read.append((result, features))
+                held += features.nbytes
+            if held >= min(_JOINED_BYTES, budget):
+                taken += self._fuse(read)
+                held = 0
+            if taken >= budget:
+                break
+        self._fuse(read)
+        after = Stamps()
+        for index, result in enumerate(results):
+            if after.of(result.pair) != result.stamps:
+                results[index] = self._again(result.pair)
+        return results
+
+    def _again(self, pair: Pair) -> Result:
+        """A file was replaced while it was read: once more, and then say so."""
+        result = Result(pair, Stamps().of(pair))
+        features = self._read(result)
+        if features is not None:
+            self._fuse([(result, features)])
+        if Stamps().of(pair) != result.stamps:
+            result.tensors = None
+            result.error = f"{pair.image.file} or {pair.text.file}: changed while it was read"
+        return result
+
+    def _read(self, result: Result) -> Features | None:
+        """A pair's features; None with the reason in its result."""
+        try:
+            return self._reader.read(result.pair)
+        except FuseError as error:
+            result.error = str(error)
+        except MemoryError:
+            result.error = f"{result.pair.image.file}: does not fit into memory"
+        return None
+
+    def _fuse(self, read: list[_Read]) -> int:
+        """Fuse what was read, which is emptied, into its results; gives the bytes they take."""
+        taken = 0
+        for rows, group in self._groups(read):
+            with self._cores:
+                made = self._fuse_group(rows, [features for _, features in group])
+            for (result, features), tensors in zip(group, made, strict=True):
+                try:
+                    result.tensors = self._stored(result.pair, features, tensors)
+                    result.diagnoses = features.diagnoses
+                except FuseError as error:
+                    result.error = str(error)
+                taken += result.nbytes
+        read.clear()
+        return taken
+
+    def _groups(self, read: list[_Read]) -> Iterator[tuple[int, list[_Read]]]:
+        """Pairs that are fused together, and with how many text rows each."""
+        groups: dict[tuple[object, int], list[_Read]] = {}
+        for each in read:
+            rows = self._text_rows(each[1])
+            shape: object = each[1].image.shape
+            key = (shape, rows) if rows else (id(each), len(each[1].text))
+            groups.setdefault(key, []).append(each)
+        for (_, rows), group in groups.items():
+            step = 1 if len(group) == 1 else self._chunk(rows, group[0][1], len(group))
+            for start in range(0, len(group), step):
+                yield rows, group[start : start + step]
+
+    def _text_rows(self, f: Features) -> int:
+        """With how many text rows a pair is fused; 0 for one that has to be by itself.
+
+        A function of the pair alone: how a product is computed depends on its size. The few rows
+        of zeros that are added let texts of many lengths be fused together.
+        """
+        fusions, T = self._fusions(f), len(f.text)
+        steady = all(getattr(fusion, "steady", False) for fusion in fusions)
+        if not steady or f.image_mask is not None or f.text_mask is not None:
+            return 0
+        if self.spec.direction != "text" or self.spec.pool is not None:
+            return T
+        return 1 if self._text_is_idle(fusions[0]) else -(-T // _ROWS) * _ROWS
+
+    def _text_is_idle(self, fusion: Fusion) -> bool:
+        """With one image token every row of a pair's result is the same, whatever its text."""
+        plan, config = fusion.plan, self.spec.config
+        one = plan is not None and plan.scores == "none"
+        return one and not config.residual and not config.gate
+
+    def _chunk(self, rows: int, f: Features, n: int) -> int:
+        c = self.spec.config
+        widths = c.text_dim, c.image_dim, c.embed_dim, c.num_heads
+        sizes = Sizes(n, rows, len(f.image), *widths, c.null_token, c.residual)
+        return min(fusion.chunk_samples(sizes, None) for fusion in self._fusions(f))
+
+    def _fuse_group(self, T: int, group: list[Features]) -> list[list[NDArray[np.float32]]]:
+        """The tensors of each of some pairs whose images have one shape.
+
+        Args:
+            T: rows their texts are cut or filled up to.
+            group: one pair with masks, or any number without.
+        """
+        fusions, first = self._fusions(group[0]), group[0]
+        image = np.stack([f.image for f in group])  # [n, P, Di]
+        text = np.zeros((len(group), T, first.text.shape[1]), np.float32)  # [n, T, Dt]
+        for place, f in zip(text, group, strict=True):
+            place[: len(f.text)] = f.text[:T]
+        image_mask = None if first.image_mask is None else first.image_mask[None]
+        text_mask = None if first.text_mask is None else first.text_mask[None]
+        made = fuse_chunk(fusions, self.spec.pool, image, text, image_mask, text_mask)
+        if T == 1 and len(made) == 1:
+            return [[np.repeat(r, len(f.text), 0)] for r, f in zip(made[0], group, strict=True)]
+        return [
+            [rows[: len(f.text)] if len(rows) == T else rows for rows in tensors]
+            for tensors, f in zip(zip(*made, strict=True), group, strict=True)
+        ]
+
+    def _stored(
+        self, pair: Pair, f: Features, rows: list[NDArray[np.float32]]
+    ) -> dict[str, NDArray[Any]]:
+        """The tensors in the type that is written.
+
+        Raises:
+            FeatureFileError: they are not finite.
+        """
+        tensors = {}
+        for made, tensor in zip(rows, f.tensors, strict=True):
+            stored = from_float32(made, self.spec.out_dtype)
+            if not self._finite(made, stored):
+                raise self._not_finite(pair)
+            tensors[tensor.key] = np.ascontiguousarray(stored.reshape(tensor.shape))
+        return tensors
+
+    def _finite(self, made: NDArray[np.float32], stored: NDArray[Any]) -> bool:
+        finite = bool(np.isfinite(made).all())
+        if not finite:
+            return self.spec.reading.allow_nonfinite
+        return self.spec.out_dtype != "float16" or bool(np.isfinite(stored).all())
+
+    def _not_finite(self, pair: Pair) -> FeatureFileError:
+        dtype, out = self.spec.dtype, self.spec.out_dtype
+        narrow = dtype != "float32" or out == "float16"
+        return FeatureFileError(
+            f"{pair.image.file} and {pair.text.file}: the fused rows are not finite in {dtype}, "
+            f"written as {out}: normalize the features"
+            + (", or say --dtype float32 --out-dtype float32" if narrow else "")
+        )
+
+    def _fusions(self, f: Features) -> list[Fusion]:
+        """Those of all asking sides for a pair, built when they are first needed."""
+        found = []
+        for asking in asking_sides(self.spec.direction):
+            asked = f.image if asking == "text" else f.text
+            key = asking, len(asked) == 1
+            fusion = self._built.get(key)
+            if fusion is None:
+                with self._building:
+                    fusion = self._built.get(key)
+                    if fusion is None:
+                        fusion = self._built[key] = self.spec.build(*key)
+            found.append(fusion)
+        return found

@@ -1,0 +1,391 @@
+"""This tool against the plain PyTorch module, on this machine, side by side.
+
+Both run from memory on the same inputs and weights, in turns, and the medians are compared.
+The plain side is as good a script as a competent user writes: the whole batch at once,
+`inference_mode`, all threads, no attention weights asked for. Weights are loaded beforehand
+on both sides, and fusecli's are folded for the order it picks; what that took is in the
+result, since a short job pays it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.features.writer import FeatureWriter
+from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
+from fusecli.fusion.backend.device import numpy_threads, resolve_device
+from fusecli.fusion.build import AttentionFusion
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.initial_weights import initial_weights
+from fusecli.fusion.methods.attention.method import attend
+from fusecli.fusion.methods.attention.operands import Arrays, Operands, prepare
+from fusecli.fusion.methods.attention.plan import Sizes, choose_plan, chunk_samples
+from fusecli.job.pipeline import stream
+
+IMAGE_TOKENS = (1, 49, 197, 577)
+TEXT_TOKENS = (8, 16, 32, 77)
+
+# The threads of numpy's library turn idly for more than 50 ms after a product and take the
+# cores from whoever comes next: the plain module ran at half its rate without this pause.
+REST_S = 0.25
+
+# What people write today, in full.
+PLAIN_SCRIPT = """\
+import sys
+import numpy as np
+import torch
+from torch import nn
+
+
+class ImageTextFusion(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.text_proj = nn.Linear(dim, dim)
+        self.image_proj = nn.Linear(dim, dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+
+    def forward(self, image, text):
+        text, image = self.text_proj(text), self.image_proj(image)
+        return self.attention(text, image, image, need_weights=False)[0]
+
+
+torch.manual_seed(0)
+fusion = ImageTextFusion(768, 8).eval()
+with torch.inference_mode():
+    image, text = (torch.from_numpy(np.load(name)) for name in sys.argv[1:3])
+    np.save(sys.argv[3], fusion(image[None], text[None])[0].numpy())
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape, measured.
+
+    Attributes:
+        P, T, N: image tokens, text tokens, pairs at once.
+        plain_rate, rate: pairs a second, of the plain module and of fusecli.
+        ratio: of the two, the median over the turns.
+        engine: numpy or torch, where fusecli computed.
+        scores, values: the order it chose.
+        fewer: how many times fewer multiply-adds that order takes, as counted.
+        gflops: of what fusecli really multiplied, 1e9 operations a second.
+        peak_share: of the matrix-product peak measured in the same run.
+        prepare_s: seconds to fold and place the weights, once a job.
+        deviation: largest difference of the two results, as a share of the output's scale.
+    """
+
+    P: int
+    T: int
+    N: int
+    plain_rate: float
+    rate: float
+    ratio: float
+    engine: str
+    scores: str
+    values: str
+    fewer: float
+    gflops: float
+    peak_share: float
+    prepare_s: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class StackResult:
+    """One stack, from file to file.
+
+    Attributes:
+        seconds: of the whole process.
+        rate, memory_rate: pairs a second, of the process and from memory.
+        file_gb: both inputs, in 1e9 bytes.
+        resident_mb: the most the process held; None where there is no /proc.
+    """
+
+    seconds: float
+    rate: float
+    memory_rate: float
+    file_gb: float
+    resident_mb: float | None
+
+
+def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
+    """Matrix-product peak in 1e9 operations a second: the best of square products.
+
+    On the CPU in float32 of numpy's and torch's, which come with different libraries.
+    """
+    import torch
+
+    size = 2048
+    candidates: list[Callable[[], Any]] = []
+    if device == "cpu" and dtype == "float32":
+        square = np.random.default_rng(0).standard_normal((size, size), np.float32)
+        candidates.append(lambda: np.matmul(square, square))
+    left = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    right = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    out = torch.empty_like(left)
+
+    candidates.append(lambda: torch.mm(left, right, out=out))
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        best = min([best, *(_seconds(run, device) for run in candidates)])
+    return 2 * size**3 / best / 1e9
+
+
+def bench_rows(
+    device: str = "cpu",
+    dtype: str = "float32",
+    engine: str = "auto",
+    image_tokens: tuple[int, ...] = IMAGE_TOKENS,
+    text_tokens: tuple[int, ...] = TEXT_TOKENS,
+    dim: int = 768,
+    heads: int = 8,
+    pairs: int = 64,
+    turns: int = 7,
+    plain_dtype: str | None = None,
+    peak: float | None = None,
+) -> Iterator[Row]:
+    """Measure the table, one row after the other; imports torch.
+
+    Args:
+        device, dtype, engine: what fusecli runs on; "auto" is what `fuse` takes for a long job.
+        image_tokens, text_tokens: the P and T of the table.
+        dim, heads: D (also Di and Dt) and H.
+        pairs: N, pairs in memory at once; the plain module takes them as one batch.
+        turns: how often each side runs; the two alternate.
+        plain_dtype: type of the plain module, where it is another.
+        peak: what `measure_peak` gave, or None to measure it.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    device = resolve_device(device)
+    peak = measure_peak(device, dtype) if peak is None else peak
+    config = FusionConfig(dim, heads)
+    weights = initial_weights(config, 0)
+    rng = np.random.default_rng(0)
+    for name in ("attention.in_proj_bias", "attention.out_proj.bias"):
+        weights[name] = rng.standard_normal(weights[name].shape, np.float32) * np.float32(0.1)
+    for P in image_tokens:
+        for T in text_tokens:
+            image = rng.standard_normal((pairs, P, dim), np.float32)
+            text = rng.standard_normal((pairs, T, dim), np.float32)
+            plain = _plain_runner(config, weights, image, text, device, plain_dtype or dtype)
+            sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
+            plan = choose_plan(sizes, prepared=True, dtype=dtype)
+            numpy = engine == "numpy" or (
+                engine == "auto" and device == "cpu" and dtype == "float32"
+            )
+            arrays: Arrays = NumpyArrays() if numpy else TorchArrays(device, dtype)
+            began = time.perf_counter()
+            operands = prepare(weights, config, plan, arrays)
+            prepare_s = time.perf_counter() - began
+            if numpy:
+                fusion = AttentionFusion(operands, arrays, device, numpy_threads())
+                ours = _our_runner(fusion, sizes, image, text)
+            else:
+                ours = _our_device_runner(operands, arrays, image, text)
+            deviation = _deviation(plain, ours)
+            rest = REST_S if numpy else 0.0
+            ratios, plain_times, times = [], [], []
+            for turn in range(turns + 1):
+                a, b = _steady(plain, device, rest), _steady(ours, device, rest)
+                if turn:  # the first touches the memory
+                    plain_times.append(a)
+                    times.append(b)
+                    ratios.append(a / b)
+            seconds = statistics.median(times)
+            gflops = 2 * plan.multiply_adds / seconds / 1e9
+            yield Row(
+                P,
+                T,
+                pairs,
+                pairs / statistics.median(plain_times),
+                pairs / seconds,
+                statistics.median(ratios),
+                arrays.name,
+                plan.scores,
+                plan.values,
+                plan.plain / plan.multiply_adds,
+                gflops,
+                gflops / peak,
+                prepare_s,
+                deviation,
+            )
+
+
+def bench_process(turns: int = 7) -> dict[str, float]:
+    """Whole-process seconds of one small `fusecli fuse` and of the plain script, in turns.
+
+    Returns:
+        Medians `fusecli_s` and `script_s`, and the median `ratio`.
+    """
+    # Byte code is written once and used after, as it is for an installed program.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
+        for name, rows in zip(names, (1, 8), strict=True):
+            np.save(name, rng.standard_normal((rows, 768), np.float32))
+        script = os.path.join(folder, "script.py")
+        with open(script, "w") as file:
+            file.write(PLAIN_SCRIPT)
+        ours = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-f", "-o"]
+        ours.append(os.path.join(folder, "a.npy"))
+        plain = [sys.executable, script, *names, os.path.join(folder, "b.npy")]
+
+        def run(command: list[str]) -> float:
+            began = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
+            return time.perf_counter() - began
+
+        pairs = [(run(ours), run(plain)) for _ in range(turns + 1)][1:]
+    return {
+        "fusecli_s": statistics.median(a for a, _ in pairs),
+        "script_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(b / a for a, b in pairs),
+    }
+
+
+def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackResult:
+    """One whole `fusecli fuse` of a stack from file to file, against the rate from memory.
+
+    Args:
+        pairs: samples of the stack; the files are written to the temporary folder first.
+        P, T, dim: their shape.
+    """
+    (row,) = bench_rows(image_tokens=(P,), text_tokens=(T,), dim=dim, turns=5, peak=1.0)
+    block = np.random.default_rng(0).standard_normal((64, P + T, dim), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
+        for name, part in zip(names, (block[:, :P], block[:, P:]), strict=True):
+            with FeatureWriter(name, (pairs, *part.shape[1:]), "float32", {}) as writer:
+                writer.begin()
+                for start in range(0, pairs, len(part)):
+                    writer.append(part[: pairs - start])
+                writer.finish()
+                writer.publish()
+        size = sum(os.path.getsize(name) for name in names)
+        out = os.path.join(folder, "out.npy")
+        command = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-o", out]
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        resident = None
+        while process.poll() is None:
+            # The mark is gone with the process; getrusage counts the parent's memory too.
+            resident = high_water_mb(process.pid) or resident
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+    return StackResult(seconds, pairs / seconds, row.rate, size / 1e9, resident)
+
+
+def high_water_mb(pid: int) -> float | None:
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            marks = [line.split()[1] for line in status if line.startswith("VmHWM:")]
+    except OSError:
+        return None
+    return int(marks[0]) / 1024 if marks else None
+
+
+def _plain_runner(
+    config: FusionConfig,
+    weights: dict[str, NDArray[np.float32]],
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    device: str,
+    dtype: str,
+) -> Callable[[], Any]:
+    import torch
+
+    from fusecli.fusion.torch_modules import ImageTextFusion
+
+    kind = getattr(torch, dtype)
+    module = ImageTextFusion.from_config(config)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    module = module.to(device, kind).eval()
+    y, x = torch.from_numpy(image).to(device, kind), torch.from_numpy(text).to(device, kind)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return module(y, x)
+
+    return run
+
+
+def _our_runner(
+    fusion: AttentionFusion, sizes: Sizes, image: NDArray[np.float32], text: NDArray[np.float32]
+) -> Callable[[], Any]:
+    """Fuse what is in memory, in the chunks in which `fuse` would stream it."""
+    N, T, D = len(image), text.shape[1], fusion.config.embed_dim
+    step = chunk_samples(sizes, fusion.plan, None, fusion.workers)
+    cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
+    out = np.empty((N, T, D), np.float32)
+    places = iter(cuts)
+
+    def write(fused: NDArray[np.float32]) -> None:
+        start, stop = next(places)
+        out[start:stop] = fused
+
+    def run() -> Any:
+        nonlocal places
+        places = iter(cuts)
+        with fusion.in_parallel(fusion.workers if len(cuts) > 1 else 1):
+            stream(
+                cuts,
+                lambda start, stop: (image[start:stop], text[start:stop]),
+                lambda start, stop, sides: fusion.fuse(*sides),
+                write,
+                fusion.workers,
+            )
+        return out
+
+    return run
+
+
+def _our_device_runner(
+    operands: Operands, arrays: Arrays, image: NDArray[np.float32], text: NDArray[np.float32]
+) -> Callable[[], Any]:
+    """Fuse what lies in the device's memory, as the plain module's inputs do."""
+    y, x = arrays.load(image), arrays.load(text)
+    return lambda: attend(operands, y, x, arrays)
+
+
+def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
+    a, b = plain(), ours()
+    a = a.float().cpu().numpy()
+    b = b if isinstance(b, np.ndarray) else b.float().cpu().numpy()
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+def _steady(run: Callable[[], Any], device: str, rest: float) -> float:
+    """Seconds of a run that follows another of its own side, as in a long job."""
+    time.sleep(rest)
+    _seconds(run, device)
+    return _seconds(run, device)
+
+
+def _seconds(run: Callable[[], Any], device: str) -> float:
+    began = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        import torch
+
+        torch.mps.synchronize()
+    return time.perf_counter() - began

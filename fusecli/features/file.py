@@ -1,0 +1,127 @@
+"""Feature files: opened by their headers, read when asked, never changed.
+
+A file becomes a `FeatureFile`, its tensors `StoredTensor`s. Formats are told by the file's
+ending; each has a module of its own here.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from dataclasses import dataclass, field
+from io import BufferedIOBase, BufferedReader
+from typing import cast
+
+from fusecli.errors import FeatureFileError, refuse_empty_name, shown_path
+from fusecli.features.formats.npy import npy_from_stream, open_npy, open_npz
+from fusecli.features.tensor import StoredTensor
+
+ENDINGS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """An open feature or weights file.
+
+    Attributes:
+        name: the path as it was given, "-" for stdin.
+        tensors: by key; a file of one nameless tensor has the key "".
+        metadata: what a safetensors file says of itself.
+        size: in bytes.
+        content: the bytes, for stdin only.
+        handle: the open file the tensors are read from, closed by leaving the context.
+    """
+
+    name: str
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+    content: bytes | None = None
+    handle: BufferedIOBase | None = None
+
+    @property
+    def where(self) -> str:
+        """The file, for messages."""
+        return shown_path(self.name)
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.handle is not None:
+            self.handle.close()
+
+
+def open_features(name: str) -> FeatureFile:
+    """Open a feature file by its header; its numbers are not read (.pt excepted).
+
+    Args:
+        name: a path, or "-" for .npy from stdin.
+
+    Raises:
+        FeatureFileError: missing, not a regular file, an unknown ending, or damaged.
+        UsageError: the name is empty.
+    """
+    if name == "-":
+        if sys.stdin is None:
+            raise FeatureFileError("stdin: is closed, expected a .npy file on it")
+        tensor, data = npy_from_stream(cast(BufferedIOBase, sys.stdin.buffer), "-")
+        return FeatureFile("-", {"": tensor}, {}, len(data), data)
+    handle = open_regular(name)
+    try:
+        return _open_format(handle, name)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
+    size = os.fstat(handle.fileno()).st_size
+    ending = os.path.splitext(name)[1].lower()
+    metadata: dict[str, str] = {}
+    if ending == ".npy":
+        tensors = {"": open_npy(handle, size, name)}
+    elif ending == ".npz":
+        tensors = open_npz(handle, name)
+    elif ending == ".safetensors":
+        from fusecli.features.formats.safetensors import open_safetensors
+
+        tensors, metadata = open_safetensors(handle, name, name)
+    elif ending in (".pt", ".pth"):
+        from fusecli.features.formats.torch_checkpoint import open_checkpoint
+
+        tensors = open_checkpoint(handle, name)
+    else:
+        pickles = " (pickles are never loaded)" if ending in (".pkl", ".pickle", ".bin") else ""
+        raise FeatureFileError(
+            f"{name}: fusecli reads {', '.join(ENDINGS)}, found {ending or 'no ending'}{pickles}"
+        )
+    return FeatureFile(name, tensors, metadata, size, None, handle)
+
+
+def open_regular(name: str) -> BufferedReader:
+    """Open a regular file for reading; a pipe or device would block or never end.
+
+    Raises:
+        FeatureFileError: missing, unreadable, a directory, a pipe or a device.
+        UsageError: the name is empty.
+    """
+    refuse_empty_name(name)
+    try:
+        # Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK.
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise FeatureFileError(f"{name}: no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FeatureFileError(f"{name}: cannot be opened: {reason}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise FeatureFileError(f"{name}: is a directory, expected a file")
+        raise FeatureFileError(
+            f"{name}: is not a regular file; a pipe can be given as '-' (.npy on stdin)"
+        )
+    return open(descriptor, "rb")

@@ -1,0 +1,153 @@
+"""Feature files opened for one pair after the other: what is opened or read often is made cheap."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections import OrderedDict
+from contextlib import ExitStack
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.formats.npy import open_npy
+from fusecli.features.tensor import Span, StoredTensor
+from fusecli.pairs.open import Place
+
+# np.save writes headers of this length for shapes of few digits: one read takes it all.
+_HEADER = 128
+_LARGEST_AT_ONCE = 64 << 20  # a larger file has its header looked at before it is read
+_KEPT_FILES = 4  # open shards of keyed tensors
+_KEPT_HEADERS = 4096
+
+
+class Opener:
+    """Opens files; several threads may."""
+
+    def __init__(self) -> None:
+        self._headers: dict[bytes, StoredTensor] = {}
+        self._shards = _OpenShards()
+
+    def open(self, place: Place, undo: ExitStack) -> FeatureFile:
+        """The file of a place, which stays open for as long as `undo` lasts.
+
+        Raises:
+            FeatureFileError: it is missing or damaged.
+        """
+        if place.file.endswith(".npy"):
+            stored = self._whole_npy(place.file)
+            if stored is not None:
+                return FeatureFile(place.file, {"": stored})
+        if place.key is not None and place.file.lower().endswith(".safetensors"):
+            return self._shards.open(place.file, undo)
+        return undo.enter_context(open_features(place.file))
+
+    def _whole_npy(self, name: str) -> StoredTensor | None:
+        """A .npy file read in one go; None where the usual way is to say what is there.
+
+        Parsing its header takes numpy longer than reading it takes the system, and most of a
+        run's headers are the same few.
+        """
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        except (OSError, ValueError):
+            return None
+        try:
+            status = os.fstat(descriptor)
+            size = status.st_size - _HEADER
+            if not stat.S_ISREG(status.st_mode) or not 0 < size <= _LARGEST_AT_ONCE:
+                return None
+            header, numbers = bytearray(_HEADER), np.empty(size, np.uint8)
+            if os.readv(descriptor, [header, numbers.data]) != status.st_size:
+                return None
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+        key = bytes(header)
+        known = self._headers.get(key)
+        if known is None:
+            known = open_npy(io.BytesIO(key), status.st_size, name)
+            if not isinstance(known.source, Span) or known.source.offset != _HEADER:
+                return None
+            if len(self._headers) > _KEPT_HEADERS:
+                self._headers.clear()
+            self._headers[key] = known
+        if known.nbytes != size:
+            return None
+        span = known.source
+        assert isinstance(span, Span)
+        array: NDArray[Any] = numbers.view(span.storage)
+        if span.fortran_order:
+            array = array.reshape(known.shape[::-1]).T
+        else:
+            array = array.reshape(known.shape)
+        return StoredTensor(name, None, known.shape, known.dtype, size, array)
+
+
+def loaded(stored: StoredTensor) -> StoredTensor:
+    """The same tensor with its numbers in memory."""
+    return StoredTensor(
+        stored.file, stored.key, stored.shape, stored.dtype, stored.nbytes, raw_numbers(stored)
+    )
+
+
+def raw_numbers(stored: StoredTensor) -> NDArray[Any]:
+    """All numbers as they are stored, without moving the place in a file that others read."""
+    span = stored.source
+    if not isinstance(span, Span) or not span.mappable or span.fortran_order:
+        return stored.raw()
+    data = os.pread(span.handle.fileno(), stored.nbytes, span.offset)  # type: ignore[attr-defined]
+    if len(data) != stored.nbytes:
+        return stored.raw()  # which says so, or reads on where a read ended early
+    return np.frombuffer(data, span.storage).reshape(stored.shape)
+
+
+class _Shard:
+    """An open file of many tensors, closed when the last that uses it lets go."""
+
+    def __init__(self, name: str) -> None:
+        self.file = open_features(name)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.__exit__()
+
+
+class _OpenShards:
+    """The files of many tensors that were used last, each opened once for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: OrderedDict[str, tuple[tuple[int, ...], _Shard]] = OrderedDict()
+
+    def open(self, name: str, undo: ExitStack) -> FeatureFile:
+        """The file, which stays open for as long as `undo` lasts.
+
+        Raises:
+            FeatureFileError: it is missing or damaged.
+        """
+        identity: tuple[int, ...] = ()
+        try:
+            status = os.stat(name)
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError):
+            pass  # opening it says why
+        with self._lock:
+            known = self._open.get(name)
+            if known is None or known[0] != identity or not identity:
+                known = identity, _Shard(name)
+                self._open[name] = known
+            self._open.move_to_end(name)
+            while len(self._open) > _KEPT_FILES:
+                self._open.popitem(last=False)
+        undo.callback(_let_go, known[1])
+        return known[1].file
+
+
+def _let_go(shard: _Shard) -> None:
+    """Its reference was what kept the file open."""

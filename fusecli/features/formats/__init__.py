@@ -1,0 +1,1 @@
+"""One module a file format: how it is read and how it is written."""

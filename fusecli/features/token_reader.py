@@ -1,0 +1,170 @@
+"""From a file's axes to rows of tokens, chunk by chunk, with what was seen on the way."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError, ShapeError
+from fusecli.features.axes import Axes
+from fusecli.features.dtypes import to_float32
+from fusecli.features.tensor import StoredTensor
+
+# A row this much shorter than the longest is as good as zero: the padding of an encoder that
+# stores float16 zeros with noise, not a short feature.
+NEARLY_ZERO = 1e-4
+
+Norms = NDArray[np.floating[Any]]
+
+
+@dataclass
+class Seen:
+    """What was seen of one side's features while they were read.
+
+    Attributes:
+        rows: tokens that took part (not masked).
+        zero_rows: of these, all zero or nearly so.
+        largest_norm: Euclidean length of the longest.
+    """
+
+    rows: int = 0
+    zero_rows: int = 0
+    largest_norm: float = 0.0
+
+    def add(self, norms: Norms) -> None:
+        """Add the lengths of further rows, chunk after chunk in the order of the file."""
+        self.rows += norms.size
+        self.largest_norm = max(self.largest_norm, float(np.max(norms, initial=0.0)))
+        self.zero_rows += int((norms <= NEARLY_ZERO * self.largest_norm).sum())
+
+
+@dataclass
+class TokenReader:
+    """Reads one side of a job as `[n, tokens, width]`, float32, masked rows zero.
+
+    `read` and `tokens` are two steps, so that of several threads one reads while the others
+    convert and check.
+
+    Attributes:
+        stored: the tensor.
+        axes: what its axes mean.
+        mask: bool `[N, tokens]` or `[1, tokens]`, true for real tokens; None if all are.
+        allow_nonfinite: let NaN and infinity pass.
+        shared: the file holds one sample that serves every one of the job.
+        seen: statistics of the rows whose lengths were added so far.
+    """
+
+    stored: StoredTensor
+    axes: Axes
+    mask: NDArray[np.bool_] | None = None
+    allow_nonfinite: bool = False
+    shared: bool = False
+    seen: Seen = field(default_factory=Seen)
+    _whole: NDArray[Any] | None = None
+    _memory: threading.local = field(default_factory=threading.local)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Samples `start:stop` as they are stored; they stay until this thread reads again.
+
+        Raises:
+            FeatureFileError: the file became shorter since its header was read.
+        """
+        axis = self.axes.letters.find("N")
+        if self.shared or axis < 0:
+            if self._whole is None:
+                self._whole = self.stored.raw()
+            return self._whole
+        return self.stored.raw_part(axis, start, stop, self._place(stop - start))
+
+    def tokens(self, raw: NDArray[Any], start: int, stop: int) -> tuple[NDArray[np.float32], Norms]:
+        """What `read` gave for `start:stop`, converted and checked.
+
+        Returns:
+            `[n, tokens, width]`, one sample where it serves them all, and the lengths of its
+            rows that are not masked (once, where it serves them all).
+
+        Raises:
+            FeatureFileError: NaN or infinity in a row that is not masked; the first is named.
+        """
+        whole = to_float32(raw, self.stored.dtype)
+        tokens = whole.transpose(self.axes.order).reshape(-1, self.axes.tokens, self.axes.width)
+        mask = self.mask_rows(start, stop)
+        if mask is not None and not mask.all():
+            # Cut out of the arithmetic: what is stored in padding must not matter, NaN least.
+            tokens = np.where(mask[..., None], tokens, np.float32(0))
+        elif self._own_masks:
+            tokens = np.broadcast_to(tokens, (stop - start, *tokens.shape[1:]))
+        tokens = np.ascontiguousarray(tokens)
+        norms = self._norms(tokens, mask, start)
+        once = self.shared and not self._own_masks and start > 0
+        return tokens, norms[:0] if once else norms
+
+    def _place(self, samples: int) -> NDArray[np.uint8] | None:
+        """Memory for a chunk of a stack, used again by this thread for its next."""
+        if samples == (self.axes.samples or 1):
+            return None
+        nbytes = self.stored.nbytes // (self.axes.samples or 1) * samples
+        place: NDArray[np.uint8] | None = getattr(self._memory, "place", None)
+        if place is None or place.size < nbytes:
+            place = self._memory.place = np.empty(nbytes, np.uint8)
+        return place
+
+    @property
+    def _own_masks(self) -> bool:
+        """Each sample sees another part of the one shared."""
+        return self.shared and self.mask is not None and len(self.mask) > 1
+
+    def mask_rows(self, start: int, stop: int) -> NDArray[np.bool_] | None:
+        """The mask of samples `start:stop`."""
+        if self.mask is None or len(self.mask) == 1:
+            return self.mask
+        return self.mask[start:stop]
+
+    def _norms(
+        self, tokens: NDArray[np.float32], mask: NDArray[np.bool_] | None, start: int
+    ) -> Norms:
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares: Norms = np.einsum("npd,npd->np", tokens, tokens)
+        if not np.isfinite(squares).all():
+            # Squares overflow beyond 1.8e19, which is not an error by itself.
+            if not self.allow_nonfinite:
+                self._refuse_nonfinite(tokens, start)
+            squares = np.einsum("npd,npd->np", tokens, tokens, dtype=np.float64)
+        norms = np.sqrt(squares)
+        return norms.reshape(-1) if mask is None else norms[np.broadcast_to(mask, norms.shape)]
+
+    def _refuse_nonfinite(self, tokens: NDArray[np.float32], start: int) -> None:
+        bad = np.argwhere(~np.isfinite(tokens))
+        if not len(bad):
+            return
+        sample, token, column = (int(i) for i in bad[0])
+        sample += start
+        what = "NaN" if np.isnan(tokens[sample - start, token, column]) else "infinity"
+        if what == "infinity" and self.stored.dtype not in ("float32", "float16", "bfloat16"):
+            what = "infinity or a number beyond float32"
+        place = f"token {token}, column {column}"
+        if self.axes.samples is not None:
+            place = f"sample {sample}, {place}"
+        count = int((~np.isfinite(tokens)).any(axis=2).sum())
+        rows = "1 row" if count == 1 else f"{count} rows"
+        raise FeatureFileError(
+            f"{self.stored.where}: holds {what} at {place} (in {rows} here): "
+            "mend the file, mask these tokens, or say --allow-nonfinite"
+        )
+
+
+def refuse_empty_images(mask: NDArray[np.bool_], where: str, side: str = "image") -> None:
+    """Raises:
+    ShapeError: a sample of the side that is asked has no real token; the first is named.
+    """
+    empty = np.flatnonzero(~mask.any(axis=1))
+    if len(empty):
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise ShapeError(
+            f"{where}: sample {empty[0]}{more} has every {side} token masked: "
+            "there is nothing to attend to; --allow-empty-image gives it a context of zero"
+        )

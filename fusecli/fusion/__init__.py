@@ -1,0 +1,1 @@
+"""What a fusion is, its weights, and its arithmetic."""

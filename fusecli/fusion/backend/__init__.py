@@ -1,0 +1,1 @@
+"""The array libraries that the arithmetic runs on."""

@@ -1,0 +1,1 @@
+"""Cross-attention, in the cheapest order of products."""

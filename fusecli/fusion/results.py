@@ -1,0 +1,96 @@
+"""What a job gives: which tensors, of which shapes, and how a chunk of each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.features.axes import PairShapes
+from fusecli.features.writer import FUSED_KEY
+from fusecli.fusion.build import Fusion
+from fusecli.fusion.config import DIRECTIONS, FusionConfig
+from fusecli.fusion.methods.attention.method import WeightsOut
+from fusecli.fusion.methods.pooled import pool_tokens
+
+BOTH = "both"
+
+
+@dataclass(frozen=True)
+class ResultTensor:
+    """One tensor of the output.
+
+    Attributes:
+        key: its name in a file that has names.
+        letters, shape: its axes.
+    """
+
+    key: str
+    letters: str
+    shape: tuple[int, ...]
+
+
+def asking_sides(direction: str) -> tuple[str, ...]:
+    """The sides whose tokens get a fused vector, the text first."""
+    return DIRECTIONS if direction == BOTH else (direction,)
+
+
+def result_tensors(
+    shapes: PairShapes, config: FusionConfig, direction: str, pool: str | None
+) -> list[ResultTensor]:
+    """The tensors a job writes, in the order in which `fuse_chunk` gives them.
+
+    Args:
+        shapes: of the job.
+        config: its fusion.
+        direction: "text", "image" or "both".
+        pool: how tokens are pooled to one more vector a pair, or None.
+    """
+    tensors = []
+    for side in asking_sides(direction):
+        suffix = f"_{side}" if direction == BOTH else ""
+        letters, shape = shapes.output_letters_of(side), shapes.output_shape(config.embed_dim, side)
+        tensors.append(ResultTensor(f"{FUSED_KEY}{suffix}", letters, shape))
+        if pool is not None:
+            kept = [i for i, letter in enumerate(letters) if letter in "ND"]
+            tensors.append(
+                ResultTensor(
+                    f"pooled{suffix}",
+                    "".join(letters[i] for i in kept),
+                    tuple(shape[i] for i in kept),
+                )
+            )
+    return tensors
+
+
+def fuse_chunk(
+    fusions: Sequence[Fusion],
+    pool: str | None,
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    image_mask: NDArray[np.bool_] | None = None,
+    text_mask: NDArray[np.bool_] | None = None,
+    weights_out: WeightsOut | None = None,
+) -> list[NDArray[np.float32]]:
+    """Fuse n pairs of equal shape into every tensor of the result.
+
+    Args:
+        fusions: one for each asking side, the text first.
+        pool: as for `result_tensors`.
+        image, text, image_mask, text_mask: as for `Fusion.fuse`.
+        weights_out: receives the attention weights of the first fusion.
+
+    Returns:
+        `[n, T, D]` and, pooled, `[n, D]` for each fusion.
+    """
+    made = []
+    for fusion in fusions:
+        rows = fusion.fuse(image, text, image_mask, text_mask, weights_out)
+        weights_out = None
+        made.append(rows)
+        if pool is not None:
+            own = text_mask if fusion.direction == "text" else image_mask
+            made.append(pool_tokens(rows, own, pool))
+    return made

@@ -1,0 +1,344 @@
+"""The fusions as torch modules: plain, readable, trainable. The letters are in `shapes.py`.
+
+The arithmetic that `fusecli fuse` runs is in `attention.py` and `pooled.py`; the tests hold it
+to these.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fusecli.errors import ShapeError
+from fusecli.fusion.config import FusionConfig
+
+
+class PairFusion(nn.Module):
+    """What all fusions of image and text tokens share: shapes, masks, directions.
+
+    One side asks and gets a fused vector per token of its own, the other answers. A subclass
+    says in `fuse` what that vector is.
+
+    Attributes:
+        config: what it is.
+    """
+
+    config: FusionConfig
+
+    def forward(
+        self,
+        image_feat: Tensor,
+        text_feat: Tensor,
+        *,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        allow_empty_image: bool = False,
+        direction: str = "text",
+    ) -> Tensor:
+        """Fuse one pair, or a batch of pairs that do not see each other.
+
+        Args:
+            image_feat: `[P, Di]` (or `[Di]`, one global vector), in a batch `[N, P, Di]`.
+            text_feat: `[T, Dt]`, in a batch `[N, T, Dt]`; the same number type.
+            image_mask: `[P]` / `[N, P]`, 1 or true is a real token. A masked token has no
+                influence, whatever is stored in it.
+            text_mask: `[T]` / `[N, T]`; a masked row of the result is zero.
+            allow_empty_image: a sample whose image (the side that answers) is all masked gets
+                a context of zero.
+            direction: "text", whose tokens ask the image, or "image", whose tokens ask the
+                text with the same weights.
+
+        Returns:
+            `[T, D]`, in a batch `[N, T, D]`; with direction "image" P instead of T.
+
+        Raises:
+            ShapeError: shapes that do not belong together, or an image without a real token.
+            UsageError: no such direction, or none that a gate allows.
+        """
+        _check_shapes(self.config, image_feat, text_feat)
+        self.config.check_direction(direction)
+        text = text_feat.reshape(-1, *text_feat.shape[-2:])  # [N, T, Dt]
+        image = image_feat.reshape(len(text), -1, image_feat.shape[-1])  # [N, P, Di]
+        sides = {"text": _masked(text, text_mask), "image": _masked(image, image_mask)}
+        answering = "image" if direction == "text" else "text"
+        (x, x_real), (y, y_real) = sides[direction], sides[answering]
+        if y_real is not None and not allow_empty_image:
+            empty = ~y_real.any(dim=1)  # [N]
+            if bool(empty.any()):
+                sample = int(empty.nonzero()[0])
+                raise ShapeError(f"sample {sample}: every {answering} token is masked")
+        fused = self.fuse(x, y, x_real, y_real, direction)
+        if x_real is not None:
+            fused = fused.masked_fill(~x_real.unsqueeze(-1), 0.0)
+        result: Tensor = fused if text_feat.dim() == 3 else fused[0]
+        return result
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+    ) -> Tensor:
+        """The fused rows of a batch.
+
+        Args:
+            x: the side that asks, `[N, T, .]`; masked tokens are zero.
+            y: the side that answers, `[N, P, .]`; masked tokens are zero.
+            x_real, y_real: bool, true for real tokens; None if all are.
+            direction: which side asks.
+
+        Returns:
+            `[N, T, D]`; masked rows hold anything.
+        """
+        raise NotImplementedError
+
+
+class _Projecting(PairFusion):
+    """With a linear layer in front of each side; each side keeps its own, whichever asks."""
+
+    text_proj: nn.Linear
+    image_proj: nn.Linear
+
+    def project(self, x: Tensor, y: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+        if direction == "text":
+            return self.text_proj(x), self.image_proj(y)
+        return self.image_proj(x), self.text_proj(y)
+
+
+class ImageTextFusion(_Projecting):
+    """Fuse image features into text features by cross-attention: text asks, image answers.
+
+    A drop-in for the published `ImageTextFusion(feature_dim, num_heads)`: the same parameter
+    names, the same initial weights for the same `torch.manual_seed`, the same numbers.
+
+    With one image token every row of the result is the same and holds nothing of the text,
+    because a softmax over one score is 1. `residual`, `null_token` or patch features mend it.
+
+    Args:
+        feature_dim: D, the width of the module.
+        num_heads: H; divides D.
+        image_dim: Di, where image features are not D wide.
+        text_dim: Dt, where text features are not D wide.
+        residual: add the projected text to the result.
+        norm: LayerNorm over the result, after the residual.
+        null_token: one extra all-zero key and value (PyTorch's `add_zero_attn`), so that even
+            a single image token is weighed, per text token.
+        gate: add tanh(gate) times the result of attention to the text itself, which must be D
+            wide (Flamingo, arXiv:2204.14198, figure 4); `gate` starts at 0, so that the
+            untrained module returns the text unchanged.
+
+    Raises:
+        UsageError: a size is not positive, H does not divide D, or switches contradict.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        num_heads: int = 8,
+        *,
+        image_dim: int | None = None,
+        text_dim: int | None = None,
+        residual: bool = False,
+        norm: bool = False,
+        null_token: bool = False,
+        gate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = FusionConfig(
+            feature_dim,
+            num_heads,
+            image_dim or 0,
+            text_dim or 0,
+            residual,
+            norm,
+            null_token,
+            gate=gate,
+        )
+        # This order of creation is the published one: it decides what a seed gives.
+        self.text_proj = nn.Linear(self.config.text_dim, feature_dim)
+        self.image_proj = nn.Linear(self.config.image_dim, feature_dim)
+        self.attention = nn.MultiheadAttention(
+            feature_dim, num_heads, add_zero_attn=null_token, batch_first=True
+        )
+        self.norm = nn.LayerNorm(feature_dim) if norm else None
+        self.gate = nn.Parameter(torch.zeros(1)) if gate else None
+
+    @classmethod
+    def from_config(cls, config: FusionConfig) -> ImageTextFusion:
+        """Build the module that a config describes, with torch's initial weights."""
+        return cls(
+            config.embed_dim,
+            config.num_heads,
+            image_dim=config.image_dim,
+            text_dim=config.text_dim,
+            residual=config.residual,
+            norm=config.norm,
+            null_token=config.null_token,
+            gate=config.gate,
+        )
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+    ) -> Tensor:
+        query, tokens = self.project(x, y, direction)  # [N, T, D], [N, P, D]
+        padding = empty = None
+        if y_real is not None:
+            empty = ~y_real.any(dim=1)  # [N]
+            # A row of nothing but padding would make the softmax NaN; its result is replaced.
+            padding = ~(y_real | empty.unsqueeze(-1))
+        fused: Tensor
+        fused, _ = self.attention(
+            query, tokens, tokens, key_padding_mask=padding, need_weights=False
+        )  # [N, T, D]
+        if empty is not None:
+            fused = torch.where(empty[:, None, None], self.attention.out_proj.bias, fused)
+        if self.gate is not None:
+            fused = x + torch.tanh(self.gate) * fused
+        if self.config.residual:
+            fused = fused + query
+        if self.norm is not None:
+            fused = self.norm(fused)
+        return fused
+
+
+class ConcatFusion(PairFusion):
+    """[text ; mean of the image's real tokens], projected to D if the config says so.
+
+    Where image tokens ask it is [mean of the text's real tokens ; image], so that text and
+    image keep their columns of the projection.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        both = config.text_dim + config.image_dim
+        self.projection = nn.Linear(both, config.embed_dim) if config.projected else None
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+    ) -> Tensor:
+        pooled = _mean(y, y_real).expand(-1, x.shape[1], -1)  # [N, T, .]
+        fused = torch.cat((x, pooled) if direction == "text" else (pooled, x), dim=-1)
+        return fused if self.projection is None else self.projection(fused)
+
+
+class SumFusion(_Projecting):
+    """alpha * text + (1 - alpha) * mean of the image's real tokens, each projected or neither.
+
+    Where image tokens ask, the image is taken token by token and the text is the mean.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.projected:
+            self.text_proj = nn.Linear(config.text_dim, config.embed_dim)
+            self.image_proj = nn.Linear(config.image_dim, config.embed_dim)
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+    ) -> Tensor:
+        pooled = _mean(y, y_real)  # [N, 1, .]
+        if self.config.projected:
+            x, pooled = self.project(x, pooled, direction)
+        own = self.config.alpha if direction == "text" else 1 - self.config.alpha
+        return own * x + (1 - own) * pooled
+
+
+class TransformerFusion(_Projecting):
+    """A cross-modal Transformer: self-attention, cross-attention to the image, feed-forward.
+
+    `nn.TransformerDecoder` with the norms in front, a last norm behind, and no causal mask.
+    Its layers start with weights of their own (torch would make all of them copies of one).
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.embed_dim
+        self.text_proj = nn.Linear(config.text_dim, D)
+        self.image_proj = nn.Linear(config.image_dim, D)
+        layers = [
+            nn.TransformerDecoderLayer(
+                D, config.num_heads, config.ffn_dim, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(config.layers)
+        ]
+        self.decoder = nn.TransformerDecoder(layers[0], config.layers, nn.LayerNorm(D))
+        self.decoder.layers = nn.ModuleList(layers)
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+    ) -> Tensor:
+        target, memory = self.project(x, y, direction)  # [N, T, D], [N, P, D]
+        padding = None
+        if x_real is not None:
+            # Self-attention of nothing but padding would be NaN; such rows come out as zero.
+            padding = ~(x_real | ~x_real.any(dim=1, keepdim=True))
+        if y_real is None:
+            return self._decode(target, memory, padding, None)
+        empty = ~y_real.any(dim=1)  # [N]
+        if not bool(empty.any()):
+            return self._decode(target, memory, padding, ~y_real)
+        # Attention over no tokens at all has a context of zero: what it adds is its bias.
+        fused = torch.zeros_like(target)
+        for some, tokens, real in ((~empty, memory, y_real), (empty, memory[:, :0], None)):
+            if bool(some.any()):
+                fused[some] = self._decode(
+                    target[some],
+                    tokens[some],
+                    None if padding is None else padding[some],
+                    None if real is None else ~real[some],
+                )
+        return fused
+
+    def _decode(
+        self, target: Tensor, memory: Tensor, padding: Tensor | None, memory_padding: Tensor | None
+    ) -> Tensor:
+        decoded: Tensor = self.decoder(
+            target,
+            memory,
+            tgt_key_padding_mask=padding,
+            memory_key_padding_mask=memory_padding,
+        )
+        return decoded
+
+
+def build_module(config: FusionConfig) -> PairFusion:
+    """The module that a config describes, with torch's initial weights.
+
+    Args:
+        config: of any method.
+    """
+    if config.method == "attention":
+        return ImageTextFusion.from_config(config)
+    if config.method == "transformer":
+        return TransformerFusion(config)
+    return ConcatFusion(config) if config.method == "concat" else SumFusion(config)
+
+
+def _masked(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Features `[N, tokens, .]` with masked tokens zero, and the mask as bool `[N, tokens]`."""
+    if mask is None:
+        return features, None
+    real = mask.reshape(features.shape[:2]).to(torch.bool)
+    return features.masked_fill(~real.unsqueeze(-1), 0.0), real
+
+
+def _mean(y: Tensor, real: Tensor | None) -> Tensor:
+    """`[N, P, .]` to `[N, 1, .]`: the mean of the real tokens, zero if there is none."""
+    if real is None:
+        return y.mean(dim=1, keepdim=True)
+    count = real.sum(dim=1).clamp(min=1).to(y.dtype)  # [N]
+    return y.sum(dim=1, keepdim=True) / count[:, None, None]
+
+
+def _check_shapes(config: FusionConfig, image: Tensor, text: Tensor) -> None:
+    shapes = f"image {list(image.shape)} and text {list(text.shape)}"
+    if (image.dim(), text.dim()) not in ((1, 2), (2, 2), (3, 3)):
+        raise ShapeError(f"{shapes}: expected [P, Di] with [T, Dt], or [N, P, Di] with [N, T, Dt]")
+    if image.shape[-1] != config.image_dim or text.shape[-1] != config.text_dim:
+        raise ShapeError(
+            f"{shapes}: expected widths Di = {config.image_dim} and Dt = {config.text_dim}"
+        )
+    if 0 in image.shape or 0 in text.shape:
+        raise ShapeError(f"{shapes}: there is nothing to fuse")
+    if image.dim() == 3 and image.shape[0] != text.shape[0]:
+        raise ShapeError(f"{shapes}: the numbers of samples differ")

@@ -1,0 +1,370 @@
+"""One job: an image file and a text file in, one file of fused rows out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import DiagnosisError, FeatureFileError
+from fusecli.features.dtypes import storage_type
+from fusecli.features.token_reader import Norms
+from fusecli.features.writer import FeatureWriter, StagedFile
+from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
+from fusecli.fusion.initial_weights import initial_weights
+from fusecli.fusion.methods.attention.plan import Sizes
+from fusecli.fusion.results import ResultTensor, asking_sides, fuse_chunk, result_tensors
+from fusecli.fusion.weights import read_weights
+from fusecli.job.open import FuseOptions, Job, open_job
+from fusecli.job.pipeline import stream
+from fusecli.maps.writer import ChunkMaps, MapOptions, MapSink
+from fusecli.report import diagnoses as diagnose
+from fusecli.report.report import (
+    Diagnosis,
+    Report,
+    describe_input,
+    describe_module,
+    describe_plan,
+    provenance,
+    sha256_of,
+)
+from fusecli.report.stages import all_stages
+
+if TYPE_CHECKING:
+    from fusecli.maps.view import AttentionView
+
+__all__ = ["FuseOptions", "MapOptions", "fuse_files"]
+
+# Attention weights looked at for their entropy: enough for a mean, cheap beside the job.
+_WEIGHTS_LOOKED_AT = 1 << 22
+
+
+def fuse_files(
+    options: FuseOptions,
+    tell: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    show: Callable[[AttentionView], None] = lambda view: None,
+) -> Report:
+    """Fuse one pair of files and write the result, whole or not at all.
+
+    Args:
+        options: what to do.
+        tell: receives notes and warnings for people, one line each, as they are known.
+        progress: receives samples done and samples in all.
+        show: receives the map for the terminal, if the options ask for it.
+
+    Returns:
+        The report on what was done.
+
+    Raises:
+        FuseError: any reason why there is no result; nothing is left behind.
+    """
+    with ExitStack() as undo:
+        job = open_job(options, undo)
+        for note in job.notes:
+            tell(f"note: {note}")
+        known = _known_diagnoses(job)
+        _refuse_if_strict(options, known)
+        o = job.options
+        fusions = [
+            build_fusion(
+                job.config,
+                _loader(job),
+                _planned(job, side),
+                direction=side,
+                device=o.device,
+                dtype=o.dtype,
+                engine=o.engine,
+            )
+            for side in asking_sides(o.direction)
+        ]
+        tensors = result_tensors(job.shapes, job.config, o.direction, o.pool)
+        first, *others = tensors
+        further = {tensor.key: tensor.shape for tensor in others}
+        metadata = job.config.to_dict()
+        writer = undo.enter_context(
+            FeatureWriter(job.output, first.shape, o.out_dtype, metadata, first.key, further)
+        ).begin()
+        maps = undo.enter_context(_map_sink(job)).begin()
+        statistics = _compute(job, fusions, writer, maps, progress)
+        writer.finish()
+        maps.finish()
+        diagnoses = known + _measured_diagnoses(job, statistics)
+        _refuse_if_strict(options, diagnoses)
+        for diagnosis in diagnoses:
+            tell(f"warning: {diagnosis}")
+        report = _report(job, fusions, statistics, diagnoses, tensors, writer, maps)
+        view = _view(job, maps)
+        staged = _stage_small_files(o, report, view, undo)
+        writer.publish()
+        maps.publish()
+        for file in staged:
+            file.publish()
+    if view is not None and o.maps.show:
+        show(view)
+    return report
+
+
+def _map_sink(job: Job) -> MapSink:
+    o, drawing = job.options.maps, job.drawing
+    shape = job.shapes.map_shape(job.config.num_heads if o.per_head else None)
+    return MapSink(o, shape, job.config.to_dict(), None if drawing is None else drawing.sample)
+
+
+def _view(job: Job, maps: MapSink) -> AttentionView | None:
+    if job.drawing is None or maps.kept is None:
+        return None
+    from fusecli.maps.view import view_of
+
+    names = job.image.reader.stored.file, job.text.reader.stored.file
+    origin = None if job.seed is None else f"untrained, seed {job.seed}"
+    return view_of(maps.kept, job.drawing, names, job.shapes.N, job.config.null_token, origin)
+
+
+def _stage_small_files(
+    o: FuseOptions, report: Report, view: AttentionView | None, undo: ExitStack
+) -> list[StagedFile]:
+    """Reports and picture, complete under their temporary names."""
+    contents = {path: report.to_json().encode() for path in o.reports}
+    if view is not None and o.maps.plot is not None:
+        from fusecli.maps.picture import draw
+
+        contents[o.maps.plot] = draw(view, os.path.splitext(o.maps.plot)[1].lower())
+    staged = []
+    for path, data in contents.items():
+        file = undo.enter_context(StagedFile(path)).begin()
+        file.write(data)
+        file.flush()
+        staged.append(file)
+    return staged
+
+
+def _known_diagnoses(job: Job) -> list[Diagnosis]:
+    shapes = job.shapes
+    gate = float(_loader(job)({"gate": slice(None)})["gate"][0]) if job.config.gate else None
+    found = []
+    for side in asking_sides(job.options.direction):
+        mask = (job.image if side == "text" else job.text).reader.mask
+        found += diagnose.one_image_token(shapes, job.config, mask, side)
+        found += diagnose.closed_gate(gate, side)
+    return [
+        *found,
+        *diagnose.empty_image(job.image.reader.mask),
+        *diagnose.heads_assumed(job.heads_assumed, job.config, job.options.weights),
+        *diagnose.same_row_counts(shapes.image, shapes.text),
+        *diagnose.transposed(shapes.image, shapes.text.width),
+        *diagnose.transposed(shapes.text, shapes.image.width),
+    ]
+
+
+def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Diagnosis]:
+    found: list[Diagnosis] = []
+    ratio = None if statistics is None else statistics["entropy_ratio"]
+    if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
+        asking = asking_sides(job.options.direction)[0]  # whose attention was looked at
+        found += diagnose.uniform_attention(ratio, job.seed is not None, asking)
+    for side in (job.image, job.text):
+        name, reader = side.reader.axes.side, side.reader
+        found += diagnose.zero_rows(name, reader.seen, reader.mask is not None, reader.stored.where)
+        found += diagnose.too_large_for(job.options.dtype, name, reader.seen)
+    return found
+
+
+def _refuse_if_strict(o: FuseOptions, diagnoses: list[Diagnosis]) -> None:
+    if o.strict and diagnoses:
+        raise DiagnosisError("--strict: " + " | ".join(str(d) for d in diagnoses))
+
+
+def _sizes(job: Job) -> Sizes:
+    s, c = job.shapes, job.config
+    return Sizes(
+        s.N, s.T, s.P, c.text_dim, c.image_dim, c.embed_dim, c.num_heads, c.null_token, c.residual
+    )
+
+
+def _planned(job: Job, asking: str) -> Sizes:
+    """The sizes that decide the order: texts that share one image are one long text."""
+    sizes, mask = _sizes(job), job.image.reader.mask
+    if asking == "text" and job.shapes.image_shared and (mask is None or len(mask) == 1):
+        return replace(sizes, N=1, T=sizes.N * sizes.T)
+    return sizes
+
+
+def _loader(job: Job) -> LoadWeights:
+    if job.weights is not None:
+        return partial(read_weights, job.weights)
+    return partial(initial_weights, job.config, job.seed or 0)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What one chunk gave."""
+
+    rows: list[NDArray[np.float32]]  # of every tensor of the result
+    finite: bool
+    image_norms: Norms
+    text_norms: Norms
+    maps: ChunkMaps | None
+    seen: dict[str, Any] | None  # how spread attention is, in the first chunk
+
+
+def _compute(
+    job: Job,
+    fusions: list[Fusion],
+    writer: FeatureWriter,
+    maps: MapSink,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any] | None:
+    """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
+    N, pool, first = job.shapes.N, job.options.pool, fusions[0]
+    image_reader, text_reader = job.image.reader, job.text.reader
+    workers = first.workers
+    bound = job.options.max_memory
+    share = None if bound is None else bound // len(fusions)
+    step = min(fusion.chunk_samples(_sizes(job), share) for fusion in fusions)
+    cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
+    statistics: dict[str, Any] | None = None
+
+    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        return image_reader.read(start, stop), text_reader.read(start, stop)
+
+    def compute(start: int, stop: int, raw: tuple[NDArray[Any], NDArray[Any]]) -> _Made:
+        image, image_norms = image_reader.tokens(raw[0], start, stop)
+        text, text_norms = text_reader.tokens(raw[1], start, stop)
+        mask, words = image_reader.mask_rows(start, stop), text_reader.mask_rows(start, stop)
+        seen = None
+        if start == 0 and N > 1:
+            seen = _look(job, first, image, text, mask, words)
+        weights: list[NDArray[np.float32]] = []
+        wanted = maps.chunk(start, stop, job.shapes.T, mask, words)
+        # One pair gives its weights as it is fused.
+        asked = weights if N == 1 else wanted
+        rows = fuse_chunk(fusions, pool, image, text, mask, words, asked)
+        if weights:
+            seen = _statistics(job, weights, first.direction, mask, words)
+            if wanted is not None:
+                wanted.extend(weights)
+        finite = all(bool(np.isfinite(part).all()) for part in rows)
+        return _Made(rows, finite, image_norms, text_norms, wanted, seen)
+
+    done = 0
+
+    def write(made: _Made) -> None:
+        nonlocal done, statistics
+        image_reader.seen.add(made.image_norms)
+        text_reader.seen.add(made.text_norms)
+        if not made.finite and not job.options.allow_nonfinite:
+            raise _not_finite(job)
+        statistics = statistics or made.seen
+        writer.append(*made.rows)
+        maps.write(made.maps)
+        done += len(made.rows[0])
+        progress(done, N)
+
+    with first.in_parallel(workers if len(cuts) > 1 else 1):
+        stream(cuts, read, compute, write, workers)
+    return statistics
+
+
+def _not_finite(job: Job) -> FeatureFileError:
+    image, text, dtype = job.image.reader, job.text.reader, job.options.dtype
+    remedy = "normalize the features" + (", or say --dtype float32" if dtype != "float32" else "")
+    return FeatureFileError(
+        f"{image.stored.where} and {text.stored.where}: the fused rows are not finite in {dtype}, "
+        f"with feature norms up to {image.seen.largest_norm:.3g} (image) and "
+        f"{text.seen.largest_norm:.3g} (text): {remedy}"
+    )
+
+
+def _look(
+    job: Job,
+    fusion: Fusion,
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+    image_mask: NDArray[np.bool_] | None,
+    text_mask: NDArray[np.bool_] | None,
+) -> dict[str, Any] | None:
+    """How spread attention is in the first few samples of a stack."""
+    if fusion.plan is None or fusion.plan.scores == "none":
+        return None
+    each = job.config.num_heads * text.shape[1] * image.shape[1]
+    n = max(1, min(len(image), _WEIGHTS_LOOKED_AT // each))
+    weights: list[NDArray[np.float32]] = []
+    image_mask = None if image_mask is None else image_mask[:n]
+    text_mask = None if text_mask is None else text_mask[:n]
+    fusion.fuse(image[:n], text[:n], image_mask, text_mask, weights)
+    return _statistics(job, weights, fusion.direction, image_mask, text_mask)
+
+
+def _statistics(
+    job: Job,
+    weights: list[NDArray[np.float32]],
+    direction: str,
+    image_mask: NDArray[np.bool_] | None,
+    text_mask: NDArray[np.bool_] | None,
+) -> dict[str, Any] | None:
+    masks = (text_mask, image_mask) if direction == "text" else (image_mask, text_mask)
+    return diagnose.attention_statistics(np.concatenate(weights), *masks, job.config.null_token)
+
+
+def _report(
+    job: Job,
+    fusions: list[Fusion],
+    statistics: dict[str, Any] | None,
+    diagnoses: list[Diagnosis],
+    tensors: list[ResultTensor],
+    writer: FeatureWriter,
+    maps: MapSink,
+) -> Report:
+    o, first = job.options, fusions[0]
+    hashed = o.provenance or bool(o.reports)
+    inputs = {}
+    for side in (job.image, job.text):
+        sha = sha256_of(side.file) if hashed else None
+        stored, axes = side.reader.stored, side.reader.axes
+        inputs[axes.side] = describe_input(stored, axes, sha, side.mask_entry)
+    weights_sha = sha256_of(job.weights.file) if job.weights is not None and hashed else None
+    plans = [fusion.plan for fusion in fusions]
+    return Report(
+        inputs=inputs,
+        module=describe_module(job.config, o.weights, weights_sha, job.seed),
+        plan=describe_plan(plans[0], plans[1] if len(plans) > 1 else None),
+        stages=all_stages(job.shapes, job.config, {f.direction: f.plan for f in fusions}),
+        attention=statistics,
+        output=_output(job, tensors, writer),
+        maps=maps.described,
+        diagnoses=diagnoses,
+        notes=job.notes,
+        provenance=provenance(first.engine, first.device, o.dtype, first.threads, job.seed),
+    )
+
+
+def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> dict[str, Any]:
+    """The report's entry for the file written: its first tensor, and the list of all."""
+    o = job.options
+    size = storage_type(o.out_dtype).itemsize
+    listed = [
+        {
+            "key": None if writer.key is None else tensor.key,
+            "shape": list(tensor.shape),
+            "axes": tensor.letters,
+            "bytes": math.prod(tensor.shape) * size,
+        }
+        for tensor in tensors
+    ]
+    return {
+        "file": job.output,
+        **listed[0],
+        "dtype": o.out_dtype,
+        "bytes": writer.nbytes,
+        "direction": o.direction,
+        "pool": o.pool,
+        "tensors": listed,
+    }

@@ -1,0 +1,1 @@
+"""Attention weights as files and pictures."""

@@ -1,0 +1,228 @@
+"""One pair's attention made ready to be looked at: which rows, which words, on which scale.
+
+What is drawn is the weight in multiples of the uniform one: 1 is what every image token gets
+where the text makes no difference. The scale starts at 0 and spans at least four times the
+uniform weight, so that attention which is nearly uniform looks uniform; a scale from the least
+to the largest weight would make a pattern of any noise. It goes by the square root, in which
+distances between distributions are even (Hellinger's), so that one weight of sixty times the
+uniform one leaves the others readable.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import counted, printable, shortened, shown_path
+from fusecli.maps.selection import Drawing, Grid
+from fusecli.report.diagnoses import UNIFORM, attention_statistics
+
+LEAST_SPAN = 4.0  # the scale reaches at least so many times the uniform weight
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """A pair's attention, ready to be drawn; padded text tokens are left out.
+
+    Attributes:
+        times: float64 `[t, P]`, the heads' mean in multiples of the uniform weight; NaN for
+            padded image tokens.
+        labels: t words.
+        grid: None where image tokens lie in a row.
+        photo: uint8 `[h, w, 3]` to be laid under the grid, or None.
+        tokens: image tokens that take part, the null token among them.
+        title: what is drawn.
+        verdict: the one thing to know before looking at it.
+        caption: what else is to be known, in sentences.
+        places: the same about the places of image tokens in the picture.
+    """
+
+    times: NDArray[np.float64]
+    labels: list[str]
+    grid: Grid | None
+    photo: NDArray[np.uint8] | None
+    tokens: int
+    title: str
+    verdict: str
+    caption: list[str]
+    places: list[str]
+
+    @property
+    def placed(self) -> NDArray[np.float64]:
+        """`times` of the image tokens that have a place in the picture."""
+        return self.times[:, 0 if self.grid is None else self.grid.leading :]
+
+    @property
+    def unit(self) -> str:
+        """The uniform weight in words."""
+        return f"1/{self.tokens} = {1 / self.tokens:.3g}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The colour scale, from 0 to `top` times the uniform weight.
+
+    Attributes:
+        least, largest: of what is drawn; 0 where nothing is.
+    """
+
+    least: float
+    largest: float
+
+    @classmethod
+    def of(cls, times: NDArray[np.float64]) -> Scale:
+        """For multiples of the uniform weight; NaN is left out."""
+        known = times[np.isfinite(times)]
+        return cls(float(known.min()), float(known.max())) if known.size else cls(0.0, 0.0)
+
+    @property
+    def top(self) -> float:
+        """Where it ends."""
+        return max(LEAST_SPAN, self.largest)
+
+    def share(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Where on it, from 0 to 1, multiples of the uniform weight lie."""
+        return np.sqrt(times / self.top)
+
+
+def view_of(
+    weights: NDArray[np.float32],
+    drawing: Drawing,
+    names: tuple[str, str],
+    N: int,
+    null_token: bool,
+    origin: str | None,
+) -> AttentionView:
+    """Make one pair's weights ready to be drawn.
+
+    Args:
+        weights: `[H, T, P]`, as `maps.py` leaves them.
+        drawing: what was decided before.
+        names: of the image and of the text.
+        N: samples of the job.
+        null_token: the weights leave a share to a null token.
+        origin: where untrained weights came from, in words; None for others.
+    """
+    kept = weights[:, drawing.rows]  # [H, t, P]
+    mean = kept.mean(axis=0, dtype=np.float64)
+    tokens = int(drawing.real.sum()) + null_token
+    mask = drawing.real[None]
+    each = attention_statistics(kept[None], None, mask, null_token)
+    drawn = attention_statistics(mean[None, None], None, mask, null_token)
+    caption = []
+    if tokens > null_token:
+        caption.append(f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head.")
+    if each is not None and drawn is not None and len(weights) > 1:
+        caption[0] = (
+            f"Mean over {len(weights)} heads; the mean's own entropy is "
+            f"{drawn['entropy_ratio']:.4f} of its maximum."
+        )
+    times = np.where(drawing.real, mean * max(tokens, 1), np.nan)
+    if null_token and tokens > 1:
+        rest = 1 - mean.sum(axis=1)
+        caption.append(
+            f"The null token, which has no place here, takes {rest.mean():.3g} of a text token's "
+            f"weight ({rest.min():.3g} to {rest.max():.3g}; uniform would be {1 / tokens:.3g})."
+        )
+    if not np.isfinite(mean).all():
+        caption.append("Weights that are not finite are left out.")
+    padded = weights.shape[1] - len(drawing.rows)
+    if padded:
+        caption.append(f"{counted(padded, 'padded text token')} not drawn.")
+    image, text = (printable(shortened(os.path.basename(shown_path(name)), 40)) for name in names)
+    which = f", sample {drawing.sample} of {N}" if N > 1 else ""
+    return AttentionView(
+        times,
+        [printable(drawing.labels[row]) for row in drawing.rows],
+        drawing.grid,
+        drawing.photo,
+        max(tokens, 1),
+        f"Attention of {text} to {image}{which}",
+        _verdict(each, drawing.real, null_token, origin),
+        caption,
+        _places(times, drawing),
+    )
+
+
+def binned(times: NDArray[np.float64], columns: int) -> NDArray[np.float64]:
+    """Means of neighbouring image tokens, padding left out.
+
+    Args:
+        times: `[t, P]`, NaN for padding.
+        columns: of the result, at most P.
+
+    Returns:
+        `[t, columns]`, NaN where there is only padding.
+    """
+    starts = np.arange(columns) * times.shape[1] // columns
+    known = np.isfinite(times)
+    count = np.add.reduceat(known, starts, axis=1, dtype=np.int64)
+    total = np.add.reduceat(np.where(known, times, 0.0), starts, axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def loudest(view: AttentionView) -> list[tuple[float, int]]:
+    """For each text token the largest weight and its image token; -1 where there is none."""
+    known = np.where(np.isfinite(view.times), view.times, -1.0)
+    at = known.argmax(axis=1)
+    top = known.max(axis=1)
+    return [(float(v), int(i) if v >= 0 else -1) for v, i in zip(top, at, strict=True)]
+
+
+def in_words(times: float) -> str:
+    """A multiple of the uniform weight, as people read it."""
+    return f"{times:.2f}" if times < 10 else f"{times:,.0f}"
+
+
+def _verdict(
+    each: dict[str, Any] | None, real: NDArray[np.bool_], null_token: bool, origin: str | None
+) -> str:
+    if not real.any():
+        return "No real image token: there is nothing to attend to."
+    if each is None:
+        which = "One image token" if real.all() else "One real image token"
+        return f"{which}: its weight is 1 whatever the text, so this map means nothing."
+    ratio = each["entropy_ratio"]
+    weights = "" if origin is None else f" Weights: {origin}."
+    all_of_them = "all image tokens and the null token" if null_token else "all image tokens"
+    if not math.isfinite(ratio):
+        return f"The weights are not finite.{weights}"
+    if ratio > UNIFORM:
+        return (
+            f"Nearly uniform: every text token weighs {all_of_them} about alike (mean entropy "
+            f"{ratio:.4f} of its maximum).{weights}"
+        )
+    return f"Mean entropy {ratio:.4f} of its maximum (1 is uniform).{weights}"
+
+
+def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
+    said, grid = [], drawing.grid
+    if grid is not None:
+        how = ", a guess from their number" if grid.guessed else ""
+        said.append(f"Image tokens as {grid.rows}x{grid.columns}, row by row{how}.")
+        before = times[:, : grid.leading]
+        if grid.leading:
+            what = "The class token (image token 0)"
+            if grid.leading > 1:
+                what = f"The first {grid.leading} image tokens"
+            weight = ""
+            if np.isfinite(before).any():
+                weight = f"; mean weight {before[np.isfinite(before)].mean():.3g} times uniform"
+            said.append(f"{what} not drawn{weight}.")
+    padding = int((~drawing.real).sum())
+    if padding:
+        said.append(f"{counted(padding, 'padded image token')} hatched.")
+    if drawing.photo is not None and grid is not None:
+        h, w = drawing.photo.shape[:2]
+        said.append("The photo is taken to be all that the encoder saw.")
+        if abs(math.log(w * grid.rows / (h * grid.columns))) > math.log(1.1):
+            said.append(
+                "It is not of the grid's proportions: if the encoder cropped it, these places "
+                "are wrong, and --image-file should be the crop."
+            )
+    return said

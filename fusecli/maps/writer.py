@@ -1,0 +1,261 @@
+"""Attention maps: how far each text token attends to each image token, on their way to a file.
+
+A map row sums to 1 over the real image tokens and is 0 for padded ones. With a null token the
+rest up to 1 is the null token's, which has no column. Rows of masked text tokens, and all rows
+of an image without a real token, are 0: nothing is attended there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import UsageError
+from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is wanted of attention besides the fused rows; the names are those of the options.
+
+    Attributes:
+        attention: the file that receives the weights, or None.
+        per_head: every head's own weights in it, not their mean.
+        plot: the picture's file, or None.
+        show: a map for the terminal is made.
+        sample: which pair of a stack is drawn; None means 0.
+        grid: `14x14`, `14x14+1` or "none"; None guesses.
+        image_file: a photo under the maps.
+        tokens: a file that names the text tokens.
+    """
+
+    attention: str | None = None
+    per_head: bool = False
+    plot: str | None = None
+    show: bool = False
+    sample: int | None = None
+    grid: str | None = None
+    image_file: str | None = None
+    tokens: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("attention", "plot", "image_file", "tokens"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else os.fspath(path))
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a pair's map is drawn, in a picture or in the terminal."""
+        return self.plot is not None or self.show
+
+    def check(self) -> None:
+        """Raises:
+        UsageError: an option without the one it belongs to, or stdout for a file.
+        """
+        if self.per_head and self.attention is None:
+            raise UsageError("--per-head goes with --attention FILE; pictures show the heads' mean")
+        for option, value in (("--sample", self.sample), ("--tokens", self.tokens)):
+            if value is not None and not self.drawn:
+                raise UsageError(f"{option} goes with --plot FILE or --show")
+        for option, value in (("--grid", self.grid), ("--image-file", self.image_file)):
+            if value is not None and self.plot is None:
+                raise UsageError(f"{option} goes with --plot FILE")
+        for option, path in (("--attention", self.attention), ("--plot", self.plot)):
+            if path == "-":
+                raise UsageError(f"{option} -: writes a file; only the fused rows go to stdout")
+
+    def check_method(self, method: str, direction: str) -> None:
+        """Raises:
+        UsageError: there are no text tokens that attend to image tokens.
+        """
+        if self.attention is None and not self.drawn:
+            return
+        if method != "attention":
+            raise UsageError(
+                "--attention, --plot and --show need --method attention, which weighs image "
+                f"tokens for each text token; this is {method}"
+            )
+        if direction == "image":
+            raise UsageError(
+                "--attention, --plot and --show are of text tokens that ask: say --direction text "
+                "or both"
+            )
+
+
+class MapSink:
+    """Where the maps of chunk after chunk go: to a file, and one sample's to a picture.
+
+    Args:
+        o: what is wanted.
+        shape: of the file's tensor.
+        metadata: for the file, as `FeatureWriter` takes it.
+        sample: the one to keep, or None.
+    """
+
+    def __init__(
+        self, o: MapOptions, shape: tuple[int, ...], metadata: dict[str, Any], sample: int | None
+    ) -> None:
+        self._o, self._shape, self._sample = o, shape, sample
+        self._writer: FeatureWriter | None = None
+        if o.attention is not None:
+            # Rows that are to sum to 1 are not rounded further.
+            self._writer = FeatureWriter(o.attention, shape, "float32", metadata, ATTENTION_KEY)
+        self.kept: NDArray[np.float32] | None = None  # [H, T, P]
+
+    def begin(self) -> MapSink:
+        """Make the file, under its temporary name.
+
+        Raises:
+            OutputError: the folder or the disk does not allow it.
+        """
+        if self._writer is not None:
+            self._writer.begin()
+        return self
+
+    def __enter__(self) -> MapSink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(*error)
+
+    def chunk(
+        self,
+        start: int,
+        stop: int,
+        T: int,
+        image_mask: NDArray[np.bool_] | None,
+        text_mask: NDArray[np.bool_] | None,
+    ) -> ChunkMaps | None:
+        """What takes the weights of samples `start:stop`; None if none of them is wanted.
+
+        Several threads may ask, each for a chunk of its own.
+
+        Args:
+            start, stop: its samples.
+            T: text tokens of a sample.
+            image_mask, text_mask: of the chunk, as `AttentionFusion.fuse` gets them.
+        """
+        sample = None
+        if self._sample is not None and start <= self._sample < stop:
+            sample = self._sample - start
+        if self._writer is None and sample is None:
+            return None
+        written = self._writer is not None
+        return ChunkMaps(T, (image_mask, text_mask), written, self._o.per_head, sample)
+
+    def write(self, chunk: ChunkMaps | None) -> None:
+        """Write a finished chunk; they come in the order of the samples.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if chunk is None:
+            return
+        if chunk.kept is not None:
+            self.kept = chunk.kept
+        if self._writer is not None:
+            for part in chunk.parts:
+                # One by one where bringing them into the file's order takes memory.
+                for one in [part] if part.flags.c_contiguous else part:
+                    self._writer.append(one)
+
+    @property
+    def described(self) -> dict[str, Any] | None:
+        """The report's entry for the file."""
+        if self._writer is None:
+            return None
+        letters = "HTP" if self._o.per_head else "TP"
+        return {
+            "file": self._o.attention,
+            "key": self._writer.key,
+            "shape": list(self._shape),
+            "axes": letters if len(self._shape) == len(letters) else f"N{letters}",
+            "dtype": "float32",
+            "bytes": self._writer.nbytes,
+        }
+
+    def finish(self) -> None:
+        """The file is complete under its temporary name.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if self._writer is not None:
+            self._writer.finish()
+
+    def publish(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            OutputError: the folder or the disk does not allow it.
+        """
+        if self._writer is not None:
+            self._writer.publish()
+
+
+class ChunkMaps:
+    """The maps of one chunk, made of its weights as they come.
+
+    Args:
+        T: text tokens of a sample.
+        masks: of the chunk's image and text.
+        written: keep all maps, to be written.
+        per_head: as `[., H, T, P]`, else their mean `[., T, P]`.
+        sample: which sample's weights of every head to keep, or None.
+    """
+
+    def __init__(
+        self,
+        T: int,
+        masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
+        written: bool,
+        per_head: bool,
+        sample: int | None,
+    ) -> None:
+        self._T, self._sample = T, sample
+        self._image_mask, self._text_mask = masks
+        self._written, self._per_head = written, per_head
+        self.parts: list[NDArray[np.float32]] = []  # to be written, in the order of the samples
+        self.kept: NDArray[np.float32] | None = None  # [H, T, P]
+        self._done = 0
+
+    def append(self, part: NDArray[np.float32]) -> None:
+        """Take the weights of the next samples `[g, H, T, P]`.
+
+        Of one image for all, whose texts were one long text, `[1, H, n T, P]`.
+        """
+        g, H, rows, P = part.shape
+        if rows != self._T:
+            g = rows // self._T
+            part = part[0].reshape(H, g, self._T, P).swapaxes(0, 1)
+        some = slice(self._done, self._done + g)
+        if self._image_mask is not None:
+            image = _rows(self._image_mask, some)
+            part = _zeroed(part, np.logical_or.reduce(image, axis=1, keepdims=True))
+        if self._text_mask is not None:
+            part = _zeroed(part, _rows(self._text_mask, some))
+        if self._sample is not None and some.start <= self._sample < some.stop:
+            self.kept = part[self._sample - some.start].copy()
+        if self._written:
+            self.parts.append(part if self._per_head else part.mean(axis=1))
+        self._done += g
+
+    def extend(self, parts: Iterable[NDArray[np.float32]]) -> None:
+        """Take several."""
+        for part in parts:
+            self.append(part)
+
+
+def _rows(mask: NDArray[np.bool_], some: slice) -> NDArray[np.bool_]:
+    return mask if len(mask) == 1 else mask[some]
+
+
+def _zeroed(part: NDArray[np.float32], kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`[g, H, T, P]` with zeros where `kept` `[g or 1, T or 1]` is false."""
+    return part if kept.all() else np.where(kept[:, None, :, None], part, np.float32(0))

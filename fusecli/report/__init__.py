@@ -1,0 +1,1 @@
+"""What a job did, and what may be wrong with it."""

@@ -1,0 +1,237 @@
+"""What speaks against a result: measured while it was made, said in plain words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.features.axes import Axes, PairShapes
+from fusecli.features.token_reader import Seen
+from fusecli.fusion.config import FusionConfig
+from fusecli.report.report import Diagnosis
+
+UNIFORM = 0.99  # mean entropy over log P from which attention is called uniform
+FLOAT16_MAX = 65504.0
+# bfloat16 keeps 8 bits: from here on its rounding moves a feature by 0.5, and scores by more.
+BFLOAT16_COARSE = 256.0
+
+
+def one_image_token(
+    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None, asking: str = "text"
+) -> list[Diagnosis]:
+    """With one key softmax is 1, whatever is asked; where the image asks, with one text token.
+
+    Args:
+        shapes: of the job.
+        config: a residual, a null token or a gate mends it; other methods keep the text anyway.
+        mask: of the side that answers, bool `[N, P]` or `[1, P]`; it may leave one token of many.
+        asking: "text" or "image".
+    """
+    if config.method != "attention" or config.null_token or config.residual or config.gate:
+        return []
+    side, tokens = ("image", shapes.P) if asking == "text" else ("text", shapes.T)
+    single = shapes.N if tokens == 1 else 0
+    if mask is not None and tokens > 1:
+        single = int((mask.sum(axis=1) == 1).sum()) * (shapes.N // len(mask))
+    if not single:
+        return []
+    which = f"one {side} token"
+    if mask is not None:
+        which = f"one unmasked {side} token in {single} of {shapes.N} samples"
+    more = "give patch features [P, D]" if side == "image" else "give a text of several tokens"
+    return [
+        Diagnosis(
+            f"one-{side}-token",
+            f"{which}: all fused rows of such a pair are identical and hold no {asking} "
+            f"information (attention over a single token weighs it 1, whatever the {asking})",
+            f"{more if mask is None else 'check the mask'}, or say --residual (adds the "
+            f"{asking}) or --null-token (weighs the {side} per {asking} token)",
+        )
+    ]
+
+
+def empty_image(mask: NDArray[np.bool_] | None) -> list[Diagnosis]:
+    """No image of a job has a real token, which --allow-empty-image lets pass.
+
+    Args:
+        mask: of the image, bool `[N, P]` or `[1, P]`.
+    """
+    if mask is None or mask.any():
+        return []
+    return [
+        Diagnosis(
+            "empty-image",
+            "every image token is masked: the result holds nothing of the image",
+            "check the image mask (1 is a real token, 0 is padding)",
+        )
+    ]
+
+
+def closed_gate(gate: float | None, asking: str) -> list[Diagnosis]:
+    """A gate of 0 lets nothing through.
+
+    Args:
+        gate: its value; None where there is no gate.
+        asking: "text" or "image".
+    """
+    if gate != 0:
+        return []
+    other = "image" if asking == "text" else "text"
+    return [
+        Diagnosis(
+            "closed-gate",
+            f"the gate is 0, as it starts: the result is the {asking} unchanged and holds "
+            f"nothing of the {other}",
+            "train the module and its gate (load_module, save_module), and give the weights with "
+            "--weights",
+        )
+    ]
+
+
+def uniform_attention(
+    entropy: float | None, untrained: bool, asking: str = "text"
+) -> list[Diagnosis]:
+    """Attention that hardly depends on what asks.
+
+    Args:
+        entropy: mean entropy as a share of log P; None if there is nothing to weigh.
+        untrained: the weights are initial ones.
+        asking: "text" or "image".
+    """
+    if entropy is None or not entropy > UNIFORM:
+        return []
+    other = "image" if asking == "text" else "text"
+    usual = ", as is usual for untrained weights" if untrained else ""
+    return [
+        Diagnosis(
+            "uniform-attention",
+            f"attention is close to uniform (mean entropy {entropy:.4f} of its maximum)"
+            f"{usual}: every {asking} token gets nearly the mean of the {other} tokens",
+            "give trained weights with --weights" if untrained else "were these weights trained?",
+        )
+    ]
+
+
+def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> list[Diagnosis]:
+    """A wrong number of heads gives wrong numbers and no error."""
+    if not assumed:
+        return []
+    return [
+        Diagnosis(
+            "heads-assumed",
+            f"{weights} does not say how many heads it was trained with, {config.num_heads} "
+            "are assumed",
+            "if that is wrong so is every number: say --heads",
+        )
+    ]
+
+
+def zero_rows(
+    side: str, seen: Seen, masked: bool, where: str, remedy: str | None = None
+) -> list[Diagnosis]:
+    """Padding that nobody declared; `remedy` where no file of a mask can be passed."""
+    if masked or not seen.zero_rows:
+        return []
+    return [
+        Diagnosis(
+            f"{side}-zero-rows",
+            f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens are zero or nearly so, "
+            f"probably padding, which takes part as if it were {side}",
+            remedy or f"pass the mask with --{side}-mask",
+        )
+    ]
+
+
+def same_row_counts(image: Axes, text: Axes) -> list[Diagnosis]:
+    """Two rank-2 files of as many rows are almost always one vector a sample."""
+    inferred = image.origin == text.origin == "rank"
+    if (image.letters, text.letters) != ("PD", "TD") or not inferred:
+        return []
+    rows = text.shape[0]
+    if image.shape[0] != rows or rows == 1:
+        return []
+    return [
+        Diagnosis(
+            "rows-are-samples",
+            f"both files have {rows} rows, read as tokens of one pair; they are probably "
+            "samples, one vector each",
+            "say --image-axes ND --text-axes ND (or PD and TD if they are tokens)",
+        )
+    ]
+
+
+def transposed(axes: Axes, other_width: int) -> list[Diagnosis]:
+    """Tokens and features look swapped: the token count is the width of the other side."""
+    tokens = axes.token_letters
+    if axes.origin != "rank" or len(tokens) != 1 or axes.width == other_width:
+        return []
+    if axes.tokens != other_width:
+        return []
+    named = axes.letters[:-2] + "D" + tokens
+    return [
+        Diagnosis(
+            f"{axes.side}-transposed",
+            f"the {axes.side} {list(axes.shape)} is read as {axes.tokens} tokens of width "
+            f"{axes.width}, but {axes.tokens} is the width of the other side",
+            f"if its axes are swapped say --{axes.side}-axes {named}",
+        )
+    ]
+
+
+def too_large_for(dtype: str, side: str, seen: Seen) -> list[Diagnosis]:
+    """Features beyond what a narrow type carries."""
+    limit = {"float16": FLOAT16_MAX, "bfloat16": BFLOAT16_COARSE}.get(dtype, math.inf)
+    if seen.largest_norm <= limit:
+        return []
+    what = (
+        "float16 ends at 65504" if dtype == "float16" else "bfloat16 rounds to steps of 1 and more"
+    )
+    return [
+        Diagnosis(
+            f"{side}-too-large",
+            f"{side} features have norms up to {seen.largest_norm:.4g} and {what}",
+            "say --dtype float32, or normalize the features",
+        )
+    ]
+
+
+def attention_statistics(
+    weights: NDArray[np.float32],
+    asking: NDArray[np.bool_] | None,
+    mask: NDArray[np.bool_] | None,
+    null_token: bool,
+) -> dict[str, Any] | None:
+    """How spread the attention weights of real tokens are.
+
+    Args:
+        weights: `[n, H, T, P]`.
+        asking: bool `[n, T]` or `[1, T]`, true for real tokens; padded ones do not count.
+        mask: bool `[n, P]` or `[1, P]`, true for real tokens.
+        null_token: the weights leave a share to a null token, which counts as one more.
+
+    Returns:
+        Mean entropy in nats, its maximum (mean log of the number of tokens to choose from)
+        and their ratio; None if no real token has a choice.
+    """
+    n, _, T, P = weights.shape
+    choices = np.full(n, P) if mask is None else np.broadcast_to(mask, (n, P)).sum(axis=1)
+    choices = choices + null_token
+    real = np.ones((n, T), bool) if asking is None else np.broadcast_to(asking, (n, T))
+    real = real & (choices > 1)[:, None]
+    if not real.any():
+        return None
+    w = weights.swapaxes(1, 2)[real].astype(np.float64)  # [rows, H, P]
+    entropy = -(w * np.log(np.where(w > 0, w, 1.0))).sum(axis=-1)  # [rows, H]
+    if null_token:
+        rest = np.clip(1 - w.sum(axis=-1), 0.0, 1.0)
+        entropy -= rest * np.log(np.where(rest > 0, rest, 1.0))
+    highest = np.log(np.broadcast_to(choices[:, None], (n, T))[real])  # [rows]
+    return {
+        "mean_entropy": float(entropy.mean()),
+        "max_entropy": float(highest.mean()),
+        "entropy_ratio": float((entropy / highest[:, None]).mean()),
+        "samples": int(real.any(axis=1).sum()),
+    }

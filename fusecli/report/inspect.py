@@ -1,0 +1,119 @@
+"""What is in a feature or weights file: from its header, and on request from its numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fusecli.errors import FuseError
+from fusecli.features.axes import read_axes
+from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.tensor import Span, StoredTensor
+from fusecli.fusion.weights import Switches, config_of, weights_in
+
+_CHUNK_BYTES = 16 << 20
+
+
+def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
+    """Describe a file as plain data.
+
+    Args:
+        name: the path, or "-" for .npy on stdin.
+        stats: also read all numbers, in chunks, for NaN, infinities, zero rows and norms.
+
+    Returns:
+        `file`, `bytes`, `weights` (a fusion's config, or None) and `tensors`, each with `key`,
+        `shape`, `dtype`, `bytes`, `as_image`, `as_text` (the axes it would be read as, or
+        None), `problem` (why it would not be read, or None) and, if asked, `stats`.
+
+    Raises:
+        FeatureFileError: the file is missing or damaged.
+    """
+    with open_features(name) as file:
+        tensors = [_describe(key, stored, stats) for key, stored in sorted(file.tensors.items())]
+        weights = _weights(file)
+    return {"file": name, "bytes": file.size, "weights": weights, "tensors": tensors}
+
+
+def _describe(key: str, stored: StoredTensor, stats: bool) -> dict[str, Any]:
+    problem = stored.source if isinstance(stored.source, str) else None
+    entry: dict[str, Any] = {
+        "key": key or None,
+        "shape": list(stored.shape),
+        "dtype": stored.dtype,
+        "bytes": stored.nbytes,
+        "as_image": None if problem else _letters("image", stored),
+        "as_text": None if problem else _letters("text", stored),
+        "problem": problem,
+    }
+    if stats and not problem:
+        entry["stats"] = tensor_stats(stored)
+    return entry
+
+
+def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
+    """Count what matters in a tensor's rows (vectors along its last axis), in chunks.
+
+    Returns:
+        `rows`, `nan`, `infinite` (numbers), `zero_rows`, `mean_norm`, `largest_norm` (over
+        rows without NaN and infinity; None if there are none).
+    """
+    width = stored.shape[-1] if stored.shape else 1
+    flat = _as_rows(stored, width)
+    counts = {"rows": math.prod(stored.shape[:-1]), "nan": 0, "infinite": 0, "zero_rows": 0}
+    norm_sum, finite_rows, largest = 0.0, 0, 0.0
+    length = (flat.shape[0] if flat.shape else 1) if math.prod(flat.shape) else 0
+    step = max(1, _CHUNK_BYTES // max(1, 4 * math.prod(flat.shape[1:])))
+    for start in range(0, length, step):
+        values = flat.part(0, start, min(start + step, length)) if flat.shape else flat.read()
+        rows = values.reshape(-1, width) if width else values.reshape(0, 1)
+        counts["nan"] += int(np.isnan(rows).sum())
+        counts["infinite"] += int(np.isinf(rows).sum())
+        finite = np.isfinite(rows).all(axis=1)
+        norms = np.sqrt(np.einsum("rd,rd->r", rows, rows, dtype=np.float64))[finite]
+        counts["zero_rows"] += int((norms == 0).sum())
+        norm_sum += float(norms.sum())
+        finite_rows += norms.size
+        largest = max(largest, float(norms.max(initial=0.0)))
+    known = finite_rows > 0
+    return {
+        **counts,
+        "mean_norm": norm_sum / finite_rows if known else None,
+        "largest_norm": largest if known else None,
+    }
+
+
+def _as_rows(stored: StoredTensor, width: int) -> StoredTensor:
+    """The same numbers as `[rows, width]`, where the file has them in that order."""
+    rows = (math.prod(stored.shape[:-1]), width)
+    if isinstance(stored.source, Span) and not stored.source.fortran_order:
+        return replace(stored, shape=rows)
+    if isinstance(stored.source, np.ndarray):
+        return replace(stored, shape=rows, source=stored.source.reshape(rows))
+    return stored
+
+
+def _letters(side: str, stored: StoredTensor) -> str | None:
+    try:
+        return read_axes(side, stored.shape, None, stored.where).letters
+    except FuseError:
+        return None
+
+
+def _weights(file: FeatureFile) -> dict[str, Any] | None:
+    """A fusion's config if the file holds one, with where it comes from."""
+    try:
+        weights = weights_in(file)
+        config, assumed = config_of(weights, Switches())
+    except FuseError:
+        return None
+    return {
+        **config.to_dict(),
+        "parameters": config.parameter_count(),
+        "num_heads": None if assumed or not config.has_heads else config.num_heads,
+        "trained": None if weights.seed is None else False,
+        "initial_seed": weights.seed,
+    }

@@ -1,0 +1,186 @@
+"""The shape report as data: what went in, what happened to its shape, what came out.
+
+`Report.to_dict` is the JSON that `--report FILE.json` and `--json` give; its keys are stable
+and documented in the README. `render.py` makes a table of the same data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from fusecli import __version__
+from fusecli.features.axes import Axes
+from fusecli.features.file import FeatureFile, open_regular
+from fusecli.features.tensor import StoredTensor
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.methods.attention.plan import Plan
+
+REPORT_VERSION = 1
+# What only some methods read; null in the report of the others.
+SWITCHES = ("residual", "norm", "null_token", "gate", "projected", "alpha", "layers", "ffn_dim")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Something that speaks against a result, in plain words.
+
+    Attributes:
+        code: a stable short name.
+        message: what is the case.
+        remedy: what to do about it.
+    """
+
+    code: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The shape at one stage of the module; `formed` is false where the plan avoids it."""
+
+    name: str
+    letters: str
+    shape: tuple[int, ...]
+    formed: bool
+
+
+@dataclass
+class Report:
+    """Everything a result can be explained and repeated by; each part is plain data."""
+
+    inputs: dict[str, dict[str, Any]]
+    module: dict[str, Any]
+    plan: dict[str, Any] | None
+    stages: list[Stage]
+    attention: dict[str, Any] | None
+    output: dict[str, Any]
+    maps: dict[str, Any] | None
+    diagnoses: list[Diagnosis]
+    notes: list[str]
+    provenance: dict[str, Any]
+    report_version: int = field(default=REPORT_VERSION)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with stable keys, version first."""
+        data = asdict(self)
+        return {"report_version": data.pop("report_version"), **data}
+
+    def to_json(self) -> str:
+        """The same as text, ending in a newline; numbers JSON does not have become null."""
+        return json.dumps(_jsonable(self.to_dict()), indent=2, allow_nan=False) + "\n"
+
+
+def describe_input(
+    stored: StoredTensor, axes: Axes, sha256: str | None, mask: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The report's entry for one feature file."""
+    return {
+        "file": stored.file,
+        "key": stored.key,
+        "shape": list(stored.shape),
+        "dtype": stored.dtype,
+        "axes": axes.letters,
+        "axes_from": axes.origin,
+        "sizes": axes.meaning,
+        "sha256": sha256,
+        "mask": mask,
+    }
+
+
+def describe_plan(plan: Plan | None, image_asks: Plan | None) -> dict[str, Any] | None:
+    """The report's entry for the order of products; None for methods without a choice.
+
+    Args:
+        plan: of the (first) side that asks.
+        image_asks: of the image, where both ask.
+    """
+    if plan is None:
+        return None
+    return {
+        "scores": plan.scores,
+        "values": plan.values,
+        "multiply_adds": plan.multiply_adds,
+        "plain_multiply_adds": plan.plain,
+        "why": plan.why,
+        "image_asks": describe_plan(image_asks, None),
+    }
+
+
+def describe_module(
+    config: FusionConfig, weights_file: str | None, sha256: str | None, seed: int | None
+) -> dict[str, Any]:
+    """The report's entry for the module and where its weights came from."""
+    own = config.to_dict()
+    origin = weights_file or "none needed"
+    return {
+        "method": config.method,
+        "embed_dim": config.embed_dim,
+        "num_heads": own.get("num_heads"),
+        "head_dim": config.head_dim if config.has_heads else None,
+        "image_dim": config.image_dim,
+        "text_dim": config.text_dim,
+        **{name: own.get(name) for name in SWITCHES},
+        "parameters": config.parameter_count(),
+        "weights": {
+            "file": weights_file,
+            "sha256": sha256,
+            "seed": seed,
+            # A file cannot tell that it was trained, only that it was not.
+            "trained": None if seed is None else False,
+            "origin": origin if seed is None else f"untrained, seed {seed}",
+        },
+    }
+
+
+def provenance(
+    engine: str, device: str, dtype: str, threads: int, seed: int | None
+) -> dict[str, Any]:
+    """What a result can be repeated with, besides the inputs and the weights."""
+    libraries = {"numpy": np.__version__, "safetensors": safetensors.__version__}
+    if engine == "torch":
+        libraries["torch"] = str(sys.modules["torch"].__version__)
+    return {
+        "fusecli": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "libraries": libraries,
+        "engine": engine,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "seed": seed,
+    }
+
+
+def sha256_of(file: FeatureFile) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it; of what was read for stdin."""
+    import hashlib  # with OpenSSL, for whoever asks
+
+    digest = hashlib.sha256(file.content or b"")
+    if file.content is None:
+        with open_regular(file.name) as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

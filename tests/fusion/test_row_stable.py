@@ -1,0 +1,97 @@
+"""Products in which no row's bits depend on the others."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusecli.fusion.backend import row_stable as steady
+from fusecli.fusion.backend.arrays import NumpyArrays
+from fusecli.fusion.backend.device import one_thread_a_product
+from fusecli.fusion.backend.row_stable import SteadyArrays, blocks_of, is_steady
+
+
+@pytest.fixture(params=[(8,), (24, 8), steady._BLOCKS])
+def blocks(request, monkeypatch):
+    """Numbers of rows to try; products of eight are steady with every kernel there is here."""
+    monkeypatch.setattr(steady, "_BLOCKS", request.param)
+    blocks_of.cache_clear()
+    with one_thread_a_product():
+        yield request.param
+    blocks_of.cache_clear()
+
+
+SHAPES = [(96, 64), (40, 33), (4, 24, 32), (4, 32, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 200])
+def test_they_are_the_same_products(blocks, shape, count):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(shape, np.float32)
+    bias = rng.standard_normal(shape[0], np.float32)
+    if not blocks_of(shape):
+        pytest.skip("this machine's library has none of them")
+    if len(shape) == 2:
+        rows = rng.standard_normal((count, shape[1]), np.float32)
+        given = ("name", rows, weight, bias)
+        made, plain = SteadyArrays().linear(*given), NumpyArrays().linear(*given)
+    else:
+        rows = rng.standard_normal((count, *shape[:2]), np.float32)
+        given = ("name", rows, weight)
+        made, plain = SteadyArrays().per_head(*given), NumpyArrays().per_head(*given)
+    np.testing.assert_allclose(made, plain, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.sampled_from([(96, 64), (768, 96), (8, 96, 64)]),
+    count=st.integers(1, 300),
+    data=st.data(),
+)
+def test_a_row_comes_out_the_same_wherever_it_is(shape, count, data):
+    kept = steady._BLOCKS
+    for tried in ((8,), kept):
+        steady._BLOCKS = tried
+        blocks_of.cache_clear()
+        try:
+            with one_thread_a_product():
+                if not blocks_of(shape):
+                    continue
+                _same_anywhere(shape, count, data.draw(st.integers(0, count - 1)))
+        finally:
+            steady._BLOCKS = kept
+            blocks_of.cache_clear()
+
+
+def _same_anywhere(shape, count, place):
+    rng = np.random.default_rng(count)
+    weight = rng.standard_normal(shape, np.float32)
+    width = shape[1:] if len(shape) == 2 else shape[:2]
+    rows = rng.standard_normal((count, *width), np.float32)
+    arrays = SteadyArrays()
+
+    def product(rows):
+        if len(shape) == 2:
+            return arrays.linear("name", rows, weight, None).copy()
+        return arrays.per_head("name", rows, weight).copy()
+
+    together, alone = product(rows), product(rows[place : place + 1])
+    assert together[place].tobytes() == alone[0].tobytes()
+
+
+def test_a_library_that_minds_the_place_is_found_out(monkeypatch):
+    def minding(rows, weight):
+        made = rows @ weight.T
+        made[-1] += made[-1] * np.float32(1e-7)
+        return made
+
+    monkeypatch.setattr(steady, "_linear", minding)
+    blocks_of.cache_clear()
+    assert blocks_of((96, 64)) == ()
+    assert not is_steady({"a": np.zeros((96, 64), np.float32), "b": None})
+    blocks_of.cache_clear()
+
+
+def test_vectors_are_not_multiplied_with():
+    assert is_steady({"bias": np.zeros(5, np.float32), "none": None})
