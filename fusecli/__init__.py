@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fusecli.errors import FuseError
     from fusecli.fusion.config import FusionConfig
     from fusecli.fusion.torch_modules import ImageTextFusion, build_module
-    from fusecli.fusion.weights import Switches, load_module, save_module
+    from fusecli.fusion.weights import ModuleOptions, load_module, save_module
+    from fusecli.fusion.weights import ModuleOptions as Switches
     from fusecli.job.run import FuseOptions, MapOptions, fuse_files
     from fusecli.report.report import Report
 
@@ -29,6 +30,7 @@ __all__ = [
     "FusionConfig",
     "ImageTextFusion",
     "MapOptions",
+    "ModuleOptions",
     "Report",
     "Switches",
     "build_module",
@@ -44,7 +46,7 @@ _HOME = {
     "ImageTextFusion": "fusion.torch_modules",
     "MapOptions": "maps.writer",
     "Report": "report.report",
-    "Switches": "fusion.weights",
+    "ModuleOptions": "fusion.weights",
     "build_module": "fusion.torch_modules",
     "fuse_files": "job.run",
     "load_module": "fusion.weights",
@@ -52,10 +54,14 @@ _HOME = {
 }
 
 
+_RENAMED = {"Switches": "ModuleOptions"}  # names of 0.1.0 that callers may still use
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    current = _RENAMED.get(name, name)
+    if current not in _HOME:
         raise AttributeError(f"module 'fusecli' has no attribute {name!r}")
-    return getattr(import_module(f"fusecli.{_HOME[name]}"), name)
+    return getattr(import_module(f"fusecli.{_HOME[current]}"), current)
 
 
 def __dir__() -> list[str]:

@@ -12,13 +12,18 @@ run.py          all of it together
 
 from __future__ import annotations
 
-from fusecli.batch.options import BatchOptions, OnRay, Reading, Shard, parse_shard
+from fusecli.batch.options import BatchOptions, RayOptions, ReadOptions, Shard, parse_shard
 from fusecli.batch.run import merge, run_batch
 from fusecli.batch.summary import Summary
+
+# Names of 0.1.0 that callers may still use.
+OnRay, Reading = RayOptions, ReadOptions
 
 __all__ = [
     "BatchOptions",
     "OnRay",
+    "RayOptions",
+    "ReadOptions",
     "Reading",
     "Shard",
     "Summary",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from fusecli.errors import UsageError, refuse_empty_name
 from fusecli.fusion.options import check_choice, check_computing, check_origin, check_result
 from fusecli.fusion.results import BOTH
-from fusecli.fusion.weights import Switches
+from fusecli.fusion.weights import ModuleOptions
 from fusecli.pairs.open import PairOptions
 
 FORMATS = ("npy", "safetensors", "npz")
@@ -37,7 +37,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How the files of a pair are read; the meanings are those of the options of that name.
 
     Attributes:
@@ -55,7 +55,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class OnRay:
+class RayOptions:
     """Work on a Ray cluster.
 
     Attributes:
@@ -88,12 +88,12 @@ class BatchOptions:
     format: str | None = None
     pack: bool = False
     shard_size: int = SHARD_SIZE
-    switches: Switches = field(default_factory=Switches)
+    switches: ModuleOptions = field(default_factory=ModuleOptions)
     direction: str = "text"
     pool: str | None = None
     weights: str | None = None
     seed: int | None = None
-    reading: Reading = field(default_factory=Reading)
+    reading: ReadOptions = field(default_factory=ReadOptions)
     device: str = "auto"
     dtype: str = "float32"
     engine: str = "auto"
@@ -104,7 +104,7 @@ class BatchOptions:
     shard: Shard | None = None
     workers: int | None = None
     max_memory: int = MAX_MEMORY
-    ray: OnRay | None = None
+    ray: RayOptions | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", os.fspath(self.output))

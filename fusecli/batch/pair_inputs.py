@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.batch.options import Reading
+from fusecli.batch.options import ReadOptions
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, PairShapes, match_pair, read_axes
@@ -19,8 +19,13 @@ from fusecli.features.file import FeatureFile
 from fusecli.features.file_cache import Opener, loaded, raw_numbers
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
 from fusecli.features.tensor import StoredTensor
-from fusecli.features.token_reader import NEARLY_ZERO, Seen, TokenReader, refuse_empty_images
-from fusecli.fusion.results import ResultTensor, asking_sides, result_tensors
+from fusecli.features.token_reader import (
+    NEARLY_ZERO,
+    RowStatistics,
+    TokenReader,
+    refuse_empty_images,
+)
+from fusecli.fusion.results import ResultTensor, query_sides, result_tensors
 from fusecli.pairs.open import Pair, Place
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis
@@ -96,10 +101,10 @@ class PairReader:
             FuseError: why this pair cannot be fused; names the file.
         """
         o = self._spec.reading
-        with ExitStack() as undo:
-            image_file = self._files.open(pair.image, undo)
+        with ExitStack() as stack:
+            image_file = self._files.open(pair.image, stack)
             same = pair.image.file == pair.text.file
-            text_file = image_file if same else self._files.open(pair.text, undo)
+            text_file = image_file if same else self._files.open(pair.text, stack)
             image = _tensor(image_file, "image", pair.image, o.image_key)
             text = _tensor(text_file, "text", pair.text, o.text_key)
             agreed = self._agree(image, text)
@@ -111,7 +116,7 @@ class PairReader:
             )
             raw = raw_numbers(image), raw_numbers(text)
         diagnoses = [*agreed.diagnoses, *diagnose.empty_image(masks[0])]
-        for asking in asking_sides(self._spec.direction):
+        for asking in query_sides(self._spec.direction):
             asked, mask = (image, masks[0]) if asking == "text" else (text, masks[1])
             if mask is not None:
                 self._look_at_asked(asked, mask, asking, agreed.shapes, diagnoses)
@@ -146,7 +151,7 @@ class PairReader:
             *diagnose.transposed(shapes.image, shapes.text.width),
             *diagnose.transposed(shapes.text, shapes.image.width),
         ]
-        for side in asking_sides(self._spec.direction):
+        for side in query_sides(self._spec.direction):
             found += diagnose.one_image_token(shapes, self._spec.config, None, side)
         agreed = _Agreed(
             shapes,
@@ -181,8 +186,8 @@ class PairReader:
         if not wanted:
             return None
         if place is not None:
-            with ExitStack() as undo:
-                listed = self._files.open(place, undo)
+            with ExitStack() as stack:
+                listed = self._files.open(place, stack)
                 if place.key is None:
                     stored = the_mask_of(listed, axes.side)
                 else:
@@ -217,7 +222,7 @@ class PairReader:
                 return plain
         reader = TokenReader(stored, axes, mask, self._spec.reading.allow_nonfinite)
         tokens, norms = reader.tokens(raw, 0, 1)
-        seen = Seen()
+        seen = RowStatistics()
         seen.add(norms)
         remedy = (
             f"store {axes.side}_mask beside the features, or list it in that column of a manifest"
@@ -243,7 +248,7 @@ class PairReader:
 class PairSizes:
     """Looks at headers, to decide on a module before there is one."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: ReadOptions) -> None:
         self._reading, self._files = reading, Opener()
 
     def of(self, pair: Pair) -> PairShapes:
@@ -251,9 +256,9 @@ class PairSizes:
         FuseError: the headers of a pair do not tell how it is to be read.
         """
         o = self._reading
-        with ExitStack() as undo:
-            image = _tensor(self._files.open(pair.image, undo), "image", pair.image, o.image_key)
-            text = _tensor(self._files.open(pair.text, undo), "text", pair.text, o.text_key)
+        with ExitStack() as stack:
+            image = _tensor(self._files.open(pair.image, stack), "image", pair.image, o.image_key)
+            text = _tensor(self._files.open(pair.text, stack), "text", pair.text, o.text_key)
             return _shapes_of(o, image, text)
 
 
@@ -261,7 +266,7 @@ def _flat(axes: Axes) -> tuple[int, int] | None:
     return (axes.tokens, axes.width) if axes.order == tuple(range(len(axes.shape))) else None
 
 
-def _shapes_of(o: Reading, image: StoredTensor, text: StoredTensor) -> PairShapes:
+def _shapes_of(o: ReadOptions, image: StoredTensor, text: StoredTensor) -> PairShapes:
     shapes = match_pair(
         read_axes("image", image.shape, o.image_axes, image.where),
         read_axes("text", text.shape, o.text_axes, text.where),
@@ -280,25 +285,25 @@ def _tensor(file: FeatureFile, side: str, place: Place, named: str | None) -> St
     return choose_tensor(file, side, named if place.key is None else place.key)
 
 
-Stamp = tuple[int, int] | None
+FileStamp = tuple[int, int] | None
 
 
-class Stamps:
+class FileStamps:
     """Size and time of change of files, each looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Stamp] = {}
+        self._known: dict[str, FileStamp] = {}
 
-    def of(self, pair: Pair) -> list[Stamp]:
+    def of(self, pair: Pair) -> list[FileStamp]:
         """Of the files of a pair: image, text and masks; None for one that is not there."""
         return [self._look(name) for name in files_of(pair)]
 
-    def _look(self, name: str) -> Stamp:
+    def _look(self, name: str) -> FileStamp:
         if name in self._known:
             return self._known[name]
         try:
             status = os.stat(name)
-            stamp: Stamp = (status.st_size, status.st_mtime_ns)
+            stamp: FileStamp = (status.st_size, status.st_mtime_ns)
         except (OSError, ValueError):
             stamp = None
         self._known[name] = stamp

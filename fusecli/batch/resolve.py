@@ -19,7 +19,7 @@ from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.results import asking_sides
+from fusecli.fusion.results import query_sides
 from fusecli.fusion.weights import WeightsFile, config_of, open_weights, read_weights
 from fusecli.job.open import initial_config
 from fusecli.pairs.open import Pair
@@ -46,11 +46,11 @@ def settle(
     """
     kept = recorded or {}
     computing = kept.get("computing", {})
-    with ExitStack() as undo:
+    with ExitStack() as stack:
         weights = sha256 = None
         if o.weights is not None:
             weights = open_weights(o.weights)
-            undo.enter_context(weights.file)
+            stack.enter_context(weights.file)
             sha256 = sha256_of(weights.file)
         shapes: list[PairShapes] = []
         if "chosen_for" not in kept:
@@ -58,7 +58,7 @@ def settle(
         config, seed, assumed = _choose_config(o, weights, _widths(kept, shapes))
         gate = _gate(config, weights, seed)
     check_engine(config, o.engine)
-    config.check_directions(asking_sides(o.direction), o.weights)
+    config.check_directions(query_sides(o.direction), o.weights)
     sizes = tuple(kept["chosen_for"][letter] for letter in "NTP") if "chosen_for" in kept else None
     spec = FusionSpec(
         config=config,
@@ -148,7 +148,7 @@ def _gate(config: FusionConfig, weights: WeightsFile | None, seed: int | None) -
 def _resolved(spec: FusionSpec) -> FusionSpec:
     """The same with the engine and device that "auto" stands for here, and torch's threads."""
     if spec.engine == "auto" or spec.device == "auto":
-        asking = asking_sides(spec.direction)[0]
+        asking = query_sides(spec.direction)[0]
         fusion = spec.build(asking, spec.sizes[2 if asking == "text" else 1] == 1)
         # Which of several equal devices computes is no matter: jobs of an array see other numbers.
         device = fusion.device.partition(":")[0]

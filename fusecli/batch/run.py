@@ -17,12 +17,12 @@ from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.files import FileSink
 from fusecli.batch.store.folder import OutputFolder, described
-from fusecli.batch.store.journal import DONE, FAILED, Entry, History, fingerprint
+from fusecli.batch.store.journal import DONE, FAILED, Entry, PreviousResults, fingerprint
 from fusecli.batch.store.packs import PackSink, write_index
 from fusecli.batch.summary import Summary
 from fusecli.batch.worker import Fuser, Result
 from fusecli.errors import FuseError, UsageError
-from fusecli.fusion.results import asking_sides
+from fusecli.fusion.results import query_sides
 from fusecli.job.open import untrained_note
 from fusecli.pairs.open import Pair, PairSource, open_pairs
 from fusecli.report import diagnoses as diagnose
@@ -72,24 +72,24 @@ def run_batch(
 
         check_ray(o.ray)
     source = open_pairs(o.pairs)
-    with ExitStack() as undo:
+    with ExitStack() as stack:
         folder = OutputFolder(o.output, o.shard)
-        undo.callback(folder.leave)
+        stack.callback(folder.leave)
         spec = _begin(o, folder, source)
         for note in _notes(o, spec, source):
             tell(note)
         sink = _sink(o, spec, folder)
-        undo.callback(sink.abandon)
+        stack.callback(sink.abandon)
         summary = Summary(o.output, None if o.shard is None else f"{o.shard.index}/{o.shard.of}")
         summary.unmatched = source.unmatched
-        history = History(folder.journals, sink.counts)
+        history = PreviousResults(folder.journals, sink.counts)
         earlier: dict[str, bool] = {}
         todo = _todo(o, source, history, sink, summary, earlier)
         total = -(-(source.total or 0) // (1 if o.shard is None else o.shard.of))
         worked = _worked(o, spec, todo)
         if o.ray is not None:
             worked = worked_on_ray(o, spec, todo, tell)
-        undo.callback(worked.close)
+        stack.callback(worked.close)
         for results in worked:
             for result in results:
                 if result.error is not None and result.pair.id in earlier:
@@ -122,15 +122,15 @@ def merge(output: str, tell: Tell = lambda line: None) -> Summary:
     Raises:
         OutputError: the folder holds no run, or somebody works in it.
     """
-    with ExitStack() as undo:
+    with ExitStack() as stack:
         folder = OutputFolder(output, None)
         recorded = folder.record()
         if recorded is None:
             raise folder.holds_no_run()
-        undo.callback(folder.leave)
+        stack.callback(folder.leave)
         folder.enter()
         summary = Summary(output)
-        history = History(folder.journals)
+        history = PreviousResults(folder.journals)
         summary.skipped, summary.failed_before = history.done, history.failed
         if recorded["layout"]["pack"]:
             summary.index = write_index(folder)
@@ -173,7 +173,7 @@ def _notes(o: BatchOptions, spec: FusionSpec, source: PairSource) -> Iterator[st
     if spec.seed is not None:
         yield f"note: {untrained_note(o.weights, spec.seed, spec.config)}"
     found = diagnose.heads_assumed(spec.heads_assumed, spec.config, spec.weights)
-    for side in asking_sides(spec.direction):
+    for side in query_sides(spec.direction):
         found += diagnose.closed_gate(spec.gate, side)
     for diagnosis in found:
         yield f"warning: {diagnosis}"
@@ -189,7 +189,7 @@ def _sink(o: BatchOptions, spec: FusionSpec, folder: OutputFolder) -> Sink:
 def _todo(
     o: BatchOptions,
     source: PairSource,
-    history: History,
+    history: PreviousResults,
     sink: Sink,
     summary: Summary,
     earlier: dict[str, bool],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fusecli import __version__
-from fusecli.batch.options import Reading
+from fusecli.batch.options import ReadOptions
 from fusecli.fusion.backend.device import cores
 from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
 from fusecli.fusion.config import FusionConfig
@@ -49,7 +49,7 @@ class FusionSpec:
     direction: str
     pool: str | None
     gate: float | None
-    reading: Reading
+    reading: ReadOptions
     device: str
     dtype: str
     engine: str
@@ -89,16 +89,16 @@ class FusionSpec:
         Raises:
             FuseError: the weights or the device do not serve.
         """
-        with ExitStack() as undo:
+        with ExitStack() as stack:
             return build_fusion(
                 self.config,
-                self._loader(undo),
+                self._loader(stack),
                 self._sizes(asking, one_token),
                 direction=asking,
                 device=self.device,
                 dtype=self.dtype,
                 engine=self.engine,
-                steady=True,
+                row_stable=True,
             )
 
     def _sizes(self, asking: str, one_token: bool) -> Sizes:
@@ -110,11 +110,11 @@ class FusionSpec:
         widths = c.text_dim, c.image_dim, c.embed_dim
         return Sizes(N, T, P, *widths, c.num_heads, c.null_token, c.residual)
 
-    def _loader(self, undo: ExitStack) -> LoadWeights:
+    def _loader(self, stack: ExitStack) -> LoadWeights:
         if self.weights is None:
             return lambda rows: initial_weights(self.config, self.seed or 0, rows)
         weights = open_weights(self.weights)
-        undo.enter_context(weights.file)
+        stack.enter_context(weights.file)
         return lambda rows: read_weights(weights, rows)
 
     def to_dict(self) -> dict[str, Any]:

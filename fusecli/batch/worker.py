@@ -3,8 +3,8 @@
 It knows neither journal nor output folder, so that it can run in a thread, or somewhere else.
 What comes out for a pair depends on that pair and the run's spec alone, to the last bit: not on
 its neighbours, on how pairs were grouped, on which of them failed, or on where a run was stopped.
-Pairs of equal shape are fused together where products can be had that keep to this (`steady.py`),
-and each by itself elsewhere.
+Pairs of equal shape are fused together where products are row-stable
+(`fusion/backend/row_stable.py`), and one by one elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.batch.pair_inputs import Features, PairReader, Stamp, Stamps
+from fusecli.batch.pair_inputs import Features, FileStamp, FileStamps, PairReader
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.journal import Shapes
 from fusecli.errors import FeatureFileError, FuseError
@@ -26,7 +26,7 @@ from fusecli.features.dtypes import from_float32
 from fusecli.fusion.backend.device import cores, one_thread_a_product, torch_threads
 from fusecli.fusion.build import Fusion
 from fusecli.fusion.methods.attention.plan import Sizes
-from fusecli.fusion.results import asking_sides, fuse_chunk
+from fusecli.fusion.results import fuse_chunk, query_sides
 from fusecli.pairs.open import Pair
 from fusecli.report.report import Diagnosis
 
@@ -48,7 +48,7 @@ class Result:
     """
 
     pair: Pair
-    stamps: list[Stamp]
+    stamps: list[FileStamp]
     tensors: dict[str, NDArray[Any]] | None = None
     error: str | None = None
     diagnoses: list[Diagnosis] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Fuser:
             FuseError: what concerns the whole run: its weights or its device.
         """
         results: list[Result] = []
-        before = Stamps()
+        before = FileStamps()
         read: list[_Read] = []
         taken = held = 0
         for pair in pairs:
@@ -123,7 +123,7 @@ class Fuser:
             if taken >= budget:
                 break
         self._fuse(read)
-        after = Stamps()
+        after = FileStamps()
         for index, result in enumerate(results):
             if after.of(result.pair) != result.stamps:
                 results[index] = self._again(result.pair)
@@ -131,11 +131,11 @@ class Fuser:
 
     def _again(self, pair: Pair) -> Result:
         """A file was replaced while it was read: once more, and then say so."""
-        result = Result(pair, Stamps().of(pair))
+        result = Result(pair, FileStamps().of(pair))
         features = self._read(result)
         if features is not None:
             self._fuse([(result, features)])
-        if Stamps().of(pair) != result.stamps:
+        if FileStamps().of(pair) != result.stamps:
             result.tensors = None
             result.error = f"{pair.image.file} or {pair.text.file}: changed while it was read"
         return result
@@ -186,8 +186,8 @@ class Fuser:
         of zeros that are added let texts of many lengths be fused together.
         """
         fusions, T = self._fusions(f), len(f.text)
-        steady = all(getattr(fusion, "steady", False) for fusion in fusions)
-        if not steady or f.image_mask is not None or f.text_mask is not None:
+        row_stable = all(getattr(fusion, "row_stable", False) for fusion in fusions)
+        if not row_stable or f.image_mask is not None or f.text_mask is not None:
             return 0
         if self.spec.direction != "text" or self.spec.pool is not None:
             return T
@@ -261,7 +261,7 @@ class Fuser:
     def _fusions(self, f: Features) -> list[Fusion]:
         """Those of all asking sides for a pair, built when they are first needed."""
         found = []
-        for asking in asking_sides(self.spec.direction):
+        for asking in query_sides(self.spec.direction):
             asked = f.image if asking == "text" else f.text
             key = asking, len(asked) == 1
             fusion = self._built.get(key)

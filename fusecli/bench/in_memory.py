@@ -199,7 +199,7 @@ def bench_rows(
             rest = REST_S if numpy else 0.0
             ratios, plain_times, times = [], [], []
             for turn in range(turns + 1):
-                a, b = _steady(plain, device, rest), _steady(ours, device, rest)
+                a, b = _median_rate(plain, device, rest), _median_rate(ours, device, rest)
                 if turn:  # the first touches the memory
                     plain_times.append(a)
                     times.append(b)
@@ -370,7 +370,7 @@ def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
     return float(np.abs(a - b).max() / np.abs(a).max())
 
 
-def _steady(run: Callable[[], Any], device: str, rest: float) -> float:
+def _median_rate(run: Callable[[], Any], device: str, rest: float) -> float:
     """Seconds of a run that follows another of its own side, as in a long job."""
     time.sleep(rest)
     _seconds(run, device)

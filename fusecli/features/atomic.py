@@ -45,7 +45,7 @@ _MOST_BUFFERS = 512  # Linux takes 1,024 in one call
 
 
 def bring_to_disk(folder: str, files: Sequence[str]) -> None:
-    """Return when files are on the disk, so that a power cut cannot undo them.
+    """Return when files are on the disk, so that a power cut cannot stack them.
 
     Linux brings a whole file system there in one call, which for thousands of small files is
     hundreds of times quicker than a call for each.

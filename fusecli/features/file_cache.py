@@ -32,8 +32,8 @@ class Opener:
         self._headers: dict[bytes, StoredTensor] = {}
         self._shards = _OpenShards()
 
-    def open(self, place: Place, undo: ExitStack) -> FeatureFile:
-        """The file of a place, which stays open for as long as `undo` lasts.
+    def open(self, place: Place, stack: ExitStack) -> FeatureFile:
+        """The file of a place, which stays open for as long as `stack` lasts.
 
         Raises:
             FeatureFileError: it is missing or damaged.
@@ -43,8 +43,8 @@ class Opener:
             if stored is not None:
                 return FeatureFile(place.file, {"": stored})
         if place.key is not None and place.file.lower().endswith(".safetensors"):
-            return self._shards.open(place.file, undo)
-        return undo.enter_context(open_features(place.file))
+            return self._shards.open(place.file, stack)
+        return stack.enter_context(open_features(place.file))
 
     def _whole_npy(self, name: str) -> StoredTensor | None:
         """A .npy file read in one go; None where the usual way is to say what is there.
@@ -125,8 +125,8 @@ class _OpenShards:
         self._lock = Lock()
         self._open: OrderedDict[str, tuple[tuple[int, ...], _Shard]] = OrderedDict()
 
-    def open(self, name: str, undo: ExitStack) -> FeatureFile:
-        """The file, which stays open for as long as `undo` lasts.
+    def open(self, name: str, stack: ExitStack) -> FeatureFile:
+        """The file, which stays open for as long as `stack` lasts.
 
         Raises:
             FeatureFileError: it is missing or damaged.
@@ -145,7 +145,7 @@ class _OpenShards:
             self._open.move_to_end(name)
             while len(self._open) > _KEPT_FILES:
                 self._open.popitem(last=False)
-        undo.callback(_let_go, known[1])
+        stack.callback(_let_go, known[1])
         return known[1].file
 
 

@@ -22,7 +22,7 @@ Norms = NDArray[np.floating[Any]]
 
 
 @dataclass
-class Seen:
+class RowStatistics:
     """What was seen of one side's features while they were read.
 
     Attributes:
@@ -63,7 +63,7 @@ class TokenReader:
     mask: NDArray[np.bool_] | None = None
     allow_nonfinite: bool = False
     shared: bool = False
-    seen: Seen = field(default_factory=Seen)
+    seen: RowStatistics = field(default_factory=RowStatistics)
     _whole: NDArray[Any] | None = None
     _memory: threading.local = field(default_factory=threading.local)
 

@@ -359,7 +359,7 @@ def _failed(path: str, error: OSError) -> OutputError:
 
 
 def sync_folder(folder: str) -> None:
-    # Without it a power cut can undo the rename, though not the file's contents.
+    # Without it a power cut can stack the rename, though not the file's contents.
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

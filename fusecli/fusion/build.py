@@ -28,7 +28,7 @@ from fusecli.fusion.backend.device import (
     one_thread_a_product,
     resolve_device,
 )
-from fusecli.fusion.backend.row_stable import SteadyArrays, is_steady
+from fusecli.fusion.backend.row_stable import RowStableArrays, is_row_stable
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.methods.attention.method import WeightsOut, attend
 from fusecli.fusion.methods.attention.operands import Arrays, Operands, needed_parameters, prepare
@@ -128,7 +128,7 @@ class AttentionFusion:
         gate: what attention is multiplied by before the asking side is added; None without.
 
     Attributes:
-        steady: a pair's result does not depend on the pairs it is fused with, to the last bit.
+        row_stable: a pair's result does not depend on the pairs it is fused with, to the last bit.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class AttentionFusion:
         self.direction, self.gate, self.plan = direction, gate, operands.plan
         self.config = operands.config if direction == "text" else _turned(operands.config)
         self.engine = arrays.name
-        self.steady = isinstance(arrays, SteadyArrays)
+        self.row_stable = isinstance(arrays, RowStableArrays)
         self._idle: list[Arrays] = [arrays]
         self._turn: AbstractContextManager[object] = nullcontext() if self._many else Lock()
 
@@ -191,7 +191,7 @@ class AttentionFusion:
             try:
                 arrays = self._idle.pop()
             except IndexError:
-                arrays = SteadyArrays() if self.steady else NumpyArrays()
+                arrays = RowStableArrays() if self.row_stable else NumpyArrays()
             fused = attend(
                 self.operands,
                 arrays.load(y),
@@ -229,7 +229,7 @@ def build_fusion(
     device: str = "auto",
     dtype: str = "float32",
     engine: str = "auto",
-    steady: bool = False,
+    row_stable: bool = False,
 ) -> Fusion:
     """Choose order and engine for a job, and load, fold and place the weights it needs.
 
@@ -241,7 +241,7 @@ def build_fusion(
         device: auto, cpu, cuda, cuda:i or mps.
         dtype: float32, bfloat16 or float16.
         engine: auto, numpy or torch.
-        steady: no pair's bits may depend on its company, where that can be had.
+        row_stable: no pair's bits may depend on its company, where that can be had.
 
     Raises:
         UsageError: the method does not run so.
@@ -251,7 +251,7 @@ def build_fusion(
     config.check_direction(direction)
     check_engine(config, engine)
     if config.method == "attention":
-        return _attention(config, load, sizes, direction, device, dtype, engine, steady)
+        return _attention(config, load, sizes, direction, device, dtype, engine, row_stable)
     weights = load(dict.fromkeys(config.parameter_shapes(), slice(None)))
     if config.method == "transformer":
         return DecoderFusion(config, weights, direction, device, dtype)
@@ -274,7 +274,7 @@ def _attention(
     device: str,
     dtype: str,
     engine: str,
-    steady: bool,
+    row_stable: bool,
 ) -> AttentionFusion:
     asked = config
     names: dict[str, str] = {}
@@ -292,8 +292,8 @@ def _attention(
     weights = {name: loaded[names.get(name, name)] for name in needed}
     gate = math.tanh(weights["gate"][0]) if config.gate else None
     operands = prepare(weights, asked, plan, arrays)
-    if steady and isinstance(arrays, NumpyArrays) and is_steady(operands.matrices):
-        arrays = SteadyArrays()
+    if row_stable and isinstance(arrays, NumpyArrays) and is_row_stable(operands.matrices):
+        arrays = RowStableArrays()
     return AttentionFusion(operands, arrays, device, threads, direction, gate)
 
 

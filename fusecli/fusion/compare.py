@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fusecli.errors import UsageError
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.methods.attention.plan import Sizes, choose_plan
-from fusecli.fusion.weights import Switches
+from fusecli.fusion.weights import ModuleOptions
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MethodRow:
     problem: str | None = None
 
 
-# Switches, what becomes of the image tokens, what of the text is in the result.
+# ModuleOptions, what becomes of the image tokens, what of the text is in the result.
 _WAYS: tuple[tuple[dict[str, object], str, str], ...] = (
     ({"method": "concat", "dim": None}, "mean", "unchanged"),
     ({"method": "concat"}, "mean", "projected"),
@@ -102,7 +102,7 @@ def _config(s: Shapes, said: dict[str, object], projects: bool) -> FusionConfig:
         own["heads"] = s.heads
     if said["method"] == "transformer":
         own |= {"layers": s.layers, "ffn_dim": s.ffn_dim}
-    return Switches(**(own | said)).config(s.image_dim, s.text_dim)  # type: ignore[arg-type]
+    return ModuleOptions(**(own | said)).config(s.image_dim, s.text_dim)  # type: ignore[arg-type]
 
 
 def multiply_adds(config: FusionConfig, T: int, P: int) -> int:

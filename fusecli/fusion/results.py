@@ -32,7 +32,7 @@ class ResultTensor:
     shape: tuple[int, ...]
 
 
-def asking_sides(direction: str) -> tuple[str, ...]:
+def query_sides(direction: str) -> tuple[str, ...]:
     """The sides whose tokens get a fused vector, the text first."""
     return DIRECTIONS if direction == BOTH else (direction,)
 
@@ -49,7 +49,7 @@ def result_tensors(
         pool: how tokens are pooled to one more vector a pair, or None.
     """
     tensors = []
-    for side in asking_sides(direction):
+    for side in query_sides(direction):
         suffix = f"_{side}" if direction == BOTH else ""
         letters, shape = shapes.output_letters_of(side), shapes.output_shape(config.embed_dim, side)
         tensors.append(ResultTensor(f"{FUSED_KEY}{suffix}", letters, shape))

@@ -56,7 +56,7 @@ class WeightsFile:
 
 
 @dataclass(frozen=True)
-class Switches:
+class ModuleOptions:
     """What the command line says about the module; None is "not said"."""
 
     dim: int | None = None
@@ -157,7 +157,7 @@ def weights_in(file: FeatureFile) -> WeightsFile:
     return WeightsFile(file, prefixes[0], config, seed)
 
 
-def config_of(weights: WeightsFile, switches: Switches) -> tuple[FusionConfig, bool]:
+def config_of(weights: WeightsFile, switches: ModuleOptions) -> tuple[FusionConfig, bool]:
     """The fusion that a weights file and the options describe together.
 
     Args:
@@ -293,7 +293,7 @@ def load_module(path: str, heads: int | None = None) -> PairFusion:
 
     weights = open_weights(path)
     with weights.file:
-        config, assumed = config_of(weights, Switches(heads=heads))
+        config, assumed = config_of(weights, ModuleOptions(heads=heads))
         if assumed:
             warnings.warn(
                 f"{path} does not say how many heads it has, {config.num_heads} are assumed: "

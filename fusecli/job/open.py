@@ -19,8 +19,8 @@ from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig, divisors
 from fusecli.fusion.initial_weights import check_seed
 from fusecli.fusion.options import check_computing, check_origin, check_result
-from fusecli.fusion.results import BOTH, asking_sides
-from fusecli.fusion.weights import Switches, WeightsFile, config_of, open_weights
+from fusecli.fusion.results import BOTH, query_sides
+from fusecli.fusion.weights import ModuleOptions, WeightsFile, config_of, open_weights
 from fusecli.maps.writer import MapOptions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class FuseOptions:
     image: str
     text: str
     output: str | None = None
-    switches: Switches = field(default_factory=Switches)
+    switches: ModuleOptions = field(default_factory=ModuleOptions)
     direction: str = "text"
     pool: str | None = None
     device: str = "auto"
@@ -122,14 +122,14 @@ def default_output(text: str, several: bool = False) -> str:
     return f"{stem}.fused{'.safetensors' if named else '.npy'}"
 
 
-def open_job(o: FuseOptions, undo: ExitStack) -> Job:
+def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     """Open the files, decide what everything means, and refuse what cannot be done.
 
     Only headers and masks are read.
 
     Args:
         o: what to do.
-        undo: closes the files.
+        stack: closes the files.
 
     Raises:
         FuseError: the options, files, weights, device or output do not serve.
@@ -140,9 +140,9 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
     _check_targets(o, output, force=True)
     if o.device not in ("auto", "cpu"):
         resolve_device(o.device)  # before any work
-    image_file, text_file = _open_both(o, undo)
+    image_file, text_file = _open_both(o, stack)
     stored_image, stored_text, shapes = _choose_features(o, image_file, text_file)
-    config, weights, seed, assumed = _choose_config(o, shapes, stored_text.where, undo)
+    config, weights, seed, assumed = _choose_config(o, shapes, stored_text.where, stack)
     check_engine(config, o.engine)
     o.maps.check_method(config.method, o.direction)
     _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
@@ -158,7 +158,7 @@ def open_job(o: FuseOptions, undo: ExitStack) -> Job:
         notes.append(untrained_note(o.weights, seed, config))
     for side, option in ((image, o.image_mask), (text, o.text_mask)):
         _add_mask(side, option, shapes.N, two_tensors, notes)
-    sides = asking_sides(o.direction)
+    sides = query_sides(o.direction)
     config.check_directions(sides, o.weights)
     for asking in sides:
         asked = (image if asking == "text" else text).reader
@@ -181,8 +181,8 @@ def pair_shapes(o: FuseOptions) -> PairShapes:
     Raises:
         FuseError: the files do not serve.
     """
-    with ExitStack() as undo:
-        return _choose_features(o, *_open_both(o, undo))[2]
+    with ExitStack() as stack:
+        return _choose_features(o, *_open_both(o, stack))[2]
 
 
 def _choose_features(
@@ -253,20 +253,20 @@ def _refuse_one_name_for_two(o: FuseOptions, output: str) -> None:
             raise UsageError(f"{first}: is both {other} and {what}")
 
 
-def _open_both(o: FuseOptions, undo: ExitStack) -> tuple[FeatureFile, FeatureFile]:
-    image = undo.enter_context(open_features(o.image))
+def _open_both(o: FuseOptions, stack: ExitStack) -> tuple[FeatureFile, FeatureFile]:
+    image = stack.enter_context(open_features(o.image))
     if o.image != "-" and os.path.exists(o.text) and os.path.samefile(o.image, o.text):
         return image, image
-    return image, undo.enter_context(open_features(o.text))
+    return image, stack.enter_context(open_features(o.text))
 
 
 def _choose_config(
-    o: FuseOptions, shapes: PairShapes, text: str, undo: ExitStack
+    o: FuseOptions, shapes: PairShapes, text: str, stack: ExitStack
 ) -> tuple[FusionConfig, WeightsFile | None, int | None, bool]:
     """The config, the weights file, the seed of untrained weights, and if H was assumed."""
     if o.weights is not None:
         weights = open_weights(o.weights)
-        undo.enter_context(weights.file)
+        stack.enter_context(weights.file)
         config, assumed = config_of(weights, o.switches)
         return config, weights, weights.seed, assumed
     swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
@@ -278,7 +278,7 @@ def _choose_config(
 
 
 def initial_config(
-    s: Switches, seed: int | None, image_dim: int, text_dim: int, where: str, remedy: str = ""
+    s: ModuleOptions, seed: int | None, image_dim: int, text_dim: int, where: str, remedy: str = ""
 ) -> tuple[FusionConfig, int | None]:
     """The fusion without a weights file, and the seed of its weights, None where it has none.
 

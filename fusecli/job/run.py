@@ -20,7 +20,7 @@ from fusecli.features.writer import FeatureWriter, StagedFile
 from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.methods.attention.plan import Sizes
-from fusecli.fusion.results import ResultTensor, asking_sides, fuse_chunk, result_tensors
+from fusecli.fusion.results import ResultTensor, fuse_chunk, query_sides, result_tensors
 from fusecli.fusion.weights import read_weights
 from fusecli.job.open import FuseOptions, Job, open_job
 from fusecli.job.pipeline import stream
@@ -66,8 +66,8 @@ def fuse_files(
     Raises:
         FuseError: any reason why there is no result; nothing is left behind.
     """
-    with ExitStack() as undo:
-        job = open_job(options, undo)
+    with ExitStack() as stack:
+        job = open_job(options, stack)
         for note in job.notes:
             tell(f"note: {note}")
         known = _known_diagnoses(job)
@@ -83,16 +83,16 @@ def fuse_files(
                 dtype=o.dtype,
                 engine=o.engine,
             )
-            for side in asking_sides(o.direction)
+            for side in query_sides(o.direction)
         ]
         tensors = result_tensors(job.shapes, job.config, o.direction, o.pool)
         first, *others = tensors
         further = {tensor.key: tensor.shape for tensor in others}
         metadata = job.config.to_dict()
-        writer = undo.enter_context(
+        writer = stack.enter_context(
             FeatureWriter(job.output, first.shape, o.out_dtype, metadata, first.key, further)
         ).begin()
-        maps = undo.enter_context(_map_sink(job)).begin()
+        maps = stack.enter_context(_map_sink(job)).begin()
         statistics = _compute(job, fusions, writer, maps, progress)
         writer.finish()
         maps.finish()
@@ -102,7 +102,7 @@ def fuse_files(
             tell(f"warning: {diagnosis}")
         report = _report(job, fusions, statistics, diagnoses, tensors, writer, maps)
         view = _view(job, maps)
-        staged = _stage_small_files(o, report, view, undo)
+        staged = _stage_small_files(o, report, view, stack)
         writer.publish()
         maps.publish()
         for file in staged:
@@ -129,7 +129,7 @@ def _view(job: Job, maps: MapSink) -> AttentionView | None:
 
 
 def _stage_small_files(
-    o: FuseOptions, report: Report, view: AttentionView | None, undo: ExitStack
+    o: FuseOptions, report: Report, view: AttentionView | None, stack: ExitStack
 ) -> list[StagedFile]:
     """Reports and picture, complete under their temporary names."""
     contents = {path: report.to_json().encode() for path in o.reports}
@@ -139,7 +139,7 @@ def _stage_small_files(
         contents[o.maps.plot] = draw(view, os.path.splitext(o.maps.plot)[1].lower())
     staged = []
     for path, data in contents.items():
-        file = undo.enter_context(StagedFile(path)).begin()
+        file = stack.enter_context(StagedFile(path)).begin()
         file.write(data)
         file.flush()
         staged.append(file)
@@ -150,7 +150,7 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     shapes = job.shapes
     gate = float(_loader(job)({"gate": slice(None)})["gate"][0]) if job.config.gate else None
     found = []
-    for side in asking_sides(job.options.direction):
+    for side in query_sides(job.options.direction):
         mask = (job.image if side == "text" else job.text).reader.mask
         found += diagnose.one_image_token(shapes, job.config, mask, side)
         found += diagnose.closed_gate(gate, side)
@@ -168,7 +168,7 @@ def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Dia
     found: list[Diagnosis] = []
     ratio = None if statistics is None else statistics["entropy_ratio"]
     if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
-        asking = asking_sides(job.options.direction)[0]  # whose attention was looked at
+        asking = query_sides(job.options.direction)[0]  # whose attention was looked at
         found += diagnose.uniform_attention(ratio, job.seed is not None, asking)
     for side in (job.image, job.text):
         name, reader = side.reader.axes.side, side.reader

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.features.axes import Axes, PairShapes
-from fusecli.features.token_reader import Seen
+from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
 from fusecli.report.report import Diagnosis
 
@@ -130,7 +130,7 @@ def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> l
 
 
 def zero_rows(
-    side: str, seen: Seen, masked: bool, where: str, remedy: str | None = None
+    side: str, seen: RowStatistics, masked: bool, where: str, remedy: str | None = None
 ) -> list[Diagnosis]:
     """Padding that nobody declared; `remedy` where no file of a mask can be passed."""
     if masked or not seen.zero_rows:
@@ -181,7 +181,7 @@ def transposed(axes: Axes, other_width: int) -> list[Diagnosis]:
     ]
 
 
-def too_large_for(dtype: str, side: str, seen: Seen) -> list[Diagnosis]:
+def too_large_for(dtype: str, side: str, seen: RowStatistics) -> list[Diagnosis]:
     """Features beyond what a narrow type carries."""
     limit = {"float16": FLOAT16_MAX, "bfloat16": BFLOAT16_COARSE}.get(dtype, math.inf)
     if seen.largest_norm <= limit:

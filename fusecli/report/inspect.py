@@ -12,7 +12,7 @@ from fusecli.errors import FuseError
 from fusecli.features.axes import read_axes
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.tensor import Span, StoredTensor
-from fusecli.fusion.weights import Switches, config_of, weights_in
+from fusecli.fusion.weights import ModuleOptions, config_of, weights_in
 
 _CHUNK_BYTES = 16 << 20
 
@@ -107,7 +107,7 @@ def _weights(file: FeatureFile) -> dict[str, Any] | None:
     """A fusion's config if the file holds one, with where it comes from."""
     try:
         weights = weights_in(file)
-        config, assumed = config_of(weights, Switches())
+        config, assumed = config_of(weights, ModuleOptions())
     except FuseError:
         return None
     return {

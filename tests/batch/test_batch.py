@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fusecli import Switches
-from fusecli.batch import BatchOptions, Reading, Shard, parse_shard, run_batch
+from fusecli.batch import BatchOptions, ReadOptions, Shard, parse_shard, run_batch
 from fusecli.batch.resolve import settle
 from fusecli.batch.worker import Fuser
 from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.fusion import build as fusion
-from fusecli.fusion.backend import row_stable as steady
+from fusecli.fusion.backend import row_stable
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from tests.batches import DI, DT, journal, left_behind, make_pairs, outputs
 
@@ -329,13 +329,13 @@ KINDS = {
 
 @pytest.fixture(params=[True, False], ids=["joined", "alone"])
 def joined(request, monkeypatch):
-    """Whether numpy fuses pairs together: blocks of eight rows are steady with every kernel."""
-    monkeypatch.setattr(steady, "_BLOCKS", (8,))
+    """Whether numpy fuses pairs together: blocks of eight rows are row-stable with every kernel."""
+    monkeypatch.setattr(row_stable, "_BLOCKS", (8,))
     if not request.param:
-        monkeypatch.setattr(fusion, "is_steady", lambda weights: False)
-    steady.blocks_of.cache_clear()
+        monkeypatch.setattr(fusion, "is_row_stable", lambda weights: False)
+    row_stable.blocks_of.cache_clear()
     yield request.param
-    steady.blocks_of.cache_clear()
+    row_stable.blocks_of.cache_clear()
 
 
 def everything(o: BatchOptions) -> tuple[Fuser, list[Pair]]:
@@ -364,13 +364,13 @@ def test_what_a_pair_gives_does_not_depend_on_its_company(pairs, kind, joined, o
         parts = tensors(fuser.work(every[:7], 1 << 30) + fuser.work(every[7:], 1 << 30))
     assert alone == together == backwards == parts
     if kind == "numpy":
-        assert any(fusion.steady for fusion in fuser._built.values()) == joined
+        assert any(fusion.row_stable for fusion in fuser._built.values()) == joined
 
 
 def test_joined_pairs_get_what_each_gets_alone(pairs, joined, monkeypatch):
     fuser, every = everything(options(engine="numpy", switches=Switches(residual=True)))
     made = [result.tensors["fused"] for result in fuser.work(every, 1 << 30)]
-    monkeypatch.setattr(fusion, "is_steady", lambda weights: False)
+    monkeypatch.setattr(fusion, "is_row_stable", lambda weights: False)
     fuser, every = everything(options(engine="numpy", switches=Switches(residual=True)))
     for rows, result in zip(made, fuser.work(every, 1 << 30), strict=True):
         np.testing.assert_allclose(rows, result.tensors["fused"], atol=1e-6)
@@ -966,7 +966,7 @@ def test_wrong_options_are_one_line(cli, pairs, arguments, said):
 
 def test_python_gets_the_same(pairs):
     told = []
-    summary = run_batch(options(reading=Reading(), workers=2), told.append)
+    summary = run_batch(options(reading=ReadOptions(), workers=2), told.append)
     assert (summary.done, summary.failed, summary.index) == (COUNT, 0, None)
     assert any("untrained" in line for line in told)
     with pytest.raises(OutputError, match="is not empty"):

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusecli import ImageTextFusion, __version__, save_module
-from fusecli.batch import BatchOptions, OnRay
+from fusecli.batch import BatchOptions, RayOptions
 from fusecli.batch.ray import pool as on_ray
 from fusecli.batch.ray.cluster import worker_count
 from fusecli.batch.resolve import settle
@@ -459,7 +459,7 @@ class _Reference(tuple):  # type: ignore[type-arg]
 
 
 def pool(ray: FakeRay, told: list[str]) -> on_ray.Pool:
-    options = BatchOptions(PairOptions("images", "texts"), "out", ray=OnRay())
+    options = BatchOptions(PairOptions("images", "texts"), "out", ray=RayOptions())
     return on_ray.Pool(ray, options, None, told.append)  # type: ignore[arg-type]
 
 
@@ -569,7 +569,7 @@ def test_worker_that_would_compute_something_else_refuses(folder: Path) -> None:
 def test_as_many_workers_as_the_cluster_has_room_for(
     gpus: float, workers: int | None, resources: dict[str, float], count: int | None
 ) -> None:
-    options = BatchOptions(PairOptions("i", "t"), "o", workers=workers, ray=OnRay(None, gpus))
+    options = BatchOptions(PairOptions("i", "t"), "o", workers=workers, ray=RayOptions(None, gpus))
     if count is not None:
         assert worker_count(options, resources) == count
         return

@@ -350,9 +350,21 @@ def test_a_module_goes_to_a_file_and_comes_back(config):
 @pytest.mark.parametrize(
     ("method", "switches", "message"),
     [
-        ("sum", Switches(method="concat"), "--method concat contradicts w.safetensors, which has"),
-        ("transformer", Switches(layers=3), "--layers 3 contradicts w.safetensors, which has 2"),
-        ("transformer", Switches(ffn_dim=3), "--ffn-dim 3 contradicts w.safetensors, which has 16"),
+        (
+            "sum",
+            Switches(method="concat"),
+            "--method concat contradicts w.safetensors, which has",
+        ),
+        (
+            "transformer",
+            Switches(layers=3),
+            "--layers 3 contradicts w.safetensors, which has 2",
+        ),
+        (
+            "transformer",
+            Switches(ffn_dim=3),
+            "--ffn-dim 3 contradicts w.safetensors, which has 16",
+        ),
         ("transformer", Switches(heads=2), "--heads 2 contradicts w.safetensors, which has 3"),
         (
             "sum",
@@ -360,11 +372,27 @@ def test_a_module_goes_to_a_file_and_comes_back(config):
             "--heads belongs to --method attention or transformer, not to s",
         ),
         ("sum", Switches(layers=2), "--layers belongs to --method transformer, not to sum"),
-        ("attention", Switches(layers=3), "--layers belongs to --method transformer, not to atten"),
-        ("attention", Switches(alpha=0.5), "--alpha belongs to --method sum, not to attention"),
+        (
+            "attention",
+            Switches(layers=3),
+            "--layers belongs to --method transformer, not to atten",
+        ),
+        (
+            "attention",
+            Switches(alpha=0.5),
+            "--alpha belongs to --method sum, not to attention",
+        ),
         ("concat", Switches(norm=True), "--norm belongs to --method attention, not to concat"),
-        ("concat", Switches(residual=True), "--residual belongs to --method attention, not to con"),
-        ("gate", Switches(residual=True), "--gate keeps the text and --residual adds the projecte"),
+        (
+            "concat",
+            Switches(residual=True),
+            "--residual belongs to --method attention, not to con",
+        ),
+        (
+            "gate",
+            Switches(residual=True),
+            "--gate keeps the text and --residual adds the projecte",
+        ),
         ("sum", Switches(alpha=2.0), "--alpha must be from 0 to 1, found 2"),
     ],
 )
@@ -432,7 +460,10 @@ def test_alpha_and_the_gate_can_be_set_aside_from_a_file():
         ({"pool": "mean"}, "out.npy: --pool mean gives more than one tensor, and .npy holds one: "),
         ({"direction": "up"}, "--direction up: expected text, image, both"),
         ({"pool": "median"}, "--pool median: expected mean, max, first"),
-        ({"switches": Switches(method="sum"), "seed": 1}, "--seed 1: --method sum has no weights"),
+        (
+            {"switches": Switches(method="sum"), "seed": 1},
+            "--seed 1: --method sum has no weights",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(options, message):

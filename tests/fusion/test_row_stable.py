@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusecli.fusion.backend import row_stable as steady
+from fusecli.fusion.backend import row_stable
 from fusecli.fusion.backend.arrays import NumpyArrays
 from fusecli.fusion.backend.device import one_thread_a_product
-from fusecli.fusion.backend.row_stable import SteadyArrays, blocks_of, is_steady
+from fusecli.fusion.backend.row_stable import RowStableArrays, blocks_of, is_row_stable
 
 
-@pytest.fixture(params=[(8,), (24, 8), steady._BLOCKS])
+@pytest.fixture(params=[(8,), (24, 8), row_stable._BLOCKS])
 def blocks(request, monkeypatch):
-    """Numbers of rows to try; products of eight are steady with every kernel there is here."""
-    monkeypatch.setattr(steady, "_BLOCKS", request.param)
+    """Numbers of rows to try; products of eight are row-stable with every kernel there is here."""
+    monkeypatch.setattr(row_stable, "_BLOCKS", request.param)
     blocks_of.cache_clear()
     with one_thread_a_product():
         yield request.param
@@ -35,11 +35,11 @@ def test_they_are_the_same_products(blocks, shape, count):
     if len(shape) == 2:
         rows = rng.standard_normal((count, shape[1]), np.float32)
         given = ("name", rows, weight, bias)
-        made, plain = SteadyArrays().linear(*given), NumpyArrays().linear(*given)
+        made, plain = RowStableArrays().linear(*given), NumpyArrays().linear(*given)
     else:
         rows = rng.standard_normal((count, *shape[:2]), np.float32)
         given = ("name", rows, weight)
-        made, plain = SteadyArrays().per_head(*given), NumpyArrays().per_head(*given)
+        made, plain = RowStableArrays().per_head(*given), NumpyArrays().per_head(*given)
     np.testing.assert_allclose(made, plain, atol=1e-4)
 
 
@@ -50,9 +50,9 @@ def test_they_are_the_same_products(blocks, shape, count):
     data=st.data(),
 )
 def test_a_row_comes_out_the_same_wherever_it_is(shape, count, data):
-    kept = steady._BLOCKS
+    kept = row_stable._BLOCKS
     for tried in ((8,), kept):
-        steady._BLOCKS = tried
+        row_stable._BLOCKS = tried
         blocks_of.cache_clear()
         try:
             with one_thread_a_product():
@@ -60,7 +60,7 @@ def test_a_row_comes_out_the_same_wherever_it_is(shape, count, data):
                     continue
                 _same_anywhere(shape, count, data.draw(st.integers(0, count - 1)))
         finally:
-            steady._BLOCKS = kept
+            row_stable._BLOCKS = kept
             blocks_of.cache_clear()
 
 
@@ -69,7 +69,7 @@ def _same_anywhere(shape, count, place):
     weight = rng.standard_normal(shape, np.float32)
     width = shape[1:] if len(shape) == 2 else shape[:2]
     rows = rng.standard_normal((count, *width), np.float32)
-    arrays = SteadyArrays()
+    arrays = RowStableArrays()
 
     def product(rows):
         if len(shape) == 2:
@@ -86,12 +86,12 @@ def test_a_library_that_minds_the_place_is_found_out(monkeypatch):
         made[-1] += made[-1] * np.float32(1e-7)
         return made
 
-    monkeypatch.setattr(steady, "_linear", minding)
+    monkeypatch.setattr(row_stable, "_linear", minding)
     blocks_of.cache_clear()
     assert blocks_of((96, 64)) == ()
-    assert not is_steady({"a": np.zeros((96, 64), np.float32), "b": None})
+    assert not is_row_stable({"a": np.zeros((96, 64), np.float32), "b": None})
     blocks_of.cache_clear()
 
 
 def test_vectors_are_not_multiplied_with():
-    assert is_steady({"bias": np.zeros(5, np.float32), "none": None})
+    assert is_row_stable({"bias": np.zeros(5, np.float32), "none": None})

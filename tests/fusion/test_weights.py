@@ -18,7 +18,9 @@ from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.methods.attention.operands import needed_parameters
 from fusecli.fusion.methods.attention.plan import Sizes, choose_plan
 from fusecli.fusion.weights import (
-    Switches,
+    ModuleOptions as Switches,
+)
+from fusecli.fusion.weights import (
     config_of,
     open_weights,
     read_weights,

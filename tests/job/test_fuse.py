@@ -25,7 +25,8 @@ from fusecli.errors import (
 )
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.weights import Switches, write_weights
+from fusecli.fusion.weights import ModuleOptions as Switches
+from fusecli.fusion.weights import write_weights
 from tests.reference import PlainImageTextFusion
 
 ENGINES = ("numpy", "torch")
@@ -1139,7 +1140,8 @@ def test_people_are_told_every_note_and_diagnosis():
     np.save("text.npy", noise(3, 5, 6))
     lines = []
     report = fuse_files(
-        FuseOptions("image.npy", "text.npy", "out.npy", switches=Switches(heads=2)), lines.append
+        FuseOptions("image.npy", "text.npy", "out.npy", switches=Switches(heads=2)),
+        lines.append,
     )
     assert [line for line in lines if line.startswith("note: ")] == [
         f"note: {note}" for note in report.notes

@@ -21,7 +21,7 @@ from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
 from fusecli.fusion.build import AttentionFusion
 from fusecli.fusion.methods.attention.operands import prepare
 from fusecli.fusion.methods.attention.plan import Sizes, all_plans
-from fusecli.fusion.weights import Switches
+from fusecli.fusion.weights import ModuleOptions as Switches
 from fusecli.maps.writer import MapOptions, MapSink
 
 ENGINES = ("numpy", "torch")
@@ -311,7 +311,10 @@ def test_further_tensors_of_the_result_do_not_disturb_the_map(options):
     [
         ({"switches": Switches(method="concat")}, "need --method attention"),
         ({"switches": Switches(method="transformer", heads=2)}, "this is transformer"),
-        ({"switches": Switches(heads=2), "direction": "image"}, "say --direction text or both"),
+        (
+            {"switches": Switches(heads=2), "direction": "image"},
+            "say --direction text or both",
+        ),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from fusecli.batch.options import BatchOptions, OnRay
+from fusecli.batch.options import BatchOptions, RayOptions
 from fusecli.errors import RayError
 from fusecli.features.formats.npy import one_line
 from fusecli.fusion.backend.device import cores
@@ -37,7 +37,7 @@ if not sys.stdin.read():
 """
 
 
-def check_ray(on: OnRay) -> None:
+def check_ray(on: RayOptions) -> None:
     """See that there is a Ray before anything is written.
 
     Raises:
@@ -69,17 +69,17 @@ def worker_count(o: BatchOptions, resources: dict[str, float]) -> int:
 
 
 @contextlib.contextmanager
-def connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
+def connected(on: RayOptions, o: BatchOptions) -> Iterator[Any]:
     """Ray, connected to a cluster or started here, and left as it was found."""
     ray = _imported(on)
     if ray.is_initialized():
         yield ray
         return
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         logs = ""
         if on.address is None:
-            logs = undo.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
+            logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
             settings |= {
                 "address": "local",
                 "num_cpus": o.workers or cores(),
@@ -89,8 +89,8 @@ def connected(on: OnRay, o: BatchOptions) -> Iterator[Any]:
             }
         else:
             settings["address"] = on.address
-        undo.enter_context(_witnessed(logs))
-        undo.callback(ray.shutdown)
+        stack.enter_context(_witnessed(logs))
+        stack.callback(ray.shutdown)
         _initialize(ray, settings)
         yield ray
 
@@ -138,7 +138,7 @@ def _initialize(ray: Any, settings: dict[str, Any]) -> None:
         signal.signal(number, handler)
 
 
-def _imported(on: OnRay) -> Any:
+def _imported(on: RayOptions) -> Any:
     # A tool that reads people's features does not report to anybody.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if on.address is None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from fusecli import __version__
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_inputs import Stamp, Stamps
+from fusecli.batch.pair_inputs import FileStamp, FileStamps
 from fusecli.batch.ray.cluster import connected, refuse_ended, worker_count
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.worker import Fuser, Result
@@ -43,7 +43,7 @@ _LOST = object()
 
 Tell = Callable[[str], None]
 # What a worker gives back for a pair: a result without the pair.
-Made = tuple[list[Stamp], Any, str | None, list[Diagnosis]]
+Made = tuple[list[FileStamp], Any, str | None, list[Diagnosis]]
 
 
 class Worker:
@@ -293,7 +293,7 @@ class Pool:
         if chunk.tries == _TRIES:
             (pair,) = chunk.pairs
             why = f"{pair.image.file}: ended {_TRIES} Ray workers that read or fused it"
-            chunk.results = [Result(pair, Stamps().of(pair), error=why)]
+            chunk.results = [Result(pair, FileStamps().of(pair), error=why)]
         elif chunk.tries == _TRIES - 1 and len(chunk.pairs) > 1:
             half = len(chunk.pairs) // 2
             halves = (chunk.pairs[:half], chunk.pairs[half:])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.batch.pair_inputs import Stamp, Stamps
+from fusecli.batch.pair_inputs import FileStamp, FileStamps
 from fusecli.errors import OutputError
 from fusecli.features.atomic import not_written
 from fusecli.features.writer import FUSED_KEY
@@ -50,7 +50,7 @@ class Entry:
     output: str | None
     shapes: Shapes | None
     error: str | None
-    stamps: list[Stamp]
+    stamps: list[FileStamp]
     at: tuple[int, int] | None = None
     size: int = 0
 
@@ -188,7 +188,7 @@ def fingerprint(*parts: object) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-class History:
+class PreviousResults:
     """What earlier runs did, in 25 bytes a pair, whatever the ids are.
 
     Args:
@@ -235,7 +235,7 @@ class History:
         index = int(np.searchsorted(self._ids, wanted))
         if index == len(self._ids) or self._ids[index] != wanted or not self._states[index]:
             return 0, False, 0
-        version = fingerprint(pair.id, Stamps().of(pair))
+        version = fingerprint(pair.id, FileStamps().of(pair))
         same = int(self._versions[index]) == version
         return int(self._states[index]), same, int(self._sizes[index])
 

@@ -173,11 +173,11 @@ def batch(
     IMAGES and TEXTS are two folders whose files have the same names, or files of tensors keyed
     by id. Prints the output folder. Exit code 3: some pairs failed, the others are done.
     """
-    from fusecli.batch import BatchOptions, OnRay, Reading, parse_shard, run_batch
+    from fusecli.batch import BatchOptions, RayOptions, ReadOptions, parse_shard, run_batch
     from fusecli.batch import merge as merge_shards
     from fusecli.batch.options import MAX_MEMORY, SHARD_SIZE
     from fusecli.errors import UsageError
-    from fusecli.fusion.weights import Switches
+    from fusecli.fusion.weights import ModuleOptions
     from fusecli.pairs.open import PairOptions
 
     if output is None:
@@ -199,7 +199,7 @@ def batch(
         raise UsageError("--ray excludes --merge and --shard: it parts the pairs by itself")
     on_ray = None
     if ray is not None:
-        on_ray = OnRay(None if ray == "local" else ray, gpus_per_worker or 0.0)
+        on_ray = RayOptions(None if ray == "local" else ray, gpus_per_worker or 0.0)
     with Progress("batch", quiet) as progress, _stdout_for_paths_only(on_ray is not None):
         if merge:
             if images is not None or manifest is not None or shard is not None or force:
@@ -220,7 +220,7 @@ def batch(
                 format=format,
                 pack=pack,
                 shard_size=size,
-                switches=Switches(
+                switches=ModuleOptions(
                     method=method,
                     dim=dim,
                     heads=heads,
@@ -236,7 +236,7 @@ def batch(
                 pool=pool,
                 weights=weights,
                 seed=seed,
-                reading=Reading(
+                reading=ReadOptions(
                     image_key,
                     text_key,
                     image_axes,

@@ -143,7 +143,7 @@ def fuse(
     [D], text [T, D]) or a stack of them (image [N, P, D], text [N, T, D]).
     """
     from fusecli.errors import UsageError
-    from fusecli.fusion.weights import Switches
+    from fusecli.fusion.weights import ModuleOptions
     from fusecli.job.run import FuseOptions, MapOptions, fuse_files
 
     reports = report or []
@@ -156,7 +156,7 @@ def fuse(
         image=image,
         text=text,
         output=output,
-        switches=Switches(
+        switches=ModuleOptions(
             dim, heads, residual, norm, null_token, method, gate, alpha, layers, ffn_dim
         ),
         direction=direction,

@@ -53,12 +53,14 @@ def init(
     """
     from fusecli.errors import UsageError
     from fusecli.fusion.initial_weights import initial_weights
-    from fusecli.fusion.weights import Switches, write_weights
+    from fusecli.fusion.weights import ModuleOptions, write_weights
 
     for option, size in (("--image-dim", image_dim), ("--text-dim", text_dim)):
         if size is not None and size < 1:
             raise UsageError(f"{option} must be at least 1, found {size}")
-    said = Switches(dim, heads, residual, norm, null_token, method, gate, alpha, layers, ffn_dim)
-    config = said.config(image_dim or dim, text_dim or dim)
+    given = ModuleOptions(
+        dim, heads, residual, norm, null_token, method, gate, alpha, layers, ffn_dim
+    )
+    config = given.config(image_dim or dim, text_dim or dim)
     write_weights(output, config, initial_weights(config, seed), seed, force)
     print_path(output)

@@ -24,8 +24,8 @@ _BLOCKS = (192, 48, 16)
 _TRIED = 512  # numbers that have to come out alike
 
 
-class SteadyArrays(NumpyArrays):
-    """float32 on the CPU; to be used where `is_steady` holds for all weights."""
+class RowStableArrays(NumpyArrays):
+    """float32 on the CPU; to be used where `is_row_stable` holds for all weights."""
 
     def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
         """`[R, in]` by `[out, in]` to `[R, out]`."""
@@ -58,8 +58,8 @@ class SteadyArrays(NumpyArrays):
         return filled
 
 
-def is_steady(weights: dict[str, Array | None]) -> bool:
-    """Whether products with these weights can be steady on this machine.
+def is_row_stable(weights: dict[str, Array | None]) -> bool:
+    """Whether products with these weights can be row-stable on this machine.
 
     Args:
         weights: by name; vectors and None among them are not multiplied with.
