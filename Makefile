@@ -2,27 +2,54 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
-SETUP  := $(VENV)/.made
+TORCH  := $(VENV)/.made-torch
+DEMO   := $(VENV)/.made-demo
+DEV    := $(VENV)/.made-dev
 
-.PHONY: demo test check clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick check coverage clean
 
-demo: $(SETUP)
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(DEMO) ## install what the demo needs, fuse the shipped samples
+	@echo "make demo: fuses two shipped pairs; a second each."
 	$(BIN)/fusecli fuse sample_features/img.npy sample_features/txt.npy --report -f -o $(VENV)/demo.fused.npy
 	$(BIN)/fusecli fuse sample_features/astronaut.image.npy sample_features/astronaut.text.npy --report -f -o $(VENV)/demo.patches.fused.npy
 
-test: $(SETUP)
+test: $(DEV) ## all tests
+	@echo "make test: all tests; about 10 minutes on two cores."
 	$(BIN)/python -m pytest -n 2
 
-check: $(SETUP)
+quick: $(DEV) ## the tests that are not marked slow or ray
+	@echo "make quick: the tests that are not marked slow or ray; about a minute on two cores."
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ray"
+
+check: $(DEV) ## ruff and mypy
+	@echo "make check: ruff and mypy; half a minute."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(SETUP): pyproject.toml constraints.txt
+coverage: $(DEV) ## branch coverage of all tests
+	@echo "make coverage: all tests, with branch coverage; about 15 minutes on two cores."
+	$(BIN)/python -m pytest -n 2 --cov=fusecli --cov-branch --cov-report=term:skip-covered
+
+$(TORCH): constraints.txt
+	@echo "Making $(VENV): torch first (the version in constraints.txt), about a minute."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
+	touch $@
+
+$(DEMO): $(TORCH) pyproject.toml
+	@echo "Installing fusecli and what the demo needs into $(VENV)."
+	$(BIN)/pip install -q -c constraints.txt -e '.[plot]'
+	touch $@
+
+$(DEV): $(TORCH) pyproject.toml
+	@echo "Installing fusecli and what the tests need (Ray, mypy and others) into $(VENV), about a minute."
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,parquet,ray]'
 	touch $@
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
