@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, WeightsError, shortened
+from fusecli.features.atomic import StagedFile, check_target
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.writer import StagedFile, check_target
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
+from fusecli.features.atomic import check_target
 from fusecli.features.axes import PairShapes, match_pair, read_axes
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
 from fusecli.features.tensor import StoredTensor
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
-from fusecli.features.writer import ENDINGS, check_target
+from fusecli.features.writer import ENDINGS
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig, divisors

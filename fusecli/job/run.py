@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import DiagnosisError, FeatureFileError
+from fusecli.features.atomic import StagedFile
 from fusecli.features.dtypes import storage_type
 from fusecli.features.token_reader import Norms
-from fusecli.features.writer import FeatureWriter, StagedFile
+from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.methods.attention.plan import Sizes

@@ -21,8 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fusecli.errors import OutputError
+from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_features
-from fusecli.features.writer import FeatureWriter, StagedFile
+from fusecli.features.writer import FeatureWriter
 from tests.conftest import without_privileges
 
 RNG = np.random.default_rng(0)

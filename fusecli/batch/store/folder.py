@@ -26,8 +26,7 @@ from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.cleanup import remove_results
 from fusecli.batch.store.journal import Journal
 from fusecli.errors import OutputError, UsageError
-from fusecli.features.atomic import not_written
-from fusecli.features.writer import StagedFile
+from fusecli.features.atomic import StagedFile, not_written
 from fusecli.pairs.open import Pair
 
 HIDDEN = ".fusecli"

@@ -28,9 +28,9 @@ from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.journal import Entry, Shapes, fingerprint, read_entries
 from fusecli.batch.worker import Result
 from fusecli.errors import OutputError
-from fusecli.features.atomic import not_written, write_all
+from fusecli.features.atomic import StagedFile, not_written, sync_folder, write_all
 from fusecli.features.dtypes import storage_type
-from fusecli.features.writer import SAFETENSORS_CODES, StagedFile, sync_folder
+from fusecli.features.writer import SAFETENSORS_CODES
 from fusecli.pairs.open import Pair
 
 INDEX = "fused.safetensors.index.json"
