@@ -10,7 +10,7 @@ import pytest
 
 import fusecli
 
-HEAVY = {"torch", "matplotlib", "ray", "pyarrow", "pydantic"}
+HEAVY = {"torch", "matplotlib", "ray", "pyarrow", "pydantic", "sklearn", "scipy"}
 PACKAGE = Path(fusecli.__file__).parent
 SAMPLES = PACKAGE.parent / "sample_features"
 MODULES = sorted(PACKAGE.rglob("*.py"))

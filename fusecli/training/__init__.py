@@ -1,0 +1,1 @@
+"""Learn a fusion from pairs and labels, and say what the image adds."""
