@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fusecli.cli.options import spread
+
 # Each is a function in the module of its name.
 COMMANDS = ("fuse", "batch", "init", "inspect", "methods", "selftest", "bench")
 
@@ -28,7 +30,8 @@ def make_app(command: str | None = None) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(fusecli)
     for name in (command,) if command in COMMANDS else COMMANDS:
-        app.command()(getattr(import_module(f"fusecli.cli.commands.{name}"), name))
+        function = getattr(import_module(f"fusecli.cli.commands.{name}"), name)
+        app.command()(spread(function))
     return app
 
 

@@ -1,267 +1,202 @@
 """`fusecli batch IMAGES TEXTS -o DIR`: many pairs, in a run that can be stopped at any moment."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from fusecli.cli.options import (
-    AllowEmptyImage,
-    AllowNonfinite,
-    Alpha,
-    Debug,
-    Device,
-    Dim,
-    Direction,
-    Dtype,
-    Engine,
-    FfnDim,
-    Gate,
-    Heads,
-    ImageAxes,
-    ImageKey,
-    Layers,
-    Method,
-    Norm,
-    NullToken,
-    OutDtype,
-    Pool,
-    Quiet,
-    Residual,
-    Seed,
-    TextAxes,
-    TextKey,
-    Weights,
-    parse_bytes,
+from fusecli.cli.option_groups import (
+    Computing,
+    ManyPairs,
+    ModuleOfJob,
+    QuietJsonProgram,
+    Reading,
+    Result,
+    StoredMasks,
 )
+from fusecli.cli.options import parse_bytes
 from fusecli.cli.progress import Progress, print_path
 
+if TYPE_CHECKING:
+    from fusecli.batch import BatchOptions, RayOptions
+
+# A test compares these with what the library takes.
+Format = Literal["npy", "safetensors", "npz"]
+OnError = Literal["skip", "stop"]
+
 _FAILED_PAIRS = 3
+_OWN_CLUSTER = "local"  # the value of --ray without an address
 
 
-def batch(
-    images: Annotated[
-        str | None,
-        typer.Argument(help="Folder of image features, or a .safetensors file keyed by id."),
-    ] = None,
-    texts: Annotated[
-        str | None, typer.Argument(help="The same for texts; left out where one file holds both.")
-    ] = None,
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchInput(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
+    """All of the input."""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchFolder:
+    """The output folder and the form of what is in it."""
+
+    heading: ClassVar[str] = "Result"
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="The output folder.", show_default=False)
-    ] = None,
-    manifest: Annotated[
-        str | None,
-        typer.Option(help="A .csv, .jsonl or .parquet file that lists the pairs."),
-    ] = None,
-    image_pattern: Annotated[
-        str | None, typer.Option(help="Names of the images, such as {id}_img.npy.")
-    ] = None,
-    text_pattern: Annotated[
-        str | None, typer.Option(help="Names of the texts, such as {id}.txt.npy.")
-    ] = None,
-    strict_pairs: Annotated[
-        bool, typer.Option("--strict-pairs", help="What has no partner is an error.")
-    ] = False,
-    keyed: Annotated[
-        bool | None,
-        typer.Option(
-            "--keyed/--no-keyed",
-            help="Folders hold tensors by id, or a file a sample. Default: by their names.",
-        ),
-    ] = None,
+        str | None, typer.Option("--output", "-o", metavar="DIR", help="The output folder.")
+    ] = None
     format: Annotated[
-        str | None,
+        Format | None,
         typer.Option(
-            help="Of the results: npy, safetensors or npz. Default: npy, or safetensors where a "
-            "pair has several tensors."
+            help="Format of the results.",
+            show_default="npy, or safetensors where a pair has several tensors",
         ),
-    ] = None,
+    ] = None
     pack: Annotated[
         bool,
-        typer.Option("--pack", help="Large safetensors files keyed by id, and an index of them."),
-    ] = False,
+        typer.Option(
+            "--pack",
+            help="Write large safetensors files keyed by pair id, and an index of them, instead "
+            "of one file a pair.",
+        ),
+    ] = False
     shard_size: Annotated[
-        str | None, typer.Option(help="Bytes of one packed file: 500M, 2G. Default: 2 GB.")
-    ] = None,
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Size of one file of --pack: 500M, 2G.", show_default="2 GB"
+        ),
+    ] = None
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="Compute nothing: write one index over all shards of the folder -o.",
+        ),
+    ] = False
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchResult(Result, BatchFolder):
+    """All about the results."""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Run:
+    """How the run treats failures and what an earlier run has left."""
+
+    heading: ClassVar[str] = "Run"
     on_error: Annotated[
-        str, typer.Option(help="What a failed pair does to the run: skip or stop.")
-    ] = "skip",
+        OnError, typer.Option(help="Whether a failed pair is skipped or stops the run.")
+    ] = "skip"
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do just the pairs that failed before.")
-    ] = False,
+        bool, typer.Option("--retry-failed", help="Do only the pairs that failed before.")
+    ] = False
     force: Annotated[
         bool,
         typer.Option(
             "--force",
             "-f",
-            help="Begin anew and remove the results of the run before, or write into a foreign "
-            "folder.",
+            help="Start again and delete the results of the previous run; or write into a folder "
+            "that fusecli did not make.",
         ),
-    ] = False,
+    ] = False
     shard: Annotated[
         str | None,
-        typer.Option(help="Do the I-th of N parts, such as 1/8; each in a process of its own."),
-    ] = None,
-    merge: Annotated[
-        bool,
-        typer.Option("--merge", help="Only write one index over all shards of the folder -o."),
-    ] = False,
+        typer.Option(
+            metavar="I/N",
+            help="Do only the I-th of N parts, such as 1/8. Each part can run in a process, or on "
+            "a machine, of its own.",
+        ),
+    ] = None
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchComputing(Computing):
+    """What computes, and where."""
+
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="How much memory the results under way may take: 500M, 2G.",
+            show_default="192M",
+        ),
+    ] = None
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Threads that read and fuse; more for slow files. Default: one, or one a core "
-            "where pairs take long to compute."
+            metavar="N",
+            help="Threads that read and fuse; more help where files are slow to read.",
+            show_default="one, or one a core where pairs take long to compute",
         ),
-    ] = None,
+    ] = None
     ray: Annotated[
         str | None,
         typer.Option(
-            help="Work on a Ray cluster: HOST:PORT or auto; alone for one of this machine's own.",
             metavar="[ADDRESS]",
+            help="Work on a Ray cluster: HOST:PORT or auto. Without an address a cluster is "
+            "started on this machine. Needs ray (the extra 'ray').",
         ),
-    ] = None,
+    ] = None
     gpus_per_worker: Annotated[
-        float | None, typer.Option(help="GPUs of each Ray worker; 0.5 shares one. Default: 0.")
-    ] = None,
-    method: Method = None,
-    dim: Dim = None,
-    heads: Heads = None,
-    weights: Weights = None,
-    seed: Seed = None,
-    residual: Residual = None,
-    norm: Norm = None,
-    null_token: NullToken = None,
-    gate: Gate = None,
-    alpha: Alpha = None,
-    layers: Layers = None,
-    ffn_dim: FfnDim = None,
-    direction: Direction = "text",
-    pool: Pool = None,
-    image_mask: Annotated[
-        str | None, typer.Option(help="'none' ignores image masks, stored or listed.")
-    ] = None,
-    text_mask: Annotated[
-        str | None, typer.Option(help="'none' ignores text masks, stored or listed.")
-    ] = None,
-    image_key: ImageKey = None,
-    text_key: TextKey = None,
-    image_axes: ImageAxes = None,
-    text_axes: TextAxes = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    engine: Engine = "auto",
-    out_dtype: OutDtype = "float32",
-    max_memory: Annotated[
-        str | None, typer.Option(help="Bound on results under way: 500M, 2G. Default: 192M.")
-    ] = None,
-    allow_empty_image: AllowEmptyImage = False,
-    allow_nonfinite: AllowNonfinite = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON on stdout, not the folder.")
-    ] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+        float | None,
+        typer.Option(
+            metavar="X", help="GPUs of each Ray worker; 0.5 shares one.", show_default="0"
+        ),
+    ] = None
+
+    def ray_options(self) -> "RayOptions | None":
+        """The cluster, as the library takes it; None without --ray."""
+        from fusecli.batch import RayOptions
+        from fusecli.errors import UsageError
+
+        if self.gpus_per_worker is not None and self.ray is None:
+            raise UsageError("--gpus-per-worker is about the workers of --ray")
+        if self.ray is None:
+            return None
+        return RayOptions(
+            None if self.ray == _OWN_CLUSTER else self.ray, self.gpus_per_worker or 0.0
+        )
+
+
+def batch(
+    inputs: BatchInput,
+    module: ModuleOfJob,
+    result: BatchResult,
+    run: Run,
+    computing: BatchComputing,
+    program: QuietJsonProgram,
 ) -> None:
-    """Fuse many pairs, one result each; run it again to go on where it was stopped.
+    """Fuse many pairs, one result each. The same command again continues where it stopped.
 
     IMAGES and TEXTS are two folders whose files have the same names, or files of tensors keyed
-    by id. Prints the output folder. Exit code 3: some pairs failed, the others are done.
+    by pair id. Prints the output folder. Exit code 3: some pairs failed, the others are done.
     """
-    from fusecli.batch import BatchOptions, RayOptions, ReadOptions, parse_shard, run_batch
-    from fusecli.batch import merge as merge_shards
-    from fusecli.batch.options import MAX_MEMORY, SHARD_SIZE
+    from fusecli.batch import merge, run_batch
     from fusecli.errors import UsageError
-    from fusecli.fusion.weights import ModuleOptions
-    from fusecli.pairs.open import PairOptions
 
-    if output is None:
-        if images is None and manifest is None and not merge:
+    if result.output is None:
+        if inputs.images is None and inputs.manifest is None and not result.merge:
             raise UsageError("expected IMAGES TEXTS -o DIR, or --manifest FILE -o DIR")
         raise UsageError("-o DIR is missing: where do the results go?")
-    if shard_size is not None and not pack:
+    inputs.check()
+    if result.shard_size is not None and not result.pack:
         raise UsageError("--shard-size is about the files of --pack")
-    for side, said in (("image", image_mask), ("text", text_mask)):
-        if said not in (None, "none"):
-            raise UsageError(
-                f"--{side}-mask {said}: a batch takes masks from beside the features or from "
-                "--manifest; only 'none' is possible here"
-            )
-    size = SHARD_SIZE if shard_size is None else parse_bytes(shard_size, "--shard-size")
-    if gpus_per_worker is not None and ray is None:
-        raise UsageError("--gpus-per-worker is about the workers of --ray")
-    if ray is not None and (merge or shard is not None):
+    on_ray = computing.ray_options()
+    if on_ray is not None and (result.merge or run.shard is not None):
         raise UsageError("--ray excludes --merge and --shard: it parts the pairs by itself")
-    on_ray = None
-    if ray is not None:
-        on_ray = RayOptions(None if ray == "local" else ray, gpus_per_worker or 0.0)
-    with Progress("batch", quiet) as progress, _stdout_for_paths_only(on_ray is not None):
-        if merge:
-            if images is not None or manifest is not None or shard is not None or force:
+    with Progress("batch", program.quiet) as progress, _stdout_for_paths_only(on_ray is not None):
+        if result.merge:
+            sources = (inputs.images, inputs.manifest, run.shard)
+            if run.force or any(option is not None for option in sources):
                 raise UsageError("--merge takes only -o DIR: the run is in that folder")
-            summary = merge_shards(output, progress.tell)
+            summary = merge(result.output, progress.tell)
         else:
-            options = BatchOptions(
-                pairs=PairOptions(
-                    images=images,
-                    texts=texts,
-                    manifest=manifest,
-                    image_pattern=image_pattern,
-                    text_pattern=text_pattern,
-                    strict_pairs=strict_pairs,
-                    keyed=keyed,
-                ),
-                output=output,
-                format=format,
-                pack=pack,
-                shard_size=size,
-                switches=ModuleOptions(
-                    method=method,
-                    dim=dim,
-                    heads=heads,
-                    residual=residual,
-                    norm=norm,
-                    null_token=null_token,
-                    gate=gate,
-                    alpha=alpha,
-                    layers=layers,
-                    ffn_dim=ffn_dim,
-                ),
-                direction=direction,
-                pool=pool,
-                weights=weights,
-                seed=seed,
-                reading=ReadOptions(
-                    image_key,
-                    text_key,
-                    image_axes,
-                    text_axes,
-                    image_mask is None,
-                    text_mask is None,
-                    allow_empty_image,
-                    allow_nonfinite,
-                ),
-                device=device,
-                dtype=dtype,
-                engine=engine,
-                out_dtype=out_dtype,
-                on_error=on_error,
-                retry_failed=retry_failed,
-                force=force,
-                shard=None if shard is None else parse_shard(shard),
-                workers=workers,
-                max_memory=MAX_MEMORY if max_memory is None else parse_bytes(max_memory),
-                ray=on_ray,
-            )
+            options = _batch_options(inputs, module, result, run, computing)
             summary = run_batch(options, progress.tell, progress.update)
         for line in summary.lines():
             progress.tell(line)
-    if as_json:
+    if program.as_json:
         sys.stdout.write(summary.to_json())
     else:
         print_path(summary.output)
@@ -269,9 +204,57 @@ def batch(
         raise typer.Exit(_FAILED_PAIRS)
 
 
+def _batch_options(
+    inputs: BatchInput,
+    module: ModuleOfJob,
+    result: BatchResult,
+    run: Run,
+    computing: BatchComputing,
+) -> "BatchOptions":
+    """The options as the library takes them."""
+    from fusecli.batch import BatchOptions, ReadOptions, parse_shard
+    from fusecli.batch.options import MAX_MEMORY, SHARD_SIZE
+
+    assert result.output is not None
+    size, memory = result.shard_size, computing.max_memory
+    return BatchOptions(
+        pairs=inputs.pair_options(),
+        output=result.output,
+        format=result.format,
+        pack=result.pack,
+        shard_size=SHARD_SIZE if size is None else parse_bytes(size, "--shard-size"),
+        switches=module.module_options(),
+        direction=result.direction,
+        pool=result.pool,
+        weights=module.weights,
+        seed=module.seed,
+        reading=ReadOptions(
+            image_key=inputs.image_key,
+            text_key=inputs.text_key,
+            image_axes=inputs.image_axes,
+            text_axes=inputs.text_axes,
+            image_mask=inputs.image_mask is None,
+            text_mask=inputs.text_mask is None,
+            allow_empty_image=inputs.allow_empty_image,
+            allow_nonfinite=inputs.allow_nonfinite,
+        ),
+        device=computing.device,
+        dtype=computing.dtype,
+        engine=computing.engine,
+        out_dtype=result.out_dtype,
+        on_error=run.on_error,
+        retry_failed=run.retry_failed,
+        force=run.force,
+        shard=None if run.shard is None else parse_shard(run.shard),
+        workers=computing.workers,
+        max_memory=MAX_MEMORY if memory is None else parse_bytes(memory),
+        ray=computing.ray_options(),
+    )
+
+
 @contextlib.contextmanager
 def _stdout_for_paths_only(ray: bool) -> Iterator[None]:
-    """Ray prints to stdout what becomes of its processes; what concerns people is told."""
+    """Ray prints messages about its processes to stdout; fusecli tells what matters on stderr."""
     if not ray:
         yield
         return

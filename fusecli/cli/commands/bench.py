@@ -1,106 +1,159 @@
 """`fusecli bench`: this tool against the plain PyTorch module, on this machine."""
 
-from __future__ import annotations
-
 import json
 import sys
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
+from fusecli.cli.option_groups import Computing, Dtype, JsonProgram
 
-def bench(
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BenchShapes:
+    """The pairs in memory."""
+
+    heading: ClassVar[str] = "Shapes"
     image_tokens: Annotated[
-        str, typer.Option("--P", help="Image tokens, separated by commas.")
-    ] = "1,49,197,577",
+        str,
+        typer.Option("--P", metavar="N,N,...", help="Numbers of image tokens, with commas."),
+    ] = "1,49,197,577"
     text_tokens: Annotated[
-        str, typer.Option("--T", help="Text tokens, separated by commas.")
-    ] = "8,16,32,77",
-    pairs: Annotated[int, typer.Option("--pairs", "-n", help="Pairs in memory at once.")] = 64,
-    dim: Annotated[int, typer.Option(help="Width of features and module.")] = 768,
-    heads: Annotated[int, typer.Option(help="Attention heads H.")] = 8,
-    turns: Annotated[int, typer.Option(help="How often each side runs.")] = 7,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="Type fusecli computes in: float32, bfloat16, float16.")
-    ] = "float32",
-    plain_dtype: Annotated[
-        str | None, typer.Option(help="Type of the plain module. Default: --dtype.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="auto (what fuse takes for a long job), numpy or torch.")
-    ] = "auto",
+        str, typer.Option("--T", metavar="N,N,...", help="Numbers of text tokens, with commas.")
+    ] = "8,16,32,77"
+    pairs: Annotated[
+        int, typer.Option("--pairs", "-n", metavar="N", help="Pairs in memory at once.")
+    ] = 64
+    dim: Annotated[
+        int, typer.Option(metavar="D", help="Width of the features and of the module.")
+    ] = 768
+    heads: Annotated[int, typer.Option(metavar="H", help="Number of attention heads.")] = 8
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Measurements:
+    """What is measured."""
+
+    heading: ClassVar[str] = "Measurements"
+    turns: Annotated[int, typer.Option(metavar="N", help="How often each side runs.")] = 7
     process: Annotated[
         bool,
         typer.Option("--process/--no-process", help="Also time whole processes on one pair."),
-    ] = True,
+    ] = True
     stack: Annotated[
         int,
         typer.Option(
-            help="Only time one fuse of a stack of so many pairs [197, 768] with [16, 768], from "
-            "file to file (0.65 MB a pair in the temporary folder)."
+            metavar="N",
+            help="Only time one 'fusecli fuse' of a stack of N pairs [197, 768] with [16, 768], "
+            "from file to file (0.65 MB a pair in the temporary folder).",
         ),
-    ] = 0,
+    ] = 0
     batch: Annotated[
         int,
         typer.Option(
-            help="Only time fusecli batch on so many pairs [1, 768] with [8..32, 768] in .npy "
-            "files, against a torch loop (0.13 MB a pair in the temporary folder, and results)."
+            metavar="N",
+            help="Only time 'fusecli batch' on N pairs [1, 768] with [8..32, 768] in .npy files, "
+            "against a torch loop (0.13 MB a pair in the temporary folder, and results).",
         ),
-    ] = 0,
+    ] = 0
     batch_memory: Annotated[
         int,
-        typer.Option(help="Only run fusecli batch on 1,000 and on so many small pairs by id."),
-    ] = 0,
+        typer.Option(
+            metavar="N", help="Only run 'fusecli batch' on 1,000 and on N small pairs keyed by id."
+        ),
+    ] = 0
     batch_ray: Annotated[
         int,
-        typer.Option(help="Only time fusecli batch on so many pairs, plain and with --ray."),
-    ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+        typer.Option(
+            metavar="N", help="Only time 'fusecli batch' on N pairs, without and with --ray."
+        ),
+    ] = 0
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BenchComputing(Computing):
+    """What computes."""
+
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "cpu"
+    plain_dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Type that the plain module computes in.", show_default="--dtype"),
+    ] = None
+
+
+def bench(
+    shapes: BenchShapes,
+    measurements: Measurements,
+    computing: BenchComputing,
+    program: JsonProgram,
 ) -> None:
     """Measure fusecli against the plain PyTorch module, side by side, on this machine.
 
     Both run in turns on the same numbers; medians are compared. Run it on a quiet machine.
     """
-    from fusecli.bench.in_memory import bench_process, bench_rows, bench_stack, measure_peak
     from fusecli.errors import UsageError
-    from fusecli.fusion.backend.device import resolve_device
     from fusecli.fusion.config import FusionConfig
-    from fusecli.fusion.options import DTYPES, ENGINES, check_choice
 
-    check_choice("--dtype", dtype, DTYPES)
-    check_choice("--plain-dtype", plain_dtype, DTYPES)
-    check_choice("--engine", engine, ENGINES)
+    device, dtype, engine = computing.device, computing.dtype, computing.engine
     if engine == "numpy" and (dtype != "float32" or device != "cpu"):
         raise UsageError("--engine numpy computes in float32 on the CPU only")
-    if min(pairs, turns) < 1 or min(stack, batch, batch_memory, batch_ray) < 0:
+    other = (
+        measurements.stack,
+        measurements.batch,
+        measurements.batch_memory,
+        measurements.batch_ray,
+    )
+    if min(shapes.pairs, measurements.turns) < 1 or min(other) < 0:
         raise UsageError("--pairs, --turns, --stack, --batch, -memory and -ray must be positive")
-    FusionConfig(dim, heads)
-    shapes = _numbers("--P", image_tokens), _numbers("--T", text_tokens)
-    if batch or batch_memory or batch_ray:
-        _bench_batch(batch, batch_memory, batch_ray, as_json)
-        return
-    if stack:
-        made = bench_stack(stack)
-        if as_json:
-            sys.stdout.write(json.dumps(asdict(made), indent=2) + "\n")
-            return
-        typer.echo(
-            f"a stack of {stack:,} pairs, {made.file_gb:.1f} GB, from file to file: "
-            f"{made.seconds:.1f} s, {made.rate:.0f} pairs/s, "
-            f"{made.rate / made.memory_rate:.0%} of the rate from memory"
-            + ("" if made.resident_mb is None else f", {made.resident_mb:.0f} MB resident")
+    FusionConfig(shapes.dim, shapes.heads)
+    image_tokens = _numbers("--P", shapes.image_tokens)
+    text_tokens = _numbers("--T", shapes.text_tokens)
+    if any(other[1:]):
+        _bench_batch(*other[1:], program.as_json)
+    elif measurements.stack:
+        _bench_stack(measurements.stack, program.as_json)
+    else:
+        _bench_in_memory(
+            (image_tokens, text_tokens), shapes, measurements, computing, program.as_json
         )
+
+
+def _bench_stack(pairs: int, as_json: bool) -> None:
+    from fusecli.bench.in_memory import bench_stack
+
+    result = bench_stack(pairs)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
         return
-    found = resolve_device(device)
-    peak = measure_peak(found, dtype)
-    plain = plain_dtype or dtype
+    typer.echo(
+        f"a stack of {pairs:,} pairs, {result.file_gb:.1f} GB, from file to file: "
+        f"{result.seconds:.1f} s, {result.rate:.0f} pairs/s, "
+        f"{result.rate / result.memory_rate:.0%} of the rate from memory"
+        + ("" if result.resident_mb is None else f", {result.resident_mb:.0f} MB resident")
+    )
+
+
+def _bench_in_memory(
+    tokens: tuple[tuple[int, ...], tuple[int, ...]],
+    shapes: BenchShapes,
+    measurements: Measurements,
+    computing: BenchComputing,
+    as_json: bool,
+) -> None:
+    from fusecli.bench.in_memory import bench_process, bench_rows, measure_peak
+    from fusecli.fusion.backend.device import resolve_device
+
+    device, dtype, turns = resolve_device(computing.device), computing.dtype, measurements.turns
+    plain = computing.plain_dtype or dtype
+    peak = measure_peak(device, dtype)
     if not as_json:
         typer.echo(
-            f"{found}, fusecli {dtype} against plain {plain}, D = {dim}, H = {heads}, "
-            f"{pairs} pairs, {turns} turns; matrix-product peak {peak:.0f} GFLOP/s"
+            f"{device}, fusecli {dtype} against plain {plain}, D = {shapes.dim}, "
+            f"H = {shapes.heads}, {shapes.pairs} pairs, {turns} turns; "
+            f"matrix-product peak {peak:.0f} GFLOP/s"
         )
         typer.echo(
             f"{'P':>5} {'T':>4} {'plain/s':>9} {'fusecli/s':>10} {'ratio':>6}  "
@@ -108,7 +161,18 @@ def bench(
             f"{'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
         )
     rows = []
-    for row in bench_rows(found, dtype, engine, *shapes, dim, heads, pairs, turns, plain, peak):
+    for row in bench_rows(
+        device,
+        dtype,
+        computing.engine,
+        *tokens,
+        shapes.dim,
+        shapes.heads,
+        shapes.pairs,
+        turns,
+        plain,
+        peak,
+    ):
         rows.append(row)
         if not as_json:
             order = f"{row.scores}/{row.values}" if row.scores != "none" else "one token"
@@ -118,13 +182,13 @@ def bench(
                 f"{row.gflops:>8.0f} {row.peak_share:>8.0%} "
                 f"{row.prepare_s * 1e3:>6.0f}ms {row.deviation:>8.0e}"
             )
-    whole = bench_process(turns) if process else None
+    whole = bench_process(turns) if measurements.process else None
     if as_json:
         data: dict[str, object] = {
-            "device": found,
+            "device": device,
             "dtype": dtype,
             "plain_dtype": plain,
-            "engine": engine,
+            "engine": computing.engine,
         }
         data |= {"peak_gflops": peak, "rows": [asdict(row) for row in rows], "process": whole}
         sys.stdout.write(json.dumps(data, indent=2) + "\n")

@@ -1,66 +1,65 @@
 """`fusecli init`: write initial weights."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
-from fusecli.cli.options import (
-    Alpha,
-    Debug,
-    FfnDim,
-    Force,
-    Gate,
-    Layers,
-    Method,
-    ModuleHeads,
-    Norm,
-    NullToken,
-    Residual,
-)
+from fusecli.cli.option_groups import Module, QuietProgram, Replacing
 from fusecli.cli.progress import print_path
 
 
-def init(
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="Where the weights go: a .safetensors file.")
-    ],
-    method: Method = None,
-    dim: Annotated[int, typer.Option(help="Width D of the module.")] = 768,
-    heads: ModuleHeads = None,
-    image_dim: Annotated[
-        int | None, typer.Option(help="Width of the image features. Default: --dim.")
-    ] = None,
-    text_dim: Annotated[
-        int | None, typer.Option(help="Width of the text features. Default: --dim.")
-    ] = None,
-    residual: Residual = None,
-    norm: Norm = None,
-    null_token: NullToken = None,
-    gate: Gate = None,
-    alpha: Alpha = None,
-    layers: Layers = None,
-    ffn_dim: FfnDim = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    force: Force = False,
-    debug: Debug = False,
-) -> None:
-    """Write initial weights: those that `fuse --seed` uses, and torch gives for that seed.
+@dataclass(eq=False, repr=False, kw_only=True)
+class InitialModule(Module):
+    """The module, for features that need not be there yet."""
 
-    Of a transformer each layer draws its own, where torch copies the first. Prints the path
-    of the file.
+    dim: Annotated[int, typer.Option(metavar="D", help="Width of the module.")] = 768
+    image_dim: Annotated[
+        int | None,
+        typer.Option(metavar="DI", help="Width of the image features.", show_default="--dim"),
+    ] = None
+    text_dim: Annotated[
+        int | None,
+        typer.Option(metavar="DT", help="Width of the text features.", show_default="--dim"),
+    ] = None
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the weights.")] = 0
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class WeightsFile:
+    """Where the weights go."""
+
+    heading: ClassVar[str] = "Result"
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where the weights go: a .safetensors file."
+        ),
+    ]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class WeightsResult(Replacing, WeightsFile):
+    """The weights file, and whether it may be replaced."""
+
+
+def init(module: InitialModule, result: WeightsResult, program: QuietProgram) -> None:
+    """Write initial, untrained weights to a file.
+
+    They are those that 'fusecli fuse --seed' uses, and that torch gives for the seed (except for
+    a transformer, whose layers each draw their own weights, where torch copies the first).
+    Prints the path of the file.
     """
     from fusecli.errors import UsageError
     from fusecli.fusion.initial_weights import initial_weights
-    from fusecli.fusion.weights import ModuleOptions, write_weights
+    from fusecli.fusion.weights import write_weights
 
-    for option, size in (("--image-dim", image_dim), ("--text-dim", text_dim)):
+    for option, size in (("--image-dim", module.image_dim), ("--text-dim", module.text_dim)):
         if size is not None and size < 1:
             raise UsageError(f"{option} must be at least 1, found {size}")
-    given = ModuleOptions(
-        dim, heads, residual, norm, null_token, method, gate, alpha, layers, ffn_dim
+    config = module.module_options().config(
+        module.image_dim or module.dim, module.text_dim or module.dim
     )
-    config = given.config(image_dim or dim, text_dim or dim)
-    write_weights(output, config, initial_weights(config, seed), seed, force)
-    print_path(output)
+    weights = initial_weights(config, module.seed)
+    write_weights(result.output, config, weights, module.seed, result.force)
+    print_path(result.output)

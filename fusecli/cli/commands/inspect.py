@@ -1,24 +1,32 @@
 """`fusecli inspect FILE...`: what is in a file."""
 
-from __future__ import annotations
-
 import json
 import sys
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import typer
 
+from fusecli.cli.option_groups import JsonProgram
 
-def inspect(
-    files: Annotated[list[str], typer.Argument(help="Feature or weights files, or - for stdin.")],
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class InspectInput:
+    """The files."""
+
+    heading: ClassVar[str] = "Input"
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES...", help="Feature or weights files, or - for stdin."),
+    ]
     stats: Annotated[
         bool,
         typer.Option("--stats", help="Read the numbers too: NaN, infinities, zero rows, norms."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a list of files.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Show what files hold: names, shapes, types, how their axes would be read.
+    ] = False
+
+
+def inspect(inputs: InspectInput, program: JsonProgram) -> None:
+    """Show what files hold: names, shapes, types, and how their axes would be read.
 
     Reads headers only, so it takes no longer for a large file, unless --stats is given.
     """
@@ -27,14 +35,14 @@ def inspect(
     from fusecli.report.inspect import inspect_file
 
     found, failed = [], []
-    for name in files:
+    for name in inputs.files:
         try:
-            found.append(inspect_file(name, stats))
+            found.append(inspect_file(name, inputs.stats))
         except FuseError as error:
-            if len(files) == 1:
+            if len(inputs.files) == 1:
                 raise
             failed.append(str(error))
-    if as_json:
+    if program.as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         from fusecli.cli.render import print_inspection
