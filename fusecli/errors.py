@@ -46,6 +46,27 @@ def refuse_empty_name(path: str) -> None:
         raise UsageError("a file's name is empty (an unset shell variable?)")
 
 
+class StdoutError(OSError):
+    """Stdout does not take what is written to it: a full disk behind it, say."""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Why an allocation failed, in Python, numpy or torch; None for any other error.
+
+    Torch raises a RuntimeError, on the CPU and on a GPU; what it says is kept, on one line.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return text or "an allocation failed"
+    lower = text.lower()
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
+    if isinstance(error, RuntimeError) and any(phrase in lower for phrase in phrases):
+        return shortened(
+            text.rpartition("DefaultCPUAllocator: ")[2].partition(". Error code")[0], 300
+        )
+    return None
+
+
 class FeatureFileError(FuseError):
     """A feature file is missing, damaged, or holds something that is not numbers."""
 

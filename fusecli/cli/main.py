@@ -1,22 +1,25 @@
 """The edge of the program: signals, errors and exit codes. Imports nothing until it is ready.
 
-Exit codes: 0 done; 1 the data or the machine said no; 2 the command line is wrong;
-130, 143 and 129 stopped by Ctrl-C, by SIGTERM and by a terminal that closes.
+Exit codes: 0 done; 1 bad input or environment; 2 the command line is wrong; 3 a batch with
+failed pairs; 130, 143 and 129 stopped by Ctrl-C, by SIGTERM and by a terminal that closes.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import gc
+import io
 import os
 import signal
 import sys
+import time
 from typing import Any, NoReturn
 
-# How writing to a file behind stdout fails; such an error carries no file name.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+from fusecli.errors import LONGEST_LINE, StdoutError, out_of_memory, printable, shortened
+
+# A shell or a wrapper may pass the same Ctrl-C on; a person does not press it again so soon.
+_SECOND_AFTER = 0.25  # seconds
 
 _STOPPING = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP"):
@@ -29,6 +32,18 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
+
+
+class _Stdout(io.FileIO):
+    """Standard output whose failed writes can be told from those of files."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StdoutError(error.errno, error.strerror) from None
 
 
 def run() -> NoReturn:
@@ -52,9 +67,12 @@ def run() -> NoReturn:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     args = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in args
     # A stream that the caller has closed is None, and printing to None prints to the other.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    _name_stdout()
+    code: int
     try:
         # Before the first heavy import, so that a signal in the middle of it is silent too.
         for number in _STOPPING:
@@ -66,23 +84,58 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _abandon_stdout()  # its reader has gone, and knows
         code = 1
-    except OSError as error:
-        if error.filename is not None or error.errno not in _FULL:
-            raise
+    except StdoutError as error:
         _abandon_stdout()
-        say_error(f"stdout: cannot be written: {error.strerror}")
+        say_error(f"stdout: cannot be written: {error.strerror}", debug)
+        code = 1
+    except OSError as error:
+        say_error(_said_by_system(error), debug)
         code = 1
     sys.exit(code)
 
 
+def _name_stdout() -> None:
+    """Let failed writes to stdout be known as such, and characters it does not have be escaped."""
+    stdout = sys.stdout
+    if stdout is not sys.__stdout__ or not isinstance(stdout, io.TextIOWrapper):
+        return  # somebody who calls `main` reads what is printed
+    stdout.flush()
+    raw = _Stdout(stdout.fileno(), "wb", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stdout.encoding,
+        errors="backslashreplace",
+        line_buffering=stdout.line_buffering,
+        write_through=stdout.write_through,
+    )
+
+
+def _said_by_system(error: OSError) -> str:
+    """An error that nothing on the way has put into words."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working folder has been removed: change to another one"
+    where = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
+    return f"{where}{error.strerror or error}"
+
+
 def _abandon_stdout() -> None:
-    """Keep off a second failure while Python shuts down."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Prevent a second failure while Python shuts down."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stop(number: int, frame: Any) -> None:
-    for other in _STOPPING:  # cleaning up is not interrupted
-        signal.signal(other, signal.SIG_IGN)
+    """The first signal: stop, and clean up undisturbed unless Ctrl-C is pressed once more."""
+    begun = time.monotonic()
+
+    def again(number: int, frame: Any) -> None:
+        if number != getattr(signal, "SIGHUP", None) and time.monotonic() - begun > _SECOND_AFTER:
+            os._exit(128 + number)
+
+    for other in _STOPPING:
+        signal.signal(other, again)
     raise Stopped(number)
 
 
@@ -97,11 +150,11 @@ def _run(args: list[str]) -> int:
     except FuseError as error:
         say_error(str(error), "--debug" in args)
         return error.exit_code
-    except MemoryError as error:
-        why = str(error) or "an allocation failed"
-        say_error(f"there is not enough memory for this job: {why}", "--debug" in args)
-        return 1
     except Exception as error:
+        why = out_of_memory(error)
+        if why is not None:
+            say_error(f"there is not enough memory for this job: {why}", "--debug" in args)
+            return 1
         # Typer exports no base class of its usage errors; they all can say themselves.
         message = getattr(error, "format_message", None)
         if message is None:
@@ -129,10 +182,10 @@ def _with_values(args: list[str]) -> list[str]:
 
 def say_error(message: str, debug: bool = False) -> None:
     """One line on stderr, under the traceback if that was asked for."""
-    from fusecli.errors import LONGEST_LINE, printable, shortened
-
     if debug:
         import traceback
 
         traceback.print_exc()
-    print(printable(shortened(f"error: {message}", LONGEST_LINE)), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it: the exit code is what remains
+        line = printable(shortened(f"error: {message}", LONGEST_LINE))
+        print(line, file=sys.stderr, flush=True)

@@ -114,6 +114,7 @@ def parse_bytes(text: str, option: str = "--max-memory") -> int:
     from fusecli.errors import UsageError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not match or float(match[1]) == 0:
+    size = float(match[1]) * 1024 ** " kmgt".index(match[2] or " ") if match else 0.0
+    if not 0 < size < float("inf"):  # 400 digits are more than a float holds
         raise UsageError(f"{option} {text}: expected a size such as 500M or 2G")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+    return int(size)

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from fusecli.errors import printable
+from fusecli.errors import StdoutError, printable
 
 _PATIENCE = 1.0  # seconds before a bar appears: a short job needs none
 _PLAIN_EVERY = 30.0  # seconds between lines where stderr is no terminal
@@ -22,15 +22,16 @@ def print_about(path: str, data: bytes) -> None:
     """Print what a script reads about a file that has been written.
 
     Raises:
-        OSError: stdout cannot be written; it says that the file is there nevertheless.
+        StdoutError: stdout cannot be written; it says that the file is there nevertheless.
     """
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        why = f"{error.strerror}; {path} is complete and stays"
-        raise OSError(error.errno, why) from None
+        raise StdoutError(error.errno, f"{error.strerror}; {path} is complete and stays") from None
 
 
 class Progress:

@@ -1,4 +1,8 @@
-"""From the system's memory to the disk."""
+"""Files on disk: whole or not at all, and one wording of what cannot be written.
+
+A file is written under a temporary name in its own folder, flushed to the disk, and renamed.
+`publish_all` does this for several files of which all are to appear or none.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,21 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import IO
 
 from fusecli.errors import OutputError, UsageError, refuse_empty_name
+from fusecli.features.leftovers import hold, sweep, temporary_name
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_BUFFERS = 512  # Linux takes 1,024 in one call
+_COPIED = 1 << 20  # bytes at once
 
 
 def not_written(where: str, error: OSError) -> OutputError:
-    """What the system said about a file of a run, as the user's error."""
+    """What the system said about a file that cannot be written, as the user's error."""
     remedy = ": free space and run the same command again" if error.errno in _FULL else ""
     return OutputError(f"{where}: cannot be written: {error.strerror or error}{remedy}")
 
@@ -43,13 +51,10 @@ def write_all(descriptor: int, buffers: Sequence[bytes | memoryview]) -> int:
     return total
 
 
-_MOST_BUFFERS = 512  # Linux takes 1,024 in one call
-
-
 def bring_to_disk(folder: str, files: Sequence[str]) -> None:
-    """Return when files are on the disk, so that a power cut cannot stack them.
+    """Return when files are on the disk, so that a power cut cannot empty them.
 
-    Linux brings a whole file system there in one call, which for thousands of small files is
+    Linux flushes a whole file system in one call, which for thousands of small files is
     hundreds of times quicker than a call for each.
 
     Raises:
@@ -74,7 +79,11 @@ def bring_to_disk(folder: str, files: Sequence[str]) -> None:
 
 
 def sync_folder(folder: str) -> None:
-    # Without it a power cut can stack the rename, though not the file's contents.
+    """Return when the names in a folder are on the disk; a power cut could undo a rename.
+
+    Raises:
+        OSError: the disk failed.
+    """
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -84,44 +93,29 @@ def sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-class StagedFile:
-    """A file that appears under its name only when `publish` is called.
+class Staged:
+    """A file on its way: written first, and given where it belongs only by `publish`.
 
     Used as a context manager: leaving it without `publish` removes every trace. The file is
     made by `begin`, inside the context, so that a signal at any moment finds it cleaned up.
 
     Args:
-        path: the name it will have.
-        shown: what errors call it, where that is not its name.
+        shown: what errors call it.
     """
 
-    def __init__(self, path: str, shown: str | None = None) -> None:
-        # A link keeps pointing where it did: its target is what is replaced.
-        self.path = os.path.realpath(path)
-        self._shown = shown or path
-        # A name of its own for every run: two on one output do not meet.
-        part = f".fusecli-{os.urandom(8).hex()}.part"
-        self.staged = os.path.join(os.path.dirname(self.path), part)
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
         self._handle: IO[bytes] | None = None
-
-    def begin(self) -> StagedFile:
-        """Make the file, under its temporary name.
-
-        Raises:
-            OutputError: the folder does not allow it.
-        """
-        try:
-            descriptor = os.open(self.staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except OSError as error:
-            raise not_written(self._shown, error) from None
-        self._handle = os.fdopen(descriptor, "w+b")
-        return self
 
     @property
     def handle(self) -> IO[bytes]:
         """The open file."""
         assert self._handle is not None, "begin comes first"
         return self._handle
+
+    def failed(self, error: OSError) -> OutputError:
+        """What the system said about this file, as the user's error."""
+        return not_written(self._shown, error)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes.
@@ -132,7 +126,7 @@ class StagedFile:
         try:
             self.handle.write(data)
         except OSError as error:
-            raise not_written(self._shown, error) from None
+            raise self.failed(error) from None
 
     def flush(self) -> None:
         """Bring everything to the disk.
@@ -144,31 +138,203 @@ class StagedFile:
             self.handle.flush()
             os.fsync(self.handle.fileno())
         except OSError as error:
-            raise not_written(self._shown, error) from None
+            raise self.failed(error) from None
 
     def publish(self) -> None:
-        """Give the finished file its name.
+        """Give the finished file where it belongs.
+
+        Raises:
+            OutputError: the folder or the disk does not allow it; an older file of that name
+                is there as before.
+        """
+        publish_all([self])
+
+    def take_place(self) -> None:
+        """The step of `publish` after `flush`; `rollback` undoes it until `settle` is called."""
+        raise NotImplementedError
+
+    def rollback(self) -> None:
+        """Undo `take_place`, also where it failed half-way."""
+
+    def settle(self) -> None:
+        """Give up the possibility of a rollback."""
+
+    def _close(self) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(OSError):
+                self._handle.close()
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+
+class StagedFile(Staged):
+    """A file that appears under its name only when it is whole.
+
+    Args:
+        path: the name it will have.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        # A link keeps pointing where it did: its target is what is replaced.
+        self.path = os.path.realpath(path)
+        self._folder = os.path.dirname(self.path)
+        # A name of its own for every run: two on one output do not meet.
+        self.staged = os.path.join(self._folder, temporary_name())
+        self._older = os.path.join(self._folder, temporary_name())  # what is replaced, meanwhile
+        self._has_name = self._has_older = False
+
+    def begin(self) -> StagedFile:
+        """Make the file, under its temporary name.
+
+        Raises:
+            OutputError: the folder does not allow it.
+        """
+        sweep(self._folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            descriptor = os.open(self.staged, flags, 0o666)
+        except OSError as error:
+            raise self.failed(error) from None
+        self._handle = os.fdopen(descriptor, "w+b")
+        hold(descriptor)
+        return self
+
+    def take_place(self) -> None:
+        """Give the flushed file its name.
 
         Raises:
             OutputError: the folder or the disk does not allow it.
         """
-        self.flush()
         try:
-            self.handle.close()
+            self._keep_older()
+            if os.name == "nt":  # which renames no open file
+                self.handle.close()
             os.replace(self.staged, self.path)
-            sync_folder(os.path.dirname(self.path))
+            self._has_name = True
+            sync_folder(self._folder)
         except OSError as error:
-            raise not_written(self._shown, error) from None
+            raise self.failed(error) from None
+
+    def rollback(self) -> None:
+        """Give the name back to the older file, or to nothing."""
+        with contextlib.suppress(OSError):
+            if self._has_name and self._has_older:
+                os.replace(self._older, self.path)
+            elif self._has_name:
+                os.unlink(self.path)
+            self._has_name = False
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the older file go."""
+        if self._has_older:
+            with contextlib.suppress(OSError):
+                os.unlink(self._older)
+            self._has_older = False
+
+    def _keep_older(self) -> None:
+        """A second name for the file that is to be replaced; a copy where there are no links."""
+        if not os.path.isfile(self.path):
+            return
+        self._has_older = True
+        try:
+            os.link(self.path, self._older)
+        except OSError:
+            shutil.copy2(self.path, self._older)
 
     def __enter__(self) -> StagedFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._handle is not None:
-            with contextlib.suppress(OSError):
-                self._handle.close()
+        self._close()
         with contextlib.suppress(OSError):
             os.unlink(self.staged)  # after `publish` there is none
+
+
+class StagedStdout(Staged):
+    """A file without a name, which is copied to stdout only when it is whole."""
+
+    def __init__(self) -> None:
+        super().__init__("stdout (held in $TMPDIR until it is whole)")
+        self._copied = 0
+
+    def begin(self) -> StagedStdout:
+        """Make the file.
+
+        Raises:
+            OutputError: $TMPDIR does not allow it.
+        """
+        import tempfile
+
+        try:
+            self._handle = tempfile.TemporaryFile(prefix="fusecli-")  # noqa: SIM115 - __exit__
+        except OSError as error:
+            raise self.failed(error) from None
+        return self
+
+    def flush(self) -> None:
+        """Write what is buffered; a file without a name need not survive a power cut.
+
+        Raises:
+            OutputError: $TMPDIR is full.
+        """
+        try:
+            self.handle.flush()
+        except OSError as error:
+            raise self.failed(error) from None
+
+    def take_place(self) -> None:
+        """Copy it to stdout, which cannot be undone.
+
+        Raises:
+            OutputError: $TMPDIR cannot be read.
+            OSError: stdout does not take it.
+        """
+        stdout = sys.stdout.buffer
+        while data := self._read():
+            stdout.write(data)
+        stdout.flush()
+
+    def _read(self) -> bytes:
+        try:
+            if self._copied == 0:
+                self.handle.seek(0)
+            data = self.handle.read(_COPIED)
+        except OSError as error:
+            why = error.strerror or error
+            raise OutputError(f"{self._shown}: cannot be read: {why}") from None
+        self._copied += len(data)
+        return data
+
+    def __enter__(self) -> StagedStdout:
+        return self
+
+
+def publish_all(files: Sequence[Staged]) -> None:
+    """Give several finished files their names: all of them, or none.
+
+    Everything is on the disk before the first gets its name. What goes to stdout goes last,
+    since it cannot be taken back.
+
+    Raises:
+        OutputError: a folder or the disk does not allow it; older files of those names are
+            there as before.
+        OSError: stdout does not take the result.
+    """
+    for file in files:
+        file.flush()
+    ordered = sorted(files, key=lambda file: isinstance(file, StagedStdout))
+    try:
+        for file in ordered:
+            file.take_place()
+    except BaseException:
+        for file in reversed(ordered):
+            file.rollback()
+        raise
+    for file in ordered:
+        file.settle()
 
 
 def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, ...]) -> None:

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
@@ -23,7 +22,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from fusecli.errors import OutputError
-from fusecli.features.atomic import StagedFile, not_written
+from fusecli.features.atomic import StagedFile, StagedStdout
 from fusecli.features.dtypes import from_float32, storage_type
 
 ENDINGS = (".npy", ".npz", ".safetensors")
@@ -58,10 +57,7 @@ class FeatureWriter:
         self._shapes = {key: shape, **further}
         size = storage_type(dtype).itemsize
         self._sizes = [math.prod(shape) * size for shape in self._shapes.values()]
-        self._spooled = path == "-"
-        self.staged = StagedFile(path)
-        if self._spooled:
-            self.staged = StagedFile(_spool(), "stdout (held in $TMPDIR until it is whole)")
+        self.staged = StagedStdout() if path == "-" else StagedFile(path)
         self._archive: zipfile.ZipFile | None = None
         # Where the numbers of each tensor go: into the file, an archive's member, or (further
         # ones of an archive, which takes one member at a time) a file beside it.
@@ -93,9 +89,9 @@ class FeatureWriter:
         import tempfile
 
         try:
-            return tempfile.TemporaryFile(dir=os.path.dirname(self.staged.path))
+            return tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(self._path)))
         except OSError as error:
-            raise not_written(self._path, error) from None
+            raise self.staged.failed(error) from None
 
     def _member(self, key: str) -> IO[bytes]:
         assert self._archive is not None
@@ -144,7 +140,7 @@ class FeatureWriter:
                         shutil.copyfileobj(held, member, 1 << 20)
                 self._archive.close()
         except OSError as error:
-            raise not_written(self._path, error) from None
+            raise self.staged.failed(error) from None
         self.staged.flush()
 
     def publish(self) -> None:
@@ -153,12 +149,7 @@ class FeatureWriter:
         Raises:
             OutputError: the folder, the disk or the reader of stdout does not take it.
         """
-        if not self._spooled:
-            self.staged.publish()
-            return
-        self.staged.handle.seek(0)
-        shutil.copyfileobj(self.staged.handle, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        self.staged.publish()
 
     def _write(self, index: int, data: bytes | memoryview) -> None:
         try:
@@ -167,7 +158,7 @@ class FeatureWriter:
                 self._places[index] += len(data)
             self._sinks[index].write(data)
         except OSError as error:
-            raise not_written(self._path, error) from None
+            raise self.staged.failed(error) from None
 
     def __enter__(self) -> FeatureWriter:
         return self
@@ -180,13 +171,6 @@ class FeatureWriter:
             with contextlib.suppress(OSError, ValueError):
                 self._archive.close()
         self.staged.__exit__(*error)
-
-
-def _spool() -> str:
-    """Where a result for stdout is held until it is whole."""
-    import tempfile
-
-    return os.path.join(tempfile.gettempdir(), "fusecli-stdout")
 
 
 def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import DiagnosisError, FeatureFileError
-from fusecli.features.atomic import StagedFile
+from fusecli.features.atomic import StagedFile, publish_all
 from fusecli.features.dtypes import storage_type
 from fusecli.features.token_reader import Norms
 from fusecli.features.writer import FeatureWriter
@@ -104,10 +104,7 @@ def fuse_files(
         report = _report(job, fusions, statistics, diagnoses, tensors, writer, maps)
         view = _view(job, maps)
         staged = _stage_small_files(o, report, view, stack)
-        writer.publish()
-        maps.publish()
-        for file in staged:
-            file.publish()
+        publish_all([writer.staged, *maps.staged, *staged])
     if view is not None and o.maps.show:
         show(view)
     return report

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import UsageError
+from fusecli.features.atomic import Staged
 from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
 
 
@@ -189,14 +190,10 @@ class MapSink:
         if self._writer is not None:
             self._writer.finish()
 
-    def publish(self) -> None:
-        """Give the file its name.
-
-        Raises:
-            OutputError: the folder or the disk does not allow it.
-        """
-        if self._writer is not None:
-            self._writer.publish()
+    @property
+    def staged(self) -> list[Staged]:
+        """The file, if one is written, to be published with the result."""
+        return [] if self._writer is None else [self._writer.staged]
 
 
 class ChunkMaps:

@@ -1,0 +1,151 @@
+"""The edge of the program: what nothing on the way has put into words is still one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusecli.errors import out_of_memory
+from fusecli.job import run as job_run
+
+
+@pytest.fixture
+def inputs(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    np.save("image.npy", rng.standard_normal((3, 16)).astype(np.float32))
+    np.save("text.npy", rng.standard_normal((5, 16)).astype(np.float32))
+    return folder
+
+
+JOB = ("fuse", "image.npy", "text.npy", "-o", "out.npy", "--quiet")
+
+
+def test_torch_that_finds_no_memory_is_known() -> None:
+    """The real error of torch on the CPU."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    why = out_of_memory(caught.value)
+    assert why is not None
+    assert str(1 << 60) in why
+    assert "\n" not in why
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "an allocation failed"),
+        (np.exceptions.AxisError("axis"), None),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB."), "2.00 GiB"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "9 GB"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (OSError(errno.ENOMEM, "out of memory"), None),
+    ],
+)
+def test_only_failed_allocations_are_taken_for_such(error: Exception, says: str | None) -> None:
+    why = out_of_memory(error)
+    assert (why is None) if says is None else (why is not None and says in why)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 1 PiB"),
+        torch.OutOfMemoryError("CUDA out of memory. Unable to allocate 1 PiB"),
+    ],
+)
+def test_job_that_finds_no_memory_is_one_line_and_leaves_nothing(
+    inputs: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(job_run, "stream", failing)
+    before = sorted(os.listdir())
+    done = cli(*JOB)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"error: there is not enough memory for this job: {error}\n"
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("name", [None, "some/file"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+def test_system_error_that_nobody_words_is_one_line_and_does_not_blame_stdout(
+    inputs: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch, number: int, name: str | None
+) -> None:
+    def failing(*args: object) -> None:
+        raise OSError(number, os.strerror(number), name)
+
+    monkeypatch.setattr(job_run, "stream", failing)
+    done = cli(*JOB)
+    assert (done.code, done.out) == (1, "")
+    where = "" if name is None else f"{name}: "
+    assert done.err == f"error: {where}{os.strerror(number)}\n"
+    assert not os.path.exists("out.npy")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("fuse", "image.npy", "text.npy"),
+        ("init", "-o", "w.safetensors", "--dim", "8"),
+    ],
+)
+def test_working_folder_that_is_gone_is_one_line(tmp_path: Path, args: tuple[str, ...]) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = (
+        "import os, sys\n"
+        f"os.chdir({str(gone)!r}); os.rmdir({str(gone)!r})\n"
+        f"from fusecli.cli.main import main; main({list(args)!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("args", [("inspect", "téxt×😀.npy"), ("methods",), ("fuse", "--help")])
+def test_stdout_of_any_encoding_is_written(
+    folder: Path, program: Callable, encoding: str, args: tuple[str, ...]
+) -> None:
+    np.save("téxt×😀.npy", np.ones((2, 8), np.float32))
+    done = program(*args, env={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    said = done.stdout.decode(encoding)
+    if args[0] == "inspect" and encoding == "ascii":
+        assert "t\\xe9xt\\xd7\\U0001f600.npy" in said
+    elif args[0] == "inspect" and encoding == "utf-8":
+        assert "téxt×😀.npy" in said
+
+
+def test_errors_that_nobody_can_read_keep_the_exit_code(inputs: Path, program: Callable) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = program(
+        *("fuse", "image.npy", "gone.npy"),
+        capture_output=False,
+        stdout=subprocess.PIPE,
+        stderr=writing,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+@pytest.mark.parametrize("digits", [20, 400])
+def test_memory_bound_of_any_number_of_digits_is_no_traceback(
+    inputs: Path, cli: Callable, digits: int
+) -> None:
+    done = cli(*JOB, "--max-memory", "9" * digits)
+    assert done.code in (0, 2)
+    assert done.err.count("\n") == (done.code != 0)
