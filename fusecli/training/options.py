@@ -56,7 +56,8 @@ class TrainOptions:
         patience: epochs without a better validation score before training stops; None: the
             recipe's.
         seed: of the splits, the initial weights, dropout and the order of pairs.
-        seeds: models of each kind, with `seed`, `seed` + 1, ...; their logits are averaged.
+        seeds: models of each kind, with `seed`, `seed` + 1, ...; their logits are averaged. None:
+            by the number of pairs.
         val_fraction: share of the inner validation part, of all pairs; None: by their number.
         test_fraction: share of the held-out part, of all pairs; None: by their number.
         folds: K for out-of-fold predictions of all pairs; None: one held-out part.
@@ -81,7 +82,7 @@ class TrainOptions:
     dropout: float | None = None
     patience: int | None = None
     seed: int = 0
-    seeds: int = 1
+    seeds: int | None = None
     val_fraction: float | None = None
     test_fraction: float | None = None
     folds: int | None = None
@@ -111,7 +112,7 @@ class TrainOptions:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{option} must be at least {least}, found {value}")
-        if self.seeds > MOST_SEEDS:
+        if self.seeds is not None and self.seeds > MOST_SEEDS:
             raise UsageError(f"--seeds must be at most {MOST_SEEDS}, found {self.seeds}")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UsageError(f"--lr must be above 0, found {self.lr:g}")

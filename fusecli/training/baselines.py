@@ -1,0 +1,133 @@
+"""What a fusion has to beat: each side alone, both without interaction, and concat + MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fusecli.training.examples import ChannelStatistics, Pooled
+from fusecli.training.head import MLP, Noise, pool_tokens
+from fusecli.training.model import PairModel
+
+
+class _TokenNet(nn.Module):
+    """Logits of one side: tokens through a linear layer, learned pooling, then an MLP."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, pooled: bool) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, width)
+        self.score = nn.Parameter(torch.zeros(width)) if pooled else None
+        self.mlp = MLP(width, width, outputs)
+
+    def forward(self, x: Tensor, mask: Tensor | None, noise: Noise | None) -> Tensor:
+        z = self.proj(x)
+        if self.score is not None:
+            z = pool_tokens(z, z @ self.score, mask)
+        logits: Tensor = self.mlp(z, noise)
+        return logits
+
+
+class _LinearNet(nn.Module):
+    """Logits of one side that is one token, or for `tag` of each token, by one linear layer."""
+
+    def __init__(self, inputs: int, outputs: int, pooled: bool) -> None:
+        super().__init__()
+        self.out = nn.Linear(inputs, outputs)
+        self.pooled = pooled
+
+    def forward(self, x: Tensor, mask: Tensor | None, noise: Noise | None) -> Tensor:
+        logits: Tensor = self.out(x[:, 0] if self.pooled else x)
+        return logits
+
+
+class AdditiveModel(PairModel):
+    """Text logits plus image logits; with one side only, a unimodal baseline.
+
+    Args:
+        linear: one linear layer on the mean of the tokens, instead of learned pooling and an
+            MLP on the tokens.
+        sides: "text", "image" or both.
+        width: of the hidden layers.
+        outputs: number of logits C.
+        tag: logits for every text token.
+        text, image: what the channels are standardised with.
+    """
+
+    def __init__(
+        self,
+        linear: bool,
+        sides: tuple[str, ...],
+        width: int,
+        outputs: int,
+        tag: bool,
+        text: ChannelStatistics,
+        image: ChannelStatistics,
+    ) -> None:
+        super().__init__(text, image)
+        self.tag = tag
+        unused = (("text" not in sides), ("image" not in sides))
+        self.pooled = Pooled((linear and not tag) or unused[0], linear or unused[1])
+        self.nets = nn.ModuleDict()
+        for side, statistics in (("text", text), ("image", image)):
+            if side in sides:
+                pooled = side == "image" or not tag
+                inputs = len(statistics.mean)
+                self.nets[side] = (
+                    _LinearNet(inputs, outputs, pooled)
+                    if linear
+                    else _TokenNet(inputs, width, outputs, pooled)
+                )
+        if tag and "text" not in sides:
+            # Every token of a pair gets the same logits; the number of tokens is the text's.
+            self.pooled = Pooled(False, linear)
+
+    def join(
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_mask: Tensor | None,
+        image_mask: Tensor | None,
+        noise: Noise | None = None,
+    ) -> Tensor:
+        parts = []
+        if "text" in self.nets:
+            parts.append(self.nets["text"](text, text_mask, noise))
+        if "image" in self.nets:
+            logits = self.nets["image"](image, image_mask, noise)  # [N, C]
+            if self.tag:
+                logits = logits.unsqueeze(1).expand(-1, text.shape[1], -1)
+            parts.append(logits)
+        total: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return total
+
+
+class ConcatMLP(PairModel):
+    """An MLP on [text ; mean of the image tokens]; the text is its mean, for `tag` each token.
+
+    Args: those of `AdditiveModel`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        tag: bool,
+        text: ChannelStatistics,
+        image: ChannelStatistics,
+    ) -> None:
+        super().__init__(text, image)
+        self.pooled = Pooled(not tag, True)
+        self.tag = tag
+        self.mlp = MLP(len(text.mean) + len(image.mean), 2 * width, outputs)
+
+    def join(
+        self,
+        text: Tensor,
+        image: Tensor,
+        text_mask: Tensor | None,
+        image_mask: Tensor | None,
+        noise: Noise | None = None,
+    ) -> Tensor:
+        z = torch.cat((text, image.expand(-1, text.shape[1], -1)), dim=-1)  # [N, T or 1, .]
+        logits: Tensor = self.mlp(z if self.tag else z[:, 0], noise)
+        return logits

@@ -1,0 +1,226 @@
+"""What is trained for each line of the table: baselines, and the candidates for the fusion."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from fusecli.errors import UsageError
+from fusecli.fusion.config import METHODS, FusionConfig
+from fusecli.fusion.weights import ModuleOptions
+from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows, Side
+from fusecli.training.loop import Recipe, default_epochs
+from fusecli.training.model import PairModel
+from fusecli.training.options import TrainOptions
+from fusecli.training.targets import Targets
+
+Kind = Literal["fusion", "additive", "concat_mlp"]
+
+WIDTH, HEADS = 128, 4
+_MANY_ROWS = 20_000  # above, dropout does more harm than good
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a model is built, without its weights; plain data that is kept as JSON.
+
+    Attributes:
+        kind: the class of the model.
+        outputs: number of logits C.
+        tag: logits for every text token.
+        image_dim, text_dim: widths of the features.
+        width: of hidden layers.
+        fusion: `FusionConfig.to_dict()`, for a fusion.
+        linear: an additive model is linear.
+        sides: of an additive model.
+    """
+
+    kind: Kind
+    outputs: int
+    tag: bool
+    image_dim: int
+    text_dim: int
+    width: int = WIDTH
+    fusion: dict[str, Any] | None = None
+    linear: bool = False
+    sides: tuple[str, ...] = ("text", "image")
+
+    def build(self, text: ChannelStatistics, image: ChannelStatistics) -> PairModel:
+        """The model with initial weights.
+
+        Args:
+            text, image: what the channels are standardised with.
+        """
+        from fusecli.training.baselines import AdditiveModel, ConcatMLP
+        from fusecli.training.model import FusionModel
+
+        if self.kind == "fusion":
+            config = FusionConfig.from_dict(dict(self.fusion or {}), "run.json")
+            return FusionModel(config, self.width, self.outputs, self.tag, text, image)
+        if self.kind == "additive":
+            return AdditiveModel(
+                self.linear, self.sides, self.width, self.outputs, self.tag, text, image
+            )
+        return ConcatMLP(self.width, self.outputs, self.tag, text, image)
+
+    def statistics(
+        self, examples: Examples, rows: Rows
+    ) -> tuple[ChannelStatistics, ChannelStatistics]:
+        """Mean and spread of both sides over the rows, of means where the model takes means."""
+        pooled = self.pooled()
+        return (
+            examples.statistics("text", rows, pooled.text),
+            examples.statistics("image", rows, pooled.image),
+        )
+
+    def pooled(self) -> Pooled:
+        """Which sides the model takes as means."""
+        if self.kind == "fusion":
+            method = (self.fusion or {}).get("method")
+            return Pooled(image=method in ("concat", "sum", "bilinear"))
+        if self.kind == "concat_mlp":
+            return Pooled(not self.tag, True)
+        text = (self.linear or "text" not in self.sides) and not self.tag
+        return Pooled(text, self.linear or "image" not in self.sides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values of the fields."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
+        """Read back what `to_dict` gave."""
+        return cls(**{**data, "sides": tuple(data["sides"])})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to fill a line of the table.
+
+    Attributes:
+        family: the line: "text only", "image only", "additive", "concat + MLP" or "fusion".
+        name: of this way, unique in its family.
+        spec: of the model.
+        recipe: how it is trained.
+        cost: multiply-adds of a pair, roughly, to begin with the longest job.
+    """
+
+    family: str
+    name: str
+    spec: ModelSpec
+    recipe: Recipe
+    cost: float
+
+
+def base_recipe(options: TrainOptions, n: int) -> Recipe:
+    """The recipe for n pairs, with what the options say."""
+    recipe = Recipe(epochs=options.epochs or default_epochs(n))
+    given: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "weight_decay": options.weight_decay,
+        "patience": options.patience,
+    }
+    recipe = replace(recipe, **{name: v for name, v in given.items() if v is not None})
+    if n > _MANY_ROWS:
+        recipe = replace(recipe, channels=0.1, patches=0.1, head=0.1)
+    if options.dropout is not None:
+        recipe = replace(recipe, head=options.dropout)
+    return recipe
+
+
+def light(recipe: Recipe) -> Recipe:
+    """The recipe without dropout of inputs and smoothing of labels.
+
+    Where the image's features are few channels and pairs are thousands, these cost a lot.
+    """
+    return replace(recipe, channels=0.0, patches=0.0, smoothing=0.0)
+
+
+def make_candidates(
+    examples: Examples, targets: Targets, options: TrainOptions, n: int
+) -> list[Candidate]:
+    """Everything that is trained to choose from.
+
+    Args:
+        examples: the features.
+        targets: the labels.
+        options: of the run.
+        n: pairs that are learnt from.
+
+    Raises:
+        UsageError: the module's options contradict each other or the features.
+    """
+    recipe = base_recipe(options, n)
+    spec = ModelSpec(
+        "additive", targets.outputs, targets.per_token, examples.image_dim, examples.text_dim
+    )
+    found: list[Candidate] = []
+
+    def add(family: str, name: str, spec: ModelSpec) -> None:
+        cost = _cost(spec, examples)
+        found.append(Candidate(family, name, spec, recipe, cost))
+        if recipe.channels or recipe.patches or recipe.smoothing:
+            found.append(Candidate(family, f"{name}, no input dropout", spec, light(recipe), cost))
+
+    for config in fusion_configs(examples, options):
+        name = config.method
+        add("fusion", name, replace(spec, kind="fusion", fusion=config.to_dict()))
+    sides: dict[str, tuple[str, ...]] = {
+        "text only": ("text",),
+        "image only": ("image",),
+        "additive": ("text", "image"),
+    }
+    if targets.task != "match":
+        for family, used in sides.items():
+            add(family, "linear", replace(spec, linear=True, sides=used))
+            add(family, "MLP", replace(spec, sides=used))
+    add("concat + MLP", "MLP", replace(spec, kind="concat_mlp"))
+    return found
+
+
+def fusion_configs(examples: Examples, options: TrainOptions) -> list[FusionConfig]:
+    """The fusions to choose from: one where a method is given, else those of `auto`.
+
+    Raises:
+        UsageError: the module's options contradict each other or the features.
+    """
+    module = options.module
+    if options.method != "auto":
+        return [_config(options.method, module, examples)]
+    general = ModuleOptions(dim=module.dim)  # what every method reads
+    methods = [name for name in ("attention", "bilinear", "concat") if name in METHODS]
+    return [_config(m, module if m == "attention" else general, examples) for m in methods]
+
+
+def _config(method: str, module: ModuleOptions, examples: Examples) -> FusionConfig:
+    given = {k: v for k, v in module.said.items() if k != "method"}
+    defaults: dict[str, Any] = {"embed_dim": WIDTH}
+    if method in ("attention", "transformer"):
+        dim = given.get("embed_dim", WIDTH)
+        if dim % HEADS == 0:
+            defaults["num_heads"] = HEADS
+    if method == "attention" and given.get("gate"):
+        defaults["embed_dim"] = examples.text_dim
+    elif method == "attention":
+        defaults |= {"residual": True, "norm": True}
+    if method in ("concat", "sum"):
+        defaults["projected"] = True
+    if method not in ("attention", "transformer", "concat", "sum", "bilinear"):
+        raise UsageError(f"--method {method}: training knows no such method")
+    return FusionConfig(
+        image_dim=examples.image_dim,
+        text_dim=examples.text_dim,
+        method=method,  # type: ignore[arg-type,unused-ignore]
+        **(defaults | given),
+    )
+
+
+def _cost(spec: ModelSpec, examples: Examples) -> float:
+    pooled = spec.pooled()
+    tokens: dict[Side, float] = {
+        side: 1.0 if pooled.of(side) else float(examples.lengths(side).mean())
+        for side in ("text", "image")
+    }
+    width = spec.width if not spec.linear else spec.outputs
+    return width * (tokens["text"] * spec.text_dim + tokens["image"] * spec.image_dim)

@@ -1,0 +1,140 @@
+"""The state of jobs under way, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.features.atomic import StagedFile
+
+Floats = NDArray[np.float32]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known after an epoch.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean over the epoch's batches, with dropout and label smoothing.
+        score: on the validation rows, higher is better; None where they were not looked at.
+        score_name: what the score is, such as "AUC".
+    """
+
+    epoch: int
+    train_loss: float
+    score: float | None
+    score_name: str
+
+
+@dataclass
+class JobState:
+    """Everything that a job needs to go on after an epoch.
+
+    Attributes:
+        epoch: epochs that are done.
+        steps: steps that are done.
+        parameters, first, second: float32 vectors of the optimizer.
+        best: parameters of the best epoch so far.
+        best_epoch, best_score: which, and its validation score.
+        history: of the epochs.
+        held_out: logits of the held-out rows, by epoch.
+        done: the job is finished.
+    """
+
+    epoch: int = 0
+    steps: int = 0
+    parameters: Floats | None = None
+    first: Floats | None = None
+    second: Floats | None = None
+    best: Floats | None = None
+    best_epoch: int = 0
+    best_score: float = float("-inf")
+    history: list[EpochRecord] = field(default_factory=list)
+    held_out: dict[int, Floats] = field(default_factory=dict)
+    done: bool = False
+
+    @classmethod
+    def new(cls) -> JobState:
+        """Before the first epoch."""
+        return cls()
+
+
+class Checkpoints:
+    """Where the states of a run's jobs are kept.
+
+    Args:
+        folder: of the checkpoints; made when the first is written. None: nothing is kept.
+        run: what the run is (options, features, labels, versions), as text. The state of a job
+            of another run is not used.
+    """
+
+    def __init__(self, folder: Path | None, run: str = "") -> None:
+        self._folder = folder
+        self._run = hashlib.sha256(run.encode()).hexdigest()
+
+    def load(self, key: str) -> JobState | None:
+        """The state of a job, or None if there is none that is whole and of this run."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(key)
+        if path is None or not path.exists():
+            return None
+        try:
+            with safe_open(str(path), framework="np") as file:
+                data = json.loads((file.metadata() or {})["fusecli_job"])
+                if (data.pop("run"), data.pop("key"), data.pop("version")) != (
+                    self._run,
+                    key,
+                    _VERSION,
+                ):
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError):
+            return None  # damaged: the job is trained anew, with the same result
+        data["history"] = [EpochRecord(**record) for record in data["history"]]
+        held_out = {int(n[9:]): a for n, a in tensors.items() if n.startswith("held_out.")}
+        plain = {n: a for n, a in tensors.items() if not n.startswith("held_out.")}
+        return JobState(**data, **plain, held_out=held_out)
+
+    def save(self, key: str, state: JobState) -> None:
+        """Write a job's state, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        from safetensors.numpy import save
+
+        path = self._path(key)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = ("best",) if state.done else ("parameters", "first", "second", "best")
+        tensors = {n: a for n in names if (a := getattr(state, n)) is not None}
+        tensors |= {f"held_out.{epoch}": a for epoch, a in state.held_out.items()}
+        data: dict[str, Any] = {
+            "run": self._run,
+            "key": key,
+            "version": _VERSION,
+            "history": [asdict(record) for record in state.history],
+        }
+        for name in ("epoch", "steps", "best_epoch", "best_score", "done"):
+            data[name] = getattr(state, name)
+        whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        with StagedFile(str(path)) as staged:
+            staged.begin().write(save(whole, {"fusecli_job": json.dumps(data)}))
+            staged.publish()
+
+    def _path(self, key: str) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(key.encode()).hexdigest()[:24]
+        return self._folder / f"{name}.safetensors"

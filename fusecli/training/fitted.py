@@ -1,0 +1,311 @@
+"""A trained model of any kind, ready to give logits; what a run's folder keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusecli.fusion.config import FusionConfig
+from fusecli.training.candidates import ModelSpec
+from fusecli.training.checkpoint import EpochRecord
+from fusecli.training.examples import ChannelStatistics, Examples, Rows, Side
+from fusecli.training.model import PairModel, TorchBatch
+from fusecli.training.standardise import Arrays, fold_fusion, fold_linear, unit_statistics
+from fusecli.training.targets import IGNORED, Targets
+
+Floats = NDArray[np.float32]
+
+_AT_ONCE = 256
+_CROSS_BYTES = 64 << 20  # encoded images that are held while texts pass by
+
+
+@dataclass(frozen=True)
+class FitInfo:
+    """How a model came about.
+
+    Attributes:
+        variant: the candidate that was taken.
+        epochs: of the best score.
+        score_name: what the scores are, such as "AUC".
+        scores: validation score (or mean over folds) of every candidate.
+        history: of each job of the candidate that was taken, by the job's name.
+    """
+
+    variant: str
+    epochs: int = 0
+    score_name: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[EpochRecord]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained network of a model; several are averaged.
+
+    Attributes:
+        spec: what it is.
+        arrays: parameters under their `state_dict` names. Those of a fusion are for raw
+            features: the standardisation is folded into its projections.
+        text, image: what the channels are standardised with before these parameters; mean 0 and
+            spread 1 for a fusion.
+        trained_text, trained_image: what was folded in.
+        centre, spread: of the labels of `regress`; a logit is spread * output + centre.
+    """
+
+    spec: ModelSpec
+    arrays: Arrays
+    text: ChannelStatistics
+    image: ChannelStatistics
+    trained_text: ChannelStatistics
+    trained_image: ChannelStatistics
+    centre: float = 0.0
+    spread: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        model: PairModel,
+        text: ChannelStatistics,
+        image: ChannelStatistics,
+        centre: float,
+        spread: float,
+    ) -> Member:
+        """What is kept of a trained model; a fusion's standardisation is folded in."""
+        arrays = {
+            name: p.detach().float().cpu().numpy().copy() for name, p in model.named_parameters()
+        }
+        own_text, own_image = text, image
+        if spec.kind == "fusion":
+            arrays = _fold(spec, arrays, text, image)
+            own_text, own_image = unit_statistics(spec.text_dim), unit_statistics(spec.image_dim)
+        return cls(spec, arrays, own_text, own_image, text, image, centre, spread)
+
+    def build(self, device: torch.device) -> PairModel:
+        """The network, on a device, for evaluation."""
+        model = self.spec.build(self.text, self.image)
+        state = {name: torch.from_numpy(a.copy()) for name, a in self.arrays.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        buffers = {name for name, _ in model.named_buffers()}
+        assert not unexpected, unexpected
+        assert set(missing) <= buffers, missing
+        return model.to(device).eval()
+
+
+def _fold(
+    spec: ModelSpec, arrays: Arrays, text: ChannelStatistics, image: ChannelStatistics
+) -> Arrays:
+    config = FusionConfig.from_dict(dict(spec.fusion or {}), "run.json")
+    fusion = {n.removeprefix("fusion."): a for n, a in arrays.items() if n.startswith("fusion.")}
+    folded = {f"fusion.{n}": a for n, a in fold_fusion(config, fusion, text, image).items()}
+    head = {n: a for n, a in arrays.items() if n.startswith("head.")}
+    if "head.text_proj.weight" in head:
+        head["head.text_proj.weight"], head["head.text_proj.bias"] = fold_linear(
+            head["head.text_proj.weight"], head["head.text_proj.bias"], text
+        )
+    return folded | head
+
+
+class Fitted:
+    """A line of the table: gives logits for pairs; no temperature is applied.
+
+    Attributes:
+        name: "majority", "text only", "image only", "additive", "concat + MLP" or "fusion".
+        members: the networks whose logits are averaged; none for "majority".
+        constant: float32 `[C]`, the logits of "majority".
+        info: how it came about.
+        tuning_rows: int64 `[m]`, rows that this model's tuning logits are for: the validation
+            part, or after folds all of training and validation.
+        tuning_logits: float32 `[m, C]`, for `tag` `[m, T, C]`, by networks that were not trained
+            on these rows. Temperature and threshold are to be fitted on them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        members: list[Member],
+        examples: Examples,
+        device: torch.device,
+        info: FitInfo,
+        tuning_rows: Rows,
+        tuning_logits: Floats,
+        constant: Floats | None = None,
+    ) -> None:
+        self.name, self.members, self.info = name, members, info
+        self.tuning_rows, self.tuning_logits, self.constant = tuning_rows, tuning_logits, constant
+        self._examples, self._device = examples, device
+        self._built: list[PairModel] | None = None
+        self.tag = members[0].spec.tag if members else False
+
+    def bind(self, examples: Examples) -> Fitted:
+        """The same model for other pairs."""
+        bound = Fitted(
+            self.name,
+            self.members,
+            examples,
+            self._device,
+            self.info,
+            self.tuning_rows,
+            self.tuning_logits,
+            self.constant,
+        )
+        bound.tag, bound._built = self.tag, self._built
+        return bound
+
+    def logits(self, rows: Rows, image_rows: Rows | None = None) -> Floats:
+        """Logits of pairs.
+
+        Args:
+            rows: int64 `[m]`, the pairs whose texts are read.
+            image_rows: int64 `[m]`, the pairs whose images stand beside them; None: their own.
+
+        Returns:
+            float32 `[m, C]`, for `tag` `[m, Tmax, C]`, zero where there is no token.
+        """
+        if self.constant is not None:
+            return self._constant((len(rows),))
+        image_rows = rows if image_rows is None else image_rows
+        text_lengths = self._examples.lengths("text")
+        order = np.lexsort((text_lengths[rows], self._examples.lengths("image")[image_rows]))
+        out: Floats | None = None
+        for start in range(0, len(rows), _AT_ONCE):
+            part = order[start : start + _AT_ONCE]
+            logits = self._mean(
+                lambda model, part=part: self._forward(model, rows[part], image_rows[part])
+            )
+            if out is None:
+                out = np.zeros((len(rows), *self._shape(logits)), np.float32)
+            if self.tag:
+                out[part, : logits.shape[1]] = logits
+            else:
+                out[part] = logits
+        assert out is not None, "no rows"
+        return out
+
+    def cross_logits(self, text_rows: Rows, image_rows: Rows) -> Floats:
+        """Logits of every text with every image; each side is encoded once.
+
+        Returns:
+            float32 `[a, b, C]`, for `tag` `[a, b, Tmax, C]`.
+        """
+        a, b = len(text_rows), len(image_rows)
+        if self.constant is not None:
+            return self._constant((a, b))
+        out: Floats | None = None
+        total = len(self._networks())
+        for model in self._networks():
+            for images, encoded, mask in self._encoded_images(model, image_rows):
+                for position, row in enumerate(text_rows):
+                    logits = self._join_one(model, int(row), encoded, mask)
+                    if out is None:
+                        out = np.zeros((a, b, *self._shape(logits)), np.float32)
+                    if self.tag:
+                        out[position, images, : logits.shape[1]] += logits / total
+                    else:
+                        out[position, images] += logits / total
+        assert out is not None, "no rows"
+        return out
+
+    def _networks(self) -> list[PairModel]:
+        if self._built is None:
+            self._built = [member.build(self._device) for member in self.members]
+        return self._built
+
+    def _mean(self, logits_of) -> Floats:  # type: ignore[no-untyped-def]
+        networks = self._networks()
+        total: Floats = logits_of(networks[0])
+        for model in networks[1:]:
+            total = total + logits_of(model)
+        return total / np.float32(len(networks)) if len(networks) > 1 else total
+
+    @torch.inference_mode()
+    def _forward(self, model: PairModel, rows: Rows, image_rows: Rows) -> Floats:
+        batch = TorchBatch.of(self._examples.batch(rows, image_rows, model.pooled), self._device)
+        return self._scaled(model(batch))
+
+    @torch.inference_mode()
+    def _join_one(self, model: PairModel, row: int, images: Tensor, mask: Tensor | None) -> Floats:
+        """Logits of one text with some encoded images `[b, P, .]`."""
+        x, text_mask = self._side("text", np.array([row]), model.pooled.text)
+        text = model.encode_text(x).expand(len(images), -1, -1)
+        if text_mask is not None:
+            text_mask = text_mask.expand(len(images), -1)
+        return self._scaled(model.join(text, images, text_mask, mask))
+
+    @torch.inference_mode()
+    def _encoded_images(
+        self, model: PairModel, rows: Rows
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        longest = int(self._examples.lengths("image")[rows].max())
+        width = max(self._examples.image_dim, 128)
+        step = max(1, _CROSS_BYTES // (4 * longest * width))
+        for start in range(0, len(rows), step):
+            y, mask = self._side("image", rows[start : start + step], model.pooled.image)
+            yield slice(start, start + step), model.encode_image(y), mask
+
+    def _side(self, side: Side, rows: Rows, pooled: bool) -> tuple[Tensor, Tensor | None]:
+        tokens, mask = self._examples.side(side, rows, pooled)
+        real = None if mask is None else torch.from_numpy(mask).to(self._device)
+        return torch.from_numpy(tokens).to(self._device), real
+
+    def _scaled(self, logits: Tensor) -> Floats:
+        member = self.members[0]
+        found: Floats = logits.float().cpu().numpy()
+        if (member.centre, member.spread) != (0.0, 1.0):
+            found = found * np.float32(member.spread) + np.float32(member.centre)
+        return found
+
+    def _shape(self, logits: Floats) -> tuple[int, ...]:
+        if not self.tag:
+            return (logits.shape[-1],)
+        return (int(self._examples.lengths("text").max()), logits.shape[-1])
+
+    def _constant(self, shape: tuple[int, ...]) -> Floats:
+        assert self.constant is not None
+        if self.tag:
+            shape = (*shape, int(self._examples.lengths("text").max()))
+        return np.broadcast_to(self.constant, (*shape, len(self.constant))).copy()
+
+
+def majority(examples: Examples, targets: Targets, rows: Rows, device: torch.device) -> Fitted:
+    """What can be said without looking at the pair: how often each label is, or the mean.
+
+    Args:
+        examples: the features.
+        targets: the labels.
+        rows: that are counted.
+        device: for the other models' sake.
+    """
+    counted = targets.take(rows)
+    weight = counted.weights().astype(np.float64)
+    values = counted.values
+    if targets.task == "regress":
+        constant = np.array([np.average(values, weights=weight)])
+    elif targets.task == "multilabel":
+        share = (np.average(values, axis=0, weights=weight) * len(rows) + 0.5) / (len(rows) + 1)
+        constant = np.log(share / (1 - share))
+    else:
+        if targets.task == "tag":
+            weight = np.repeat(weight[:, None], values.shape[1], axis=1)[values != IGNORED]
+            values = values[values != IGNORED]
+        counts = np.bincount(values.astype(np.int64), weights=weight, minlength=targets.outputs)
+        constant = np.log((counts + 0.5) / (counts.sum() + 0.5 * targets.outputs))
+    info = FitInfo(variant="the labels' shares" if targets.task != "regress" else "the mean")
+    fitted = Fitted(
+        "majority",
+        [],
+        examples,
+        device,
+        info,
+        rows,
+        np.zeros(0, np.float32),
+        constant.astype(np.float32),
+    )
+    fitted.tag = targets.per_token
+    fitted.tuning_logits = fitted.logits(rows)
+    return fitted

@@ -1,0 +1,67 @@
+"""Standardisation of the input channels, and how it is folded into a module's projections."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import UsageError
+from fusecli.fusion.config import FusionConfig
+from fusecli.training.examples import ChannelStatistics
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def fold_linear(
+    weight: NDArray[np.float32], bias: NDArray[np.float32], statistics: ChannelStatistics
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The linear layer that does to raw channels what this one does to standardised ones.
+
+    W (x - mean) / std + b = (W / std) x + (b - (W / std) mean), computed in float64 and rounded
+    once.
+
+    Args:
+        weight: `[D, Dx]`.
+        bias: `[D]`.
+        statistics: mean and spread of the Dx channels.
+    """
+    exact = weight.astype(np.float64) / statistics.std.astype(np.float64)
+    shifted = bias.astype(np.float64) - exact @ statistics.mean.astype(np.float64)
+    return exact.astype(np.float32), shifted.astype(np.float32)
+
+
+def fold_fusion(
+    config: FusionConfig, arrays: Arrays, text: ChannelStatistics, image: ChannelStatistics
+) -> Arrays:
+    """A fusion's parameters for raw features, from those for standardised features.
+
+    Args:
+        config: of the fusion.
+        arrays: its parameters under their `state_dict` names.
+        text, image: what the features were standardised with.
+
+    Raises:
+        UsageError: the method has no projection that could take the standardisation.
+    """
+    folded = dict(arrays)
+    if config.method == "concat" and config.projected:
+        both = ChannelStatistics(
+            np.concatenate([text.mean, image.mean]), np.concatenate([text.std, image.std])
+        )
+        folded["projection.weight"], folded["projection.bias"] = fold_linear(
+            arrays["projection.weight"], arrays["projection.bias"], both
+        )
+        return folded
+    if "text_proj.weight" not in arrays:
+        raise UsageError(
+            f"--method {config.method} without a projection has no weights to train: say --dim"
+        )
+    for side, statistics in (("text", text), ("image", image)):
+        weight, bias = f"{side}_proj.weight", f"{side}_proj.bias"
+        folded[weight], folded[bias] = fold_linear(arrays[weight], arrays[bias], statistics)
+    return folded
+
+
+def unit_statistics(width: int) -> ChannelStatistics:
+    """Mean 0 and spread 1: leaves the channels as they are."""
+    return ChannelStatistics(np.zeros(width, np.float32), np.ones(width, np.float32))
