@@ -3,7 +3,7 @@
 options.py      the options
 run_spec.py     what a run computes, decided once for all its parts
 resolve.py      how the run spec is decided from the first pairs
-pair_inputs.py  one pair, from its files
+pair_inputs.py  one pair, read and checked against the run
 worker.py       fuses pairs; knows nothing of what follows
 store/          results on disk, the journal, the output folder with its record and locks
 ray/            the work on Ray's workers, and reaching Ray
@@ -12,9 +12,10 @@ run.py          all of it together
 
 from __future__ import annotations
 
-from fusecli.batch.options import BatchOptions, RayOptions, ReadOptions, Shard, parse_shard
+from fusecli.batch.options import BatchOptions, RayOptions, Shard, parse_shard
 from fusecli.batch.run import merge, run_batch
 from fusecli.batch.summary import Summary
+from fusecli.features.pair_inputs import ReadOptions
 
 # Names of 0.1.0 that callers may still use.
 OnRay, Reading = RayOptions, ReadOptions

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from fusecli.errors import UsageError, refuse_empty_name
+from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.options import check_choice, check_computing, check_origin, check_result
 from fusecli.fusion.results import BOTH
 from fusecli.fusion.weights import ModuleOptions
@@ -34,24 +35,6 @@ class Shard:
     def suffix(self) -> str:
         """What tells the files of one shard from those of another."""
         return f"-{self.index}-of-{self.of}"
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How the files of a pair are read; the meanings are those of the options of that name.
-
-    Attributes:
-        image_mask, text_mask: false ignores masks, stored beside the features or listed.
-    """
-
-    image_key: str | None = None
-    text_key: str | None = None
-    image_axes: str | None = None
-    text_axes: str | None = None
-    image_mask: bool = True
-    text_mask: bool = True
-    allow_empty_image: bool = False
-    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_inputs import PairSizes
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.errors import FuseError
 from fusecli.features.axes import PairShapes
@@ -23,6 +22,7 @@ from fusecli.fusion.results import query_sides
 from fusecli.fusion.weights import WeightsFile, config_of, open_weights, read_weights
 from fusecli.job.open import initial_config
 from fusecli.pairs.open import Pair
+from fusecli.pairs.reader import PairReader
 from fusecli.report.report import sha256_of
 
 _LOOKED_AT = 64  # pairs whose headers say what is typical
@@ -94,14 +94,14 @@ def _open_choice(said: str, recorded: str | None) -> str:
 
 
 def _first_shapes(o: BatchOptions, pairs: Iterable[Pair]) -> list[PairShapes]:
-    looking = PairSizes(o.reading)
+    looking = PairReader(o.reading)
     shapes: list[PairShapes] = []
     first: FuseError | None = None
     for index, pair in enumerate(islice(pairs, _SEARCHED)):
         if index >= _LOOKED_AT and shapes:
             break
         try:
-            shapes.append(looking.of(pair))
+            shapes.append(looking.shapes(pair))
         except FuseError as error:
             first = first or error
     if not shapes and first is not None:

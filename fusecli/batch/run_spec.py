@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fusecli import __version__
-from fusecli.batch.options import ReadOptions
+from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import cores
 from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
 from fusecli.fusion.config import FusionConfig

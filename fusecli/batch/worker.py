@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.batch.pair_inputs import Features, FileStamp, FileStamps, PairReader
+from fusecli.batch.pair_inputs import Features, FileStamp, FileStamps, PairChecks
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.journal import Shapes
 from fusecli.errors import FeatureFileError, FuseError
@@ -28,7 +28,7 @@ from fusecli.fusion.build import Fusion
 from fusecli.fusion.methods.attention.plan import Sizes
 from fusecli.fusion.results import fuse_chunk, query_sides
 from fusecli.pairs.open import Pair
-from fusecli.report.report import Diagnosis
+from fusecli.report.report import Diagnosis, Note
 
 _ROWS = 8  # texts are filled up to a multiple of this
 _JOINED_BYTES = 16 << 20  # of features: from here on products gain nothing by more rows
@@ -44,7 +44,8 @@ class Result:
         tensors: the fused rows and what goes with them by name, as they are stored and in the
             shapes the axes want; None where it failed.
         error: why it failed.
-        diagnoses: what speaks against the result.
+        diagnoses: what may be wrong with the result.
+        notes: what was assumed, or used without being asked for.
     """
 
     pair: Pair
@@ -52,6 +53,7 @@ class Result:
     tensors: dict[str, NDArray[Any]] | None = None
     error: str | None = None
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def shapes(self) -> Shapes:
@@ -76,7 +78,7 @@ class Fuser:
 
     def __init__(self, spec: FusionSpec) -> None:
         self.spec = spec
-        self._reader = PairReader(spec)
+        self._reader = PairChecks(spec)
         self._built: dict[tuple[str, bool], Fusion] = {}
         self._building = Lock()
         # Reading waits and may be done by many threads, products use all of a core.
@@ -159,7 +161,7 @@ class Fuser:
             for (result, features), tensors in zip(group, made, strict=True):
                 try:
                     result.tensors = self._stored(result.pair, features, tensors)
-                    result.diagnoses = features.diagnoses
+                    result.diagnoses, result.notes = features.diagnoses, features.notes
                 except FuseError as error:
                     result.error = str(error)
                 taken += result.nbytes

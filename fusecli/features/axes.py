@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fusecli.errors import ShapeError, UsageError, shortened
 from fusecli.fusion.config import LARGEST_SIZE
 
+Side = Literal["image", "text"]
+
 MAX_RANK = 4
-_TOKEN_LETTER = {"image": "P", "text": "T"}
-_BY_RANK = {
+_TOKEN_LETTER: dict[Side, str] = {"image": "P", "text": "T"}
+_BY_RANK: dict[Side, dict[int, str]] = {
     "image": {1: "D", 2: "PD", 3: "NPD"},
     "text": {1: "D", 2: "TD", 3: "NTD"},
 }
-_EXAMPLES = {
+_EXAMPLES: dict[Side, str] = {
     "image": "D, PD, ND, NPD, DHW, HWD, NDHW, NHWD",
     "text": "D, TD, ND, NTD",
 }
@@ -42,7 +45,7 @@ class Axes:
         origin: how the letters were found: "rank", an option's name, or a reason in words.
     """
 
-    side: str
+    side: Side
     letters: str
     shape: tuple[int, ...]
     origin: str
@@ -131,11 +134,11 @@ class PairShapes:
         """The letters of one side's result; cells of a feature map are tokens there."""
         own = self.text if side == "text" else self.image
         samples = "N" if "N" in self.text.letters or "N" in own.letters else ""
-        tokens = _TOKEN_LETTER[side] if own.token_letters else ""
+        tokens = _TOKEN_LETTER[own.side] if own.token_letters else ""
         return f"{samples}{tokens}D"
 
 
-def read_axes(side: str, shape: tuple[int, ...], named: str | None, where: str) -> Axes:
+def read_axes(side: Side, shape: tuple[int, ...], named: str | None, where: str) -> Axes:
     """Name the axes of one file, from the option or from the rank.
 
     Args:
@@ -208,18 +211,24 @@ def mask_shapes(axes: Axes, N: int) -> list[tuple[int, ...]]:
         axes: the side's axes.
         N: samples of the job.
     """
-    tokens: list[tuple[int, ...]] = [(axes.tokens,)]
-    if axes.token_letters == "HW":
-        tokens.append((axes.size("H") or 0, axes.size("W") or 0))
-    elif not axes.token_letters:
-        tokens.append(())
+    tokens = token_shapes(axes)
     shapes = [(N, *shape) for shape in tokens]
     # A mask without an axis for samples holds for every one of them.
     shapes += [shape for shape in tokens if shape]
     return list(dict.fromkeys(shapes))
 
 
-def _named_axes(side: str, shape: tuple[int, ...], named: str, where: str) -> Axes:
+def token_shapes(axes: Axes) -> list[tuple[int, ...]]:
+    """The shapes in which a mask for one sample of this side may come."""
+    shapes: list[tuple[int, ...]] = [(axes.tokens,)]
+    if axes.token_letters == "HW":
+        shapes.append((axes.size("H") or 0, axes.size("W") or 0))
+    elif not axes.token_letters:
+        shapes.append(())
+    return shapes
+
+
+def _named_axes(side: Side, shape: tuple[int, ...], named: str, where: str) -> Axes:
     option = f"--{side}-axes"
     letters = named.upper()
     token = _TOKEN_LETTER[side]
@@ -260,7 +269,7 @@ def _refuse_impossible(axes: Axes, where: str) -> None:
         )
 
 
-def _no_reading(side: str, shape: tuple[int, ...], where: str) -> str:
+def _no_reading(side: Side, shape: tuple[int, ...], where: str) -> str:
     if not shape:
         return f"{where}: holds a single number, expected {side} features of rank 1 to 3"
     if side == "image" and len(shape) == MAX_RANK:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.formats.npy import open_npy
 from fusecli.features.tensor import Span, StoredTensor
-from fusecli.pairs.open import Place
 
 # np.save writes headers of this length for shapes of few digits: one read takes it all.
 _HEADER = 128
 _LARGEST_AT_ONCE = 64 << 20  # a larger file has its header looked at before it is read
 _KEPT_FILES = 4  # open shards of keyed tensors
 _KEPT_HEADERS = 4096
+_ONE_AT_A_TIME = Lock()
 
 
 class Opener:
@@ -32,19 +32,27 @@ class Opener:
         self._headers: dict[bytes, StoredTensor] = {}
         self._shards = _OpenShards()
 
-    def open(self, place: Place, stack: ExitStack) -> FeatureFile:
-        """The file of a place, which stays open for as long as `stack` lasts.
+    def open(self, file: str, key: str | None, stack: ExitStack, part: bool = False) -> FeatureFile:
+        """A file, which stays open for as long as `stack` lasts.
+
+        Args:
+            file: the path.
+            key: the tensor that will be asked for, where it is known.
+            stack: closes the file.
+            part: only rows of a stack will be read: open the file once for all of them.
 
         Raises:
             FeatureFileError: it is missing or damaged.
         """
-        if place.file.endswith(".npy"):
-            stored = self._whole_npy(place.file)
+        if part:
+            return self._shards.open(file, stack)
+        if file.endswith(".npy"):
+            stored = self._whole_npy(file)
             if stored is not None:
-                return FeatureFile(place.file, {"": stored})
-        if place.key is not None and place.file.lower().endswith(".safetensors"):
-            return self._shards.open(place.file, stack)
-        return stack.enter_context(open_features(place.file))
+                return FeatureFile(file, {"": stored})
+        if key is not None and file.lower().endswith(".safetensors"):
+            return self._shards.open(file, stack)
+        return stack.enter_context(open_features(file))
 
     def _whole_npy(self, name: str) -> StoredTensor | None:
         """A .npy file read in one go; None where the usual way is to say what is there.
@@ -105,6 +113,19 @@ def raw_numbers(stored: StoredTensor) -> NDArray[Any]:
     if len(data) != stored.nbytes:
         return stored.raw()  # which says so, or reads on where a read ended early
     return np.frombuffer(data, span.storage).reshape(stored.shape)
+
+
+def raw_row(stored: StoredTensor, axis: int, row: int) -> NDArray[Any]:
+    """One slice of an axis as it is stored, without that axis; the rest is not read."""
+    span = stored.source
+    if axis == 0 and isinstance(span, Span) and span.mappable and not span.fortran_order:
+        nbytes = stored.nbytes // stored.shape[0]
+        data = os.pread(span.handle.fileno(), nbytes, span.offset + row * nbytes)  # type: ignore[attr-defined]
+        if len(data) == nbytes:
+            return np.frombuffer(data, span.storage).reshape(stored.shape[1:])
+    with _ONE_AT_A_TIME:  # an archive's member has one place that reading moves
+        part = stored.raw_part(axis, row, row + 1)
+    return part.reshape(stored.shape[:axis] + stored.shape[axis + 1 :])
 
 
 class _Shard:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError
-from fusecli.features.axes import Axes
+from fusecli.features.axes import Axes, Side
 from fusecli.features.dtypes import to_float32
 from fusecli.features.tensor import StoredTensor
 
@@ -21,7 +21,23 @@ NEARLY_ZERO = 1e-4
 Norms = NDArray[np.floating[Any]]
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class RowNorms:
+    """The Euclidean lengths of some tokens.
+
+    Attributes:
+        real: of the tokens that are not masked, in the order of the file.
+        masked: samples with both real and masked tokens.
+        inverted: of these, samples whose real tokens are all zero (or nearly so) while a masked
+            one is not: their mask marks padding and not real tokens.
+    """
+
+    real: Norms
+    masked: int = 0
+    inverted: int = 0
+
+
+@dataclass(slots=True)
 class RowStatistics:
     """What was seen of one side's features while they were read.
 
@@ -29,17 +45,24 @@ class RowStatistics:
         rows: tokens that took part (not masked).
         zero_rows: of these, all zero or nearly so.
         largest_norm: Euclidean length of the longest.
+        masked: samples with both real and masked tokens.
+        inverted: of these, samples whose mask seems to mark padding; see `RowNorms`.
     """
 
     rows: int = 0
     zero_rows: int = 0
     largest_norm: float = 0.0
+    masked: int = 0
+    inverted: int = 0
 
-    def add(self, norms: Norms) -> None:
+    def add(self, norms: RowNorms) -> None:
         """Add the lengths of further rows, chunk after chunk in the order of the file."""
-        self.rows += norms.size
-        self.largest_norm = max(self.largest_norm, float(np.max(norms, initial=0.0)))
-        self.zero_rows += int((norms <= NEARLY_ZERO * self.largest_norm).sum())
+        real = norms.real
+        self.rows += real.size
+        self.largest_norm = max(self.largest_norm, float(np.max(real, initial=0.0)))
+        self.zero_rows += int((real <= NEARLY_ZERO * self.largest_norm).sum())
+        self.masked += norms.masked
+        self.inverted += norms.inverted
 
 
 @dataclass
@@ -55,6 +78,7 @@ class TokenReader:
         mask: bool `[N, tokens]` or `[1, tokens]`, true for real tokens; None if all are.
         allow_nonfinite: let NaN and infinity pass.
         shared: the file holds one sample that serves every one of the job.
+        first: the sample's row, where one row of a stack is read; for messages.
         seen: statistics of the rows whose lengths were added so far.
     """
 
@@ -63,6 +87,7 @@ class TokenReader:
     mask: NDArray[np.bool_] | None = None
     allow_nonfinite: bool = False
     shared: bool = False
+    first: int | None = None
     seen: RowStatistics = field(default_factory=RowStatistics)
     _whole: NDArray[Any] | None = None
     _memory: threading.local = field(default_factory=threading.local)
@@ -80,7 +105,9 @@ class TokenReader:
             return self._whole
         return self.stored.raw_part(axis, start, stop, self._place(stop - start))
 
-    def tokens(self, raw: NDArray[Any], start: int, stop: int) -> tuple[NDArray[np.float32], Norms]:
+    def tokens(
+        self, raw: NDArray[Any], start: int, stop: int
+    ) -> tuple[NDArray[np.float32], RowNorms]:
         """What `read` gave for `start:stop`, converted and checked.
 
         Returns:
@@ -93,15 +120,22 @@ class TokenReader:
         whole = to_float32(raw, self.stored.dtype)
         tokens = whole.transpose(self.axes.order).reshape(-1, self.axes.tokens, self.axes.width)
         mask = self.mask_rows(start, stop)
+        masked = inverted = 0
+        stored = tokens
         if mask is not None and not mask.all():
             # Cut out of the arithmetic: what is stored in padding must not matter, NaN least.
             tokens = np.where(mask[..., None], tokens, np.float32(0))
         elif self._own_masks:
             tokens = np.broadcast_to(tokens, (stop - start, *tokens.shape[1:]))
         tokens = np.ascontiguousarray(tokens)
-        norms = self._norms(tokens, mask, start)
-        once = self.shared and not self._own_masks and start > 0
-        return tokens, norms[:0] if once else norms
+        norms = self._norms(tokens, start)
+        if self.shared and not self._own_masks and start > 0:
+            return tokens, RowNorms(np.empty(0, np.float32))
+        if mask is None:
+            return tokens, RowNorms(norms.reshape(-1))
+        if not mask.all():
+            masked, inverted = _count_inverted(stored, norms, np.broadcast_to(mask, norms.shape))
+        return tokens, RowNorms(norms[np.broadcast_to(mask, norms.shape)], masked, inverted)
 
     def _place(self, samples: int) -> NDArray[np.uint8] | None:
         """Memory for a chunk of a stack, used again by this thread for its next."""
@@ -124,9 +158,8 @@ class TokenReader:
             return self.mask
         return self.mask[start:stop]
 
-    def _norms(
-        self, tokens: NDArray[np.float32], mask: NDArray[np.bool_] | None, start: int
-    ) -> Norms:
+    def _norms(self, tokens: NDArray[np.float32], start: int) -> Norms:
+        """`[n, tokens]`, zero for masked tokens."""
         with np.errstate(over="ignore", invalid="ignore"):
             squares: Norms = np.einsum("npd,npd->np", tokens, tokens)
         if not np.isfinite(squares).all():
@@ -134,8 +167,7 @@ class TokenReader:
             if not self.allow_nonfinite:
                 self._refuse_nonfinite(tokens, start)
             squares = np.einsum("npd,npd->np", tokens, tokens, dtype=np.float64)
-        norms = np.sqrt(squares)
-        return norms.reshape(-1) if mask is None else norms[np.broadcast_to(mask, norms.shape)]
+        return np.sqrt(squares)
 
     def _refuse_nonfinite(self, tokens: NDArray[np.float32], start: int) -> None:
         bad = np.argwhere(~np.isfinite(tokens))
@@ -147,8 +179,8 @@ class TokenReader:
         if what == "infinity" and self.stored.dtype not in ("float32", "float16", "bfloat16"):
             what = "infinity or a number beyond float32"
         place = f"token {token}, column {column}"
-        if self.axes.samples is not None:
-            place = f"sample {sample}, {place}"
+        if self.axes.samples is not None or self.first is not None:
+            place = f"sample {sample + (self.first or 0)}, {place}"
         count = int((~np.isfinite(tokens)).any(axis=2).sum())
         rows = "1 row" if count == 1 else f"{count} rows"
         raise FeatureFileError(
@@ -157,7 +189,29 @@ class TokenReader:
         )
 
 
-def refuse_empty_images(mask: NDArray[np.bool_], where: str, side: str = "image") -> None:
+def _count_inverted(
+    stored: NDArray[np.float32], norms: Norms, mask: NDArray[np.bool_]
+) -> tuple[int, int]:
+    """How many samples have real and masked tokens, and of how many the mask seems to mark padding.
+
+    Args:
+        stored: `[n, tokens, width]` as they are stored, or one sample that serves all.
+        norms: `[n, tokens]`, zero for masked tokens.
+        mask: bool `[n, tokens]`, true for real tokens.
+    """
+    padded = ~mask.all(axis=1) & mask.any(axis=1)
+    longest = norms.max(axis=1)  # of the real tokens of each sample
+    # Padding is looked at only where the real tokens are short: usually nowhere.
+    short = np.flatnonzero(padded & (longest <= NEARLY_ZERO * max(1.0, float(longest.max()))))
+    inverted = 0
+    for index in short:
+        padding = stored[index if len(stored) > 1 else 0][~mask[index]]
+        largest = float(np.abs(padding[np.isfinite(padding)]).max(initial=0.0))
+        inverted += largest > 0 and float(longest[index]) <= NEARLY_ZERO * largest
+    return int(padded.sum()), int(inverted)
+
+
+def refuse_empty_images(mask: NDArray[np.bool_], where: str, side: Side = "image") -> None:
     """Raises:
     ShapeError: a sample of the side that is asked has no real token; the first is named.
     """

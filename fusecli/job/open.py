@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fusecli.errors import FeatureFileError, ShapeError, UsageError
+from fusecli.errors import ShapeError, UsageError
 from fusecli.features.atomic import check_target
-from fusecli.features.axes import PairShapes, match_pair, read_axes
+from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.pair_inputs import (
+    ExpectedWidths,
+    PairInputs,
+    ReadOptions,
+    UsedMask,
+    check_widths,
+    choose_input,
+    mask_beside,
+    mask_in,
+    match_inputs,
+    use_mask,
+)
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.features.writer import ENDINGS
 from fusecli.fusion.backend.device import resolve_device
@@ -23,6 +33,7 @@ from fusecli.fusion.options import check_computing, check_origin, check_result
 from fusecli.fusion.results import BOTH, query_sides
 from fusecli.fusion.weights import ModuleOptions, WeightsFile, config_of, open_weights
 from fusecli.maps.writer import MapOptions
+from fusecli.report import diagnoses as diagnose
 
 if TYPE_CHECKING:
     from fusecli.maps.selection import Drawing
@@ -79,14 +90,28 @@ class FuseOptions:
             object.__setattr__(self, name, None if path is None else os.fspath(path))
         object.__setattr__(self, "reports", tuple(map(os.fspath, self.reports)))
 
+    @property
+    def reading(self) -> ReadOptions:
+        """How both files are read."""
+        return ReadOptions(
+            image_key=self.image_key,
+            text_key=self.text_key,
+            image_axes=self.image_axes,
+            text_axes=self.text_axes,
+            image_mask=self.image_mask != "none",
+            text_mask=self.text_mask != "none",
+            allow_empty_image=self.allow_empty_image,
+            allow_nonfinite=self.allow_nonfinite,
+        )
+
 
 @dataclass
-class Side:
+class JobSide:
     """One opened input with its mask."""
 
     file: FeatureFile
     reader: TokenReader
-    mask_entry: dict[str, Any] | None
+    mask: UsedMask | None
 
 
 @dataclass
@@ -94,8 +119,8 @@ class Job:
     """Everything decided before the first number is read."""
 
     options: FuseOptions
-    image: Side
-    text: Side
+    image: JobSide
+    text: JobSide
     shapes: PairShapes
     config: FusionConfig
     weights: WeightsFile | None
@@ -141,24 +166,37 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     _check_targets(o, output, force=True)
     if o.device not in ("auto", "cpu"):
         resolve_device(o.device)  # before any work
-    image_file, text_file = _open_both(o, stack)
-    stored_image, stored_text, shapes = _choose_features(o, image_file, text_file)
-    config, weights, seed, assumed = _choose_config(o, shapes, stored_text.where, stack)
+    inputs = _open_inputs(o, stack)
+    shapes = match_inputs(inputs, o.reading).shapes
+    config, weights, seed, assumed = _choose_config(o, shapes, inputs.text.where, stack)
     check_engine(config, o.engine)
     o.maps.check_method(config.method, o.direction)
-    _check_widths(shapes, config, stored_image.where, stored_text.where, o.weights)
-    two_tensors = image_file is text_file and stored_image.key != stored_text.key
-    image = Side(
-        image_file,
-        TokenReader(stored_image, shapes.image, None, o.allow_nonfinite, shapes.image_shared),
-        None,
+    check_widths(shapes, inputs, _expected_widths(o, config))
+    masks = [
+        _find_mask("image", inputs, shapes, o.image_mask),
+        _find_mask("text", inputs, shapes, o.text_mask),
+    ]
+    image, text = (
+        JobSide(
+            given.file,
+            TokenReader(
+                given.stored,
+                axes,
+                None if mask is None else mask.rows,
+                o.allow_nonfinite,
+                shared,
+            ),
+            mask,
+        )
+        for given, axes, mask, shared in (
+            (inputs.image, shapes.image, masks[0], shapes.image_shared),
+            (inputs.text, shapes.text, masks[1], False),
+        )
     )
-    text = Side(text_file, TokenReader(stored_text, shapes.text, None, o.allow_nonfinite), None)
     notes = list(shapes.notes)
     if seed is not None:
         notes.append(untrained_note(o.weights, seed, config))
-    for side, option in ((image, o.image_mask), (text, o.text_mask)):
-        _add_mask(side, option, shapes.N, two_tensors, notes)
+    notes += [note.message for note in diagnose.used_masks(*masks)]
     sides = query_sides(o.direction)
     config.check_directions(sides, o.weights)
     for asking in sides:
@@ -169,8 +207,8 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     if o.maps.drawn:  # nothing of drawing is imported where nothing is drawn
         from fusecli.maps.selection import prepare_drawing
 
-        masks = image.reader.mask, text.reader.mask
-        drawing = prepare_drawing(o.maps, shapes, o.text, *masks)
+        drawn = image.reader.mask, text.reader.mask
+        drawing = prepare_drawing(o.maps, shapes, o.text, *drawn)
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     _check_targets(o, output, o.force)
     return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output, drawing)
@@ -180,24 +218,10 @@ def pair_shapes(o: FuseOptions) -> PairShapes:
     """How the two files of a job belong together, from their headers.
 
     Raises:
-        FuseError: the files do not serve.
+        FuseError: a file cannot be read, or the two do not belong together.
     """
     with ExitStack() as stack:
-        return _choose_features(o, *_open_both(o, stack))[2]
-
-
-def _choose_features(
-    o: FuseOptions, image_file: FeatureFile, text_file: FeatureFile
-) -> tuple[StoredTensor, StoredTensor, PairShapes]:
-    stored_image = choose_tensor(image_file, "image", o.image_key)
-    stored_text = choose_tensor(text_file, "text", o.text_key)
-    shapes = match_pair(
-        read_axes("image", stored_image.shape, o.image_axes, stored_image.where),
-        read_axes("text", stored_text.shape, o.text_axes, stored_text.where),
-        stored_image.where,
-        stored_text.where,
-    )
-    return stored_image, stored_text, shapes
+        return match_inputs(_open_inputs(o, stack), o.reading).shapes
 
 
 def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
@@ -254,11 +278,16 @@ def _refuse_one_name_for_two(o: FuseOptions, output: str) -> None:
             raise UsageError(f"{first}: is both {other} and {what}")
 
 
-def _open_both(o: FuseOptions, stack: ExitStack) -> tuple[FeatureFile, FeatureFile]:
-    image = stack.enter_context(open_features(o.image))
-    if o.image != "-" and os.path.exists(o.text) and os.path.samefile(o.image, o.text):
-        return image, image
-    return image, stack.enter_context(open_features(o.text))
+def _open_inputs(o: FuseOptions, stack: ExitStack) -> PairInputs:
+    """Both files, open as long as `stack` lasts, with the tensor of each side."""
+    image_file = text_file = stack.enter_context(open_features(o.image))
+    same = o.image != "-" and os.path.exists(o.text) and os.path.samefile(o.image, o.text)
+    if not same:
+        text_file = stack.enter_context(open_features(o.text))
+    return PairInputs(
+        choose_input(image_file, "image", o.image_key, None),
+        choose_input(text_file, "text", o.text_key, None),
+    )
 
 
 def _choose_config(
@@ -316,52 +345,24 @@ def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:
     return f"{whose}: initial weights, seed {seed}; this module is untrained{gives}"
 
 
-def _check_widths(
-    shapes: PairShapes, config: FusionConfig, image: str, text: str, weights: str | None
-) -> None:
-    sides = ((shapes.image, config.image_dim), (shapes.text, config.text_dim))
-    wrong = [(axes, wanted) for axes, wanted in sides if axes.width != wanted]
-    if not wrong:
-        return
+def _expected_widths(o: FuseOptions, config: FusionConfig) -> ExpectedWidths:
     remedy = (
-        "give weights of these widths (initial ones: fusecli init --image-dim "
-        f"{shapes.image.width} --text-dim {shapes.text.width}) or leave --weights out"
+        "give weights of these widths (initial ones: fusecli init --image-dim {image_dim} "
+        "--text-dim {text_dim}) or leave --weights out"
     )
-    for axes, wanted in wrong:
-        before = axes.letters[-2:-1]
-        if axes.letters.endswith("D") and before and axes.size(before) == wanted:
-            swapped = f"{axes.letters[:-2]}D{before}"
-            remedy = f"if its axes are swapped say --{axes.side}-axes {swapped}, else {remedy}"
-    raise ShapeError(
-        f"image {image} {list(shapes.image.shape)} is {shapes.image.width} wide and text {text} "
-        f"{list(shapes.text.shape)} is {shapes.text.width} wide, but {weights} takes "
-        f"{config.image_dim} and {config.text_dim}: {remedy}"
-    )
+    return ExpectedWidths(config.image_dim, config.text_dim, str(o.weights), remedy)
 
 
-def _add_mask(side: Side, option: str | None, N: int, two_tensors: bool, notes: list[str]) -> None:
-    axes = side.reader.axes
+def _find_mask(
+    side: Side, inputs: PairInputs, shapes: PairShapes, option: str | None
+) -> UsedMask | None:
+    """The mask of one side: that of the option, or the one beside the features."""
+    axes = shapes.image if side == "image" else shapes.text
     if option == "none":
-        return
+        return None
     if option is not None:
         with open_features(option) as file:
-            stored = the_mask_of(file, axes.side)
-            mask = read_mask(stored, axes, N)
-    else:
-        beside = choose_mask(side.file, axes.side, two_tensors)
-        if beside is None:
-            return
-        stored, mask = beside, read_mask(beside, axes, N)
-        notes.append(f"{stored.where} is used as the {axes.side} mask")
-    if axes.side == "text" and not mask.any():
-        raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
-    side.reader.mask = mask
-    side.mask_entry = {
-        "file": stored.file,
-        "key": stored.key,
-        "shape": list(stored.shape),
-        "dtype": stored.dtype,
-        "real": int(mask.sum()),
-        "padding": int((~mask).sum()),
-        "found": "option" if option is not None else "beside the features",
-    }
+            return use_mask(mask_in(file, side, None), axes, shapes.N, "option")
+    given = inputs.image if side == "image" else inputs.text
+    beside = mask_beside(given, side, inputs.two_tensors)
+    return None if beside is None else use_mask(beside, axes, shapes.N, "beside the features")

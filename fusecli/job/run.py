@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fusecli.errors import DiagnosisError, FeatureFileError
 from fusecli.features.atomic import StagedFile, publish_all
 from fusecli.features.dtypes import storage_type
-from fusecli.features.token_reader import Norms
+from fusecli.features.token_reader import RowNorms
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
 from fusecli.fusion.initial_weights import initial_weights
@@ -145,20 +145,13 @@ def _stage_small_files(
 
 
 def _known_diagnoses(job: Job) -> list[Diagnosis]:
-    shapes = job.shapes
     gate = float(_loader(job)({"gate": slice(None)})["gate"][0]) if job.config.gate else None
-    found = []
-    for side in query_sides(job.options.direction):
-        mask = (job.image if side == "text" else job.text).reader.mask
-        found += diagnose.one_image_token(shapes, job.config, mask, side)
-        found += diagnose.closed_gate(gate, side)
+    sides = query_sides(job.options.direction)
+    masks = job.image.reader.mask, job.text.reader.mask
     return [
-        *found,
-        *diagnose.empty_image(job.image.reader.mask),
+        *diagnose.of_pair(job.shapes, job.config, sides, *masks),
+        *(found for side in sides for found in diagnose.closed_gate(gate, side)),
         *diagnose.heads_assumed(job.heads_assumed, job.config, job.options.weights),
-        *diagnose.same_row_counts(shapes.image, shapes.text),
-        *diagnose.transposed(shapes.image, shapes.text.width),
-        *diagnose.transposed(shapes.text, shapes.image.width),
     ]
 
 
@@ -166,12 +159,17 @@ def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Dia
     found: list[Diagnosis] = []
     ratio = None if statistics is None else statistics["entropy_ratio"]
     if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
-        asking = query_sides(job.options.direction)[0]  # whose attention was looked at
-        found += diagnose.uniform_attention(ratio, job.seed is not None, asking)
+        query = query_sides(job.options.direction)[0]  # whose attention was looked at
+        found += diagnose.uniform_attention(ratio, job.seed is not None, query)
     for side in (job.image, job.text):
-        name, reader = side.reader.axes.side, side.reader
-        found += diagnose.zero_rows(name, reader.seen, reader.mask is not None, reader.stored.where)
-        found += diagnose.too_large_for(job.options.dtype, name, reader.seen)
+        reader = side.reader
+        found += diagnose.of_rows(
+            reader.axes.side,
+            reader.seen,
+            reader.mask is not None,
+            reader.stored.where,
+            job.options.dtype,
+        )
     return found
 
 
@@ -207,8 +205,8 @@ class _Made:
 
     rows: list[NDArray[np.float32]]  # of every tensor of the result
     finite: bool
-    image_norms: Norms
-    text_norms: Norms
+    image_norms: RowNorms
+    text_norms: RowNorms
     maps: ChunkMaps | None
     seen: dict[str, Any] | None  # how spread attention is, in the first chunk
 
@@ -323,11 +321,11 @@ def _report(
 ) -> Report:
     o, first = job.options, fusions[0]
     hashed = o.provenance or bool(o.reports)
-    inputs = {}
+    inputs: dict[str, dict[str, Any]] = {}
     for side in (job.image, job.text):
         sha = sha256_of(side.file) if hashed else None
         stored, axes = side.reader.stored, side.reader.axes
-        inputs[axes.side] = describe_input(stored, axes, sha, side.mask_entry)
+        inputs[axes.side] = describe_input(stored, axes, sha, side.mask)
     weights_sha = sha256_of(job.weights.file) if job.weights is not None and hashed else None
     plans = [fusion.plan for fusion in fusions]
     return Report(

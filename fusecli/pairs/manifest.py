@@ -9,10 +9,12 @@ from fusecli.errors import PairsError, UsageError, shortened
 from fusecli.features.file import ENDINGS
 from fusecli.features.writer import ENDINGS as OUTPUT_ENDINGS
 from fusecli.pairs.ids import LONGEST_ID, relative_path
-from fusecli.pairs.manifest_rows import Row, csv_rows, jsonl_rows, parquet_rows
+from fusecli.pairs.manifest_rows import Record, Row, csv_rows, jsonl_rows, parquet_rows
 from fusecli.pairs.pair import Pair, PairOptions, Place, Unmatched
 
-_ROWS: dict[str, Callable[[str, set[str]], Iterator[tuple[int, Row]]]] = {
+_LONGEST_NUMBER = 18  # digits of a row, within what 64 bits count
+
+_ROWS: dict[str, Callable[[str, tuple[str, ...], set[str]], Iterator[Record]]] = {
     ".csv": csv_rows,
     ".jsonl": jsonl_rows,
     ".parquet": parquet_rows,
@@ -50,9 +52,9 @@ class Manifest:
         """The pairs in the order of the rows; whether their files exist is not asked here."""
         unused: set[str] = set()
         overruled, ending = 0, self._options.ending
-        for number, row in self._rows(self._file, unused):
-            self._number = number
-            pair = self._pair(row)
+        for record in self._rows(self._file, self._options.extra_columns, unused):
+            self._number = record.number
+            pair = self._pair(record)
             if pair.output is not None:
                 overruled += not ending or not pair.output.lower().endswith(ending)
             yield pair
@@ -72,16 +74,18 @@ class Manifest:
         elif overruled and o.ending_said:
             yield f"{self._file}: output says another format than --format in {overruled:,} rows"
 
-    def _pair(self, row: Row) -> Pair:
-        image, text, id, output, image_mask, text_mask, image_key, text_key = row
-        if not image or not text:
-            raise self._wrong(f"has no {'text' if image else 'image'}")
-        if output:
-            self._check_output(output)
+    def _pair(self, record: Record) -> Pair:
+        row = record.row
+        if not row.image or not row.text:
+            raise self._wrong(f"has no {'text' if row.image else 'image'}")
+        if row.output:
+            self._check_output(row.output)
         elif self._options.ending in self._options.refused:
             raise self._wrong(f"has no output, and {self._options.refused[self._options.ending]}")
-        self.made_of = "" if id else "output" if output else "text"
-        id = id or os.path.splitext(output)[0] or _default_id(text, text_key)
+        self.made_of = "" if row.id else "output" if row.output else "text"
+        text_row = self._row_number("text_row", row.text_row)
+        image_row = self._row_number("image_row", row.image_row)
+        id = row.id or os.path.splitext(row.output)[0] or _default_id(row)
         if len(id) > LONGEST_ID:
             raise self._wrong(f"has an id of {len(id):,} characters, at most {LONGEST_ID:,} serve")
         if not id.isascii():
@@ -91,12 +95,22 @@ class Manifest:
                 raise self._wrong(f"the id {id!r} is not Unicode text") from None
         return Pair(
             id,
-            Place(self._path(image), image_key or None),
-            Place(self._path(text), text_key or None),
-            Place(self._path(image_mask), None) if image_mask else None,
-            Place(self._path(text_mask), None) if text_mask else None,
-            output or None,
+            Place(self._path(row.image), row.image_key or None, image_row),
+            Place(self._path(row.text), row.text_key or None, text_row),
+            Place(self._path(row.image_mask), None) if row.image_mask else None,
+            Place(self._path(row.text_mask), None) if row.text_mask else None,
+            row.output or None,
+            record.extra,
         )
+
+    def _row_number(self, name: str, text: str) -> int | None:
+        if not text:
+            return None
+        # Tables made with pandas hold 3.0 where some rows of a column of numbers are empty.
+        digits = text.removesuffix(".0")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= _LONGEST_NUMBER):
+            raise self._wrong(f"{name} is {shortened(text)!r}, expected a whole number from 0")
+        return int(digits)
 
     def _path(self, path: str) -> str:
         return os.path.join(self._folder, path) if self._folder else path
@@ -118,14 +132,18 @@ class Manifest:
         return PairsError(f"{self._file}: {self._unit} {self._number}: {what}")
 
 
-def _default_id(text: str, key: str) -> str:
-    """The text's path without its ending, and the key if there is one."""
-    stem, ending = os.path.splitext(text)
+def _default_id(row: Row) -> str:
+    """The text's path without its ending, and the key and the row if there are any.
+
+    A text that serves several rows of a stack of images is told apart by the image's row.
+    """
+    stem, ending = os.path.splitext(row.text)
     if ending.lower() not in ENDINGS:
-        stem = text
+        stem = row.text
     if "./" in stem or "//" in stem or stem[0] == "/":
         stem = "/".join(part for part in stem.split("/") if part not in ("", ".", ".."))
-    return f"{stem}/{key}" if key else stem
+    number = (row.text_row or row.image_row).removesuffix(".0")
+    return "/".join(part for part in (stem, row.text_key, number and str(int(number))) if part)
 
 
 def _fault(stem: str) -> str:

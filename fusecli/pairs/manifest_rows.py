@@ -7,26 +7,55 @@ import json
 from collections.abc import Iterator
 from io import BufferedReader
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusecli.errors import PairsError, shortened
 from fusecli.features.file import open_regular
 from fusecli.features.formats.npy import one_line
 
-COLUMNS = (
-    "image",
-    "text",
-    "id",
-    "output",
-    "image_mask",
-    "text_mask",
-    "image_key",
-    "text_key",
-)
-REQUIRED = COLUMNS[:2]
 
-# A value of every column, in their order; "" where there is none.
-Row = tuple[str, str, str, str, str, str, str, str]
+class Row(NamedTuple):
+    """One line of a manifest: a value of every known column, "" where there is none.
+
+    Attributes:
+        image, text: paths of the features.
+        id: of the pair.
+        output: where its result goes.
+        image_mask, text_mask: paths of the masks.
+        image_key, text_key: keys of the tensors in their files.
+        image_row, text_row: samples of stacks, whole numbers from 0 as text.
+    """
+
+    image: str
+    text: str
+    id: str
+    output: str
+    image_mask: str
+    text_mask: str
+    image_key: str
+    text_key: str
+    image_row: str
+    text_row: str
+
+
+COLUMNS = Row._fields
+REQUIRED = COLUMNS[:2]
+_ROWS = ("image_row", "text_row")
+
+
+class Record(NamedTuple):
+    """A row of a manifest with its number in the file.
+
+    Attributes:
+        number: of the line (.csv, .jsonl) or row (.parquet), from 1.
+        row: the known columns.
+        extra: the columns that were asked for besides, in that order; "" where there is none.
+    """
+
+    number: int
+    row: Row
+    extra: tuple[str, ...]
+
 
 # Two paths, two keys and an id are a thousand characters; a line without an end is not text.
 _LONGEST_LINE = 1 << 18
@@ -34,12 +63,13 @@ _BATCH = 4096
 _BOM = b"\xef\xbb\xbf"
 
 
-def csv_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
-    """Line number and row of every record of a .csv file, whose first line names the columns.
+def csv_rows(file: str, extra: tuple[str, ...], unused: set[str]) -> Iterator[Record]:
+    """Every record of a .csv file, whose first line names the columns.
 
     Args:
         file: the path.
-        unused: receives the names of columns that are not known.
+        extra: columns that are read besides the known ones.
+        unused: receives the names of columns that are not read.
 
     Raises:
         PairsError: a line is not what it should be; the message names it.
@@ -52,13 +82,14 @@ def csv_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
             names = [name.strip() for name in header]
             if not names:
                 raise PairsError(f"{file}: is empty, expected a first line such as image,text")
-            _check_columns(names, file)
+            _check_columns(names, extra, file)
             if any(name[:1] == " " for name in header):  # `image, text`: values are written so too
                 above = reader.line_num
                 reader = csv.reader(lines, strict=True, skipinitialspace=True)
-            unused.update(name for name in names if name not in COLUMNS)
+            wanted = (*COLUMNS, *extra)
+            unused.update(name for name in names if name not in wanted)
             # A column that is not there has the place of the "" put behind every record.
-            place = [names.index(name) if name in names else len(names) for name in COLUMNS]
+            place = [names.index(name) if name in names else len(names) for name in wanted]
             pick = itemgetter(*place)
             for record in reader:
                 if len(record) != len(names):
@@ -69,14 +100,16 @@ def csv_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
                         f"expected {len(names)} ({', '.join(names)})"
                     )
                 record.append("")
-                yield above + reader.line_num, pick(record)
+                yield _record(above + reader.line_num, pick(record))
         except csv.Error as error:
             line = above + reader.line_num
             raise PairsError(f"{file}: line {line}: {one_line(error)}") from None
 
 
-def jsonl_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
-    """Line number and row of every line of a .jsonl file; see `csv_rows`."""
+def jsonl_rows(file: str, extra: tuple[str, ...], unused: set[str]) -> Iterator[Record]:
+    """Every line of a .jsonl file; see `csv_rows`."""
+    wanted = (*COLUMNS, *extra)
+    missing = set(extra)
     with open_regular(file) as handle:
         for number, line in enumerate(_lines(handle, file), 1):
             if line.isspace():
@@ -88,14 +121,16 @@ def jsonl_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
                 raise PairsError(f"{where}: is not JSON: {one_line(error)}") from None
             if not isinstance(record, dict):
                 raise PairsError(f"{where}: is {_kind(record)}, expected an object")
-            values = tuple(map(record.get, COLUMNS))
-            yield number, _texts(values, where)
+            missing -= record.keys()
+            yield _record(number, _texts(tuple(map(record.get, wanted)), wanted, where))
             if len(unused) < 16:
-                unused.update(record.keys() - set(COLUMNS))
+                unused.update(record.keys() - set(wanted))
+    if missing:
+        raise PairsError(f"{file}: no line says {sorted(missing)[0]}")
 
 
-def parquet_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
-    """Number and row of every row of a .parquet file; see `csv_rows`.
+def parquet_rows(file: str, extra: tuple[str, ...], unused: set[str]) -> Iterator[Record]:
+    """Every row of a .parquet file; see `csv_rows`.
 
     Raises:
         PairsError: also where pyarrow is not installed.
@@ -111,26 +146,31 @@ def parquet_rows(file: str, unused: set[str]) -> Iterator[tuple[int, Row]]:
         try:
             table = parquet.ParquetFile(handle)
             schema = table.schema_arrow
-            _check_columns(schema.names, file)
-            unused.update(name for name in schema.names if name not in COLUMNS)
-            present = [name for name in COLUMNS if name in schema.names]
+            _check_columns(schema.names, extra, file)
+            wanted = (*COLUMNS, *extra)
+            unused.update(name for name in schema.names if name not in wanted)
+            present = [name for name in wanted if name in schema.names]
             for name in present:
                 _check_type(schema.field(name).type, name, file, pyarrow.types)
             number = 0
             for batch in table.iter_batches(_BATCH, columns=present, use_threads=False):
                 none = [None] * len(batch)
                 columns = [
-                    batch.column(name).to_pylist() if name in present else none for name in COLUMNS
+                    batch.column(name).to_pylist() if name in present else none for name in wanted
                 ]
                 for values in zip(*columns, strict=True):
                     number += 1
-                    yield number, _texts(values, f"{file}: row {number}")
+                    yield _record(number, _texts(values, wanted, f"{file}: row {number}"))
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise PairsError(f"{file}: is not a sound .parquet file: {one_line(error)}") from None
 
 
-def _check_columns(names: list[str], file: str) -> None:
-    missing = [name for name in REQUIRED if name not in names]
+def _record(number: int, values: tuple[str, ...]) -> Record:
+    return Record(number, Row(*values[: len(COLUMNS)]), values[len(COLUMNS) :])
+
+
+def _check_columns(names: list[str], extra: tuple[str, ...], file: str) -> None:
+    missing = [name for name in (*REQUIRED, *extra) if name not in names]
     if missing:
         found = shortened(", ".join(names), 200) or "none"
         if len(names) == 1 and any(mark in names[0] for mark in ";\t"):
@@ -138,7 +178,7 @@ def _check_columns(names: list[str], file: str) -> None:
         raise PairsError(
             f"{file}: has no column {' and no column '.join(missing)}: columns are {found}"
         )
-    for name in COLUMNS:
+    for name in (*COLUMNS, *extra):
         if names.count(name) > 1:
             raise PairsError(f"{file}: has {names.count(name)} columns called {name}")
 
@@ -146,24 +186,37 @@ def _check_columns(names: list[str], file: str) -> None:
 def _check_type(type: Any, name: str, file: str, types: Any) -> None:
     value = type.value_type if types.is_dictionary(type) else type
     text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
-    if not (text or types.is_null(value) or (name == "id" and types.is_integer(value))):
-        raise PairsError(f"{file}: column {name} holds {type}, expected text")
+    whole = types.is_integer(value) and (name in ("id", *_ROWS) or name not in COLUMNS)
+    # Tables made with pandas hold 3.0 where some rows of a column of numbers are empty.
+    number = types.is_floating(value) and name in _ROWS
+    number |= name not in COLUMNS and (types.is_floating(value) or types.is_boolean(value))
+    if not (text or types.is_null(value) or whole or number):
+        expected = "whole numbers" if name in _ROWS else "text"
+        raise PairsError(f"{file}: column {name} holds {type}, expected {expected}")
 
 
-def _texts(values: tuple[Any, ...], where: str) -> Row:
-    """The values as a row; an id may be a whole number, and null is no value."""
-    row = []
-    for value in values:
+def _texts(values: tuple[Any, ...], names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The values as text; null is no value.
+
+    An id and a row may be whole numbers, and a column that was asked for besides may hold any
+    number or truth value.
+    """
+    texts = []
+    for name, value in zip(names, values, strict=True):
         if type(value) is str:
-            row.append(value)
+            texts.append(value)
         elif value is None:
-            row.append("")
-        elif type(value) is int and len(row) == COLUMNS.index("id"):
-            row.append(str(value))
+            texts.append("")
+        elif type(value) is int and (name == "id" or name in _ROWS):
+            texts.append(str(value))
+        elif type(value) is float and name in _ROWS:
+            texts.append(f"{value:.0f}" if value.is_integer() else str(value))
+        elif name not in COLUMNS and isinstance(value, int | float):
+            texts.append(str(value).lower() if isinstance(value, bool) else str(value))
         else:
-            name = COLUMNS[len(row)]
-            raise PairsError(f"{where}: {name} is {_kind(value)}, expected text")
-    return tuple(row)  # type: ignore[return-value]
+            expected = "a whole number" if name in _ROWS else "text"
+            raise PairsError(f"{where}: {name} is {_kind(value)}, expected {expected}")
+    return tuple(texts)
 
 
 def _lines(handle: BufferedReader, file: str) -> Iterator[str]:

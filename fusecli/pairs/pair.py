@@ -17,10 +17,12 @@ class Place:
     Attributes:
         file: a path.
         key: the tensor's key, or None: the usual names, or the only tensor.
+        row: the sample of a stack that belongs to the pair, or None: the whole tensor.
     """
 
     file: str
     key: str | None
+    row: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Pair:
         image, text: where the features lie; whether they are there is known when they are read.
         image_mask, text_mask: where their masks lie; None if the source names none.
         output: relative path inside the output folder, where a manifest says one.
+        extra: what a manifest says in the columns of `PairOptions.extra_columns`, in their
+            order; "" where a row says nothing.
     """
 
     id: str
@@ -41,6 +45,7 @@ class Pair:
     image_mask: Place | None
     text_mask: Place | None
     output: str | None
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class PairOptions:
         texts: the same; None where `images` holds both sides, or with a manifest.
         manifest: a .csv, .jsonl or .parquet file.
         image_pattern, text_pattern: names with `{id}` in them.
+        extra_columns: further columns of a manifest that are handed on with each pair.
         strict_pairs: what has no partner is an error.
         keyed: folders hold shards keyed by id (true), a file a sample (false); None: by names.
         output: the output folder, which is not looked into where it lies inside an input.
@@ -66,6 +72,7 @@ class PairOptions:
     manifest: str | None = None
     image_pattern: str | None = None
     text_pattern: str | None = None
+    extra_columns: tuple[str, ...] = ()
     strict_pairs: bool = False
     keyed: bool | None = None
     output: str | None = None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.features.axes import Axes, PairShapes
+from fusecli.features.axes import Axes, PairShapes, Side
+from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
-from fusecli.report.report import Diagnosis
+from fusecli.report.report import Diagnosis, Note
+
+Mask = NDArray[np.bool_]
 
 UNIFORM = 0.99  # mean entropy over log P from which attention is called uniform
 FLOAT16_MAX = 65504.0
@@ -19,8 +23,79 @@ FLOAT16_MAX = 65504.0
 BFLOAT16_COARSE = 256.0
 
 
+def of_pair(
+    shapes: PairShapes,
+    config: FusionConfig,
+    sides: Sequence[str],
+    image_mask: Mask | None,
+    text_mask: Mask | None,
+    in_batch: bool = False,
+) -> list[Diagnosis]:
+    """All that shapes and masks tell of a pair, or of a stack of pairs.
+
+    Args:
+        shapes: of the pair.
+        config: of the fusion.
+        sides: the query sides.
+        image_mask, text_mask: bool `[N, tokens]` or `[1, tokens]`, or None if all are real.
+        in_batch: the pair is one of a batch, where some advice differs.
+    """
+    found: list[Diagnosis] = []
+    for query in sides:
+        mask = image_mask if query == "text" else text_mask
+        found += one_image_token(shapes, config, mask, query)
+    return [
+        *found,
+        *empty_image(image_mask),
+        *same_row_counts(shapes.image, shapes.text, in_batch),
+        *transposed(shapes.image, shapes.text.width),
+        *transposed(shapes.text, shapes.image.width),
+    ]
+
+
+def of_rows(
+    side: Side, rows: RowStatistics, masked: bool, where: str, dtype: str, in_batch: bool = False
+) -> list[Diagnosis]:
+    """All that the features of one side tell.
+
+    Args:
+        side: which side.
+        rows: what was seen of its features.
+        masked: a mask was used.
+        where: file and key, for messages.
+        dtype: that the module computes in.
+        in_batch: the pair is one of a batch, where some advice differs.
+    """
+    return [
+        *inverted_mask(side, rows, where),
+        *zero_rows(side, rows, masked, where, in_batch),
+        *too_large_for(dtype, side, rows),
+    ]
+
+
+def used_masks(*masks: UsedMask | None) -> list[Note]:
+    """Which masks are used though no option named them."""
+    notes = [mask.note for mask in masks if mask is not None]
+    return [Note("mask-used", note) for note in notes if note is not None]
+
+
+def inverted_mask(side: Side, rows: RowStatistics, where: str) -> list[Diagnosis]:
+    """A mask that is true for padding (torch's key_padding_mask) leaves only the zeros."""
+    if not rows.inverted:
+        return []
+    of = f" in {rows.inverted:,} of {rows.masked:,} samples with padding" if rows.masked > 1 else ""
+    return [
+        Diagnosis(
+            f"{side}-mask-inverted",
+            f"{where}: all {side} tokens that the mask calls real are zero{of}, and tokens that "
+            "it calls padding are not: the mask seems to mark padding with 1",
+            "give a mask that is 1 for real tokens and 0 for padding",
+        )
+    ]
+
+
 def one_image_token(
-    shapes: PairShapes, config: FusionConfig, mask: NDArray[np.bool_] | None, asking: str = "text"
+    shapes: PairShapes, config: FusionConfig, mask: Mask | None, asking: str = "text"
 ) -> list[Diagnosis]:
     """With one key softmax is 1, whatever is asked; where the image asks, with one text token.
 
@@ -53,7 +128,7 @@ def one_image_token(
     ]
 
 
-def empty_image(mask: NDArray[np.bool_] | None) -> list[Diagnosis]:
+def empty_image(mask: Mask | None) -> list[Diagnosis]:
     """No image of a job has a real token, which --allow-empty-image lets pass.
 
     Args:
@@ -130,22 +205,25 @@ def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> l
 
 
 def zero_rows(
-    side: str, seen: RowStatistics, masked: bool, where: str, remedy: str | None = None
+    side: Side, seen: RowStatistics, masked: bool, where: str, in_batch: bool = False
 ) -> list[Diagnosis]:
-    """Padding that nobody declared; `remedy` where no file of a mask can be passed."""
+    """Padding that nobody declared."""
     if masked or not seen.zero_rows:
         return []
+    remedy = f"pass the mask with --{side}-mask"
+    if in_batch:
+        remedy = f"store {side}_mask beside the features, or list it in that column of a manifest"
     return [
         Diagnosis(
             f"{side}-zero-rows",
             f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens are zero or nearly so, "
             f"probably padding, which takes part as if it were {side}",
-            remedy or f"pass the mask with --{side}-mask",
+            remedy,
         )
     ]
 
 
-def same_row_counts(image: Axes, text: Axes) -> list[Diagnosis]:
+def same_row_counts(image: Axes, text: Axes, in_batch: bool = False) -> list[Diagnosis]:
     """Two rank-2 files of as many rows are almost always one vector a sample."""
     inferred = image.origin == text.origin == "rank"
     if (image.letters, text.letters) != ("PD", "TD") or not inferred:
@@ -153,12 +231,19 @@ def same_row_counts(image: Axes, text: Axes) -> list[Diagnosis]:
     rows = text.shape[0]
     if image.shape[0] != rows or rows == 1:
         return []
+    remedy = "say --image-axes ND --text-axes ND (or PD and TD if they are tokens)"
+    if in_batch:
+        remedy = (
+            "fuse such files with `fusecli fuse --image-axes ND --text-axes ND`, or list their "
+            "rows in a manifest with image_row and text_row (--image-axes PD --text-axes TD if "
+            "they are tokens)"
+        )
     return [
         Diagnosis(
             "rows-are-samples",
             f"both files have {rows} rows, read as tokens of one pair; they are probably "
             "samples, one vector each",
-            "say --image-axes ND --text-axes ND (or PD and TD if they are tokens)",
+            remedy,
         )
     ]
 
@@ -181,10 +266,14 @@ def transposed(axes: Axes, other_width: int) -> list[Diagnosis]:
     ]
 
 
-def too_large_for(dtype: str, side: str, seen: RowStatistics) -> list[Diagnosis]:
+def largest_norm(dtype: str) -> float:
+    """The length of a feature up to which a type carries it well."""
+    return {"float16": FLOAT16_MAX, "bfloat16": BFLOAT16_COARSE}.get(dtype, math.inf)
+
+
+def too_large_for(dtype: str, side: Side, seen: RowStatistics) -> list[Diagnosis]:
     """Features beyond what a narrow type carries."""
-    limit = {"float16": FLOAT16_MAX, "bfloat16": BFLOAT16_COARSE}.get(dtype, math.inf)
-    if seen.largest_norm <= limit:
+    if seen.largest_norm <= largest_norm(dtype):
         return []
     what = (
         "float16 ends at 65504" if dtype == "float16" else "bfloat16 rounds to steps of 1 and more"

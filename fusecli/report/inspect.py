@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusecli.errors import FuseError
-from fusecli.features.axes import read_axes
+from fusecli.features.axes import Side, read_axes
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.tensor import Span, StoredTensor
 from fusecli.fusion.weights import ModuleOptions, config_of, weights_in
@@ -96,7 +96,7 @@ def _as_rows(stored: StoredTensor, width: int) -> StoredTensor:
     return stored
 
 
-def _letters(side: str, stored: StoredTensor) -> str | None:
+def _letters(side: Side, stored: StoredTensor) -> str | None:
     try:
         return read_axes(side, stored.shape, None, stored.where).letters
     except FuseError:

@@ -19,6 +19,7 @@ import safetensors
 from fusecli import __version__
 from fusecli.features.axes import Axes
 from fusecli.features.file import FeatureFile, open_regular
+from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.methods.attention.plan import Plan
@@ -44,6 +45,22 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was assumed, or used without being asked for.
+
+    Attributes:
+        code: a stable short name, by which a batch counts notes of a kind.
+        message: in plain words.
+    """
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class Report:
 
 
 def describe_input(
-    stored: StoredTensor, axes: Axes, sha256: str | None, mask: dict[str, Any] | None
+    stored: StoredTensor, axes: Axes, sha256: str | None, mask: UsedMask | None
 ) -> dict[str, Any]:
     """The report's entry for one feature file."""
     return {
@@ -95,7 +112,21 @@ def describe_input(
         "axes_from": axes.origin,
         "sizes": axes.meaning,
         "sha256": sha256,
-        "mask": mask,
+        "mask": None if mask is None else describe_mask(mask),
+    }
+
+
+def describe_mask(mask: UsedMask) -> dict[str, Any]:
+    """The report's entry for the mask of one side."""
+    real = int(mask.rows.sum())
+    return {
+        "file": mask.stored.file,
+        "key": mask.stored.key,
+        "shape": list(mask.stored.shape),
+        "dtype": mask.stored.dtype,
+        "real": real,
+        "padding": mask.rows.size - real,
+        "found": mask.found,
     }
 
 

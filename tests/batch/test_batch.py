@@ -258,7 +258,9 @@ def test_the_summary_counts_diagnoses_and_does_not_repeat_them(cli, pairs):
     done = cli("batch", "images", "texts", "-o", "json", "--json", "-q")
     summary = json.loads(done.out)
     assert done.err == ""
-    assert summary["diagnoses"] == {"one-image-token": 10}
+    equal = sum(P == T > 1 for P, T in (((1, 5, 9)[i % 3], 1 + i * 7 % 12) for i in range(COUNT)))
+    assert equal == 5  # pairs whose image and text have the same number of rows
+    assert summary["diagnoses"] == {"one-image-token": 10, "rows-are-samples": equal}
     assert (summary["done"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
 
 

@@ -75,11 +75,67 @@ def test_rows_are_pairs_in_their_order(folder: Path, ending: str) -> None:
     assert source.notes == []
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_rows_of_stacks_and_further_columns(folder: Path, ending: str) -> None:
+    """Ids of rows that share a file differ without a column of ids."""
+    records: list[Record] = [
+        {"image": "i.npy", "image_row": "3", "text": "t.npy", "text_row": "7", "label": "cat"},
+        {"image": "i.npy", "image_row": "3", "text": "t.npy", "text_row": "8", "label": ""},
+        {"image": "i.npy", "image_row": "4", "text": "u.npz", "text_key": "k", "text_row": "0"},
+        {"image": "i.npy", "image_row": "5", "text": "v.npy", "split": "train", "label": "dog"},
+    ]
+    write(f"m.{ending}", records)
+    source = opened(f"m.{ending}", extra_columns=("split", "label"))
+    images = [Place("i.npy", None, row) for row in (3, 3, 4, 5)]
+    texts = [Place("t.npy", None, 7), Place("t.npy", None, 8), Place("u.npz", "k", 0)]
+    texts.append(Place("v.npy", None))
+    ids = ["t/7", "t/8", "u/k/0", "v/5"]
+    extra = [("", "cat"), ("", ""), ("", ""), ("train", "dog")]
+    expected = [
+        Pair(id, image, text, None, None, None, more)
+        for id, image, text, more in zip(ids, images, texts, extra, strict=True)
+    ]
+    assert list(source) == expected
+    assert source.notes == []
+    assert opened(f"m.{ending}").notes == [f"m.{ending}: not used: label, split"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_further_column_that_is_not_there_is_refused(folder: Path, ending: str) -> None:
+    write(f"m.{ending}", [{"image": "a.npy", "text": "b.npy"}])
+    with pytest.raises(PairsError, match="label"):
+        opened(f"m.{ending}", extra_columns=("label",))
+
+
+def test_numbers_in_tables_are_rows_and_labels(folder: Path) -> None:
+    line = {"image": "i.npy", "text": "t.npy", "image_row": 3, "text_row": 2.0, "label": 0.5}
+    Path("m.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"text_row": 1}) + "\n")
+    columns = {name: [value, value] for name, value in line.items()} | {"text_row": [2.0, 1.0]}
+    pq.write_table(pa.table(columns), "m.parquet")
+    for name in ("m.jsonl", "m.parquet"):
+        pairs = list(opened(name, extra_columns=("label",)))
+        assert [pair.image.row for pair in pairs] == [3, 3]
+        assert [pair.text.row for pair in pairs] == [2, 1]
+        assert [pair.extra for pair in pairs] == [("0.5",), ("0.5",)]
+        assert [pair.id for pair in pairs] == ["t/2", "t/1"]
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "x", "1e3", "9" * 30, " "])
+def test_a_row_that_is_no_whole_number_is_refused(folder: Path, value: str) -> None:
+    message = refusal("m.csv", f"image,text,image_row\na.npy,b.npy,{value}\n")
+    assert message == f"line 2: image_row is {value!r}, expected a whole number from 0"
+
+
 VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)
+ROWS = st.one_of(st.just(""), st.integers(0, 10**12).map(str))
 RECORDS = st.lists(
     st.fixed_dictionaries(
         {"image": VALUES.filter(bool), "text": VALUES.filter(bool)},
-        optional={name: VALUES for name in COLUMNS if name not in ("image", "text", "output")},
+        optional={
+            name: ROWS if name.endswith("_row") else VALUES
+            for name in COLUMNS
+            if name not in ("image", "text", "output")
+        },
     ),
     min_size=1,
     max_size=6,

@@ -1,0 +1,265 @@
+"""The two inputs of a pair: their tensors, what their axes mean, their masks.
+
+`fuse`, `batch` and a training all read a pair in these steps. Nothing here knows a fusion method
+or where pairs come from, and of the features themselves nothing but headers is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError, ShapeError, UsageError
+from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
+from fusecli.features.file import FeatureFile
+from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
+from fusecli.features.tensor import StoredTensor
+
+MaskOrigin = Literal["option", "beside the features", "manifest"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the files of a pair are read; the meanings are those of the options of that name.
+
+    Attributes:
+        image_key, text_key: keys of the tensors; None goes by the usual names.
+        image_axes, text_axes: a letter for each axis; None goes by the number of axes.
+        image_mask, text_mask: false ignores masks, stored beside the features or listed.
+        allow_empty_image: pairs without a real token to attend to pass.
+        allow_nonfinite: NaN and infinity pass.
+    """
+
+    image_key: str | None = None
+    text_key: str | None = None
+    image_axes: str | None = None
+    text_axes: str | None = None
+    image_mask: bool = True
+    text_mask: bool = True
+    allow_empty_image: bool = False
+    allow_nonfinite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SideInput:
+    """One side of a pair in its open file.
+
+    Attributes:
+        file: the open file.
+        stored: the tensor chosen in it.
+        row: the one sample that is read of a stack; None reads the whole tensor.
+    """
+
+    file: FeatureFile
+    stored: StoredTensor
+    row: int | None = None
+
+    @property
+    def where(self) -> str:
+        """File, key and row, for messages."""
+        return self.stored.where if self.row is None else f"{self.stored.where} row {self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class PairInputs:
+    """Both sides of a pair in their open files; the same file where it holds both."""
+
+    image: SideInput
+    text: SideInput
+
+    @property
+    def two_tensors(self) -> bool:
+        """Both sides are tensors of one file, so that a bare `attention_mask` is the text's."""
+        return self.image.file is self.text.file and self.image.stored.key != self.text.stored.key
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedInputs:
+    """How the two sides belong together, from their shapes alone.
+
+    Attributes:
+        shapes: of what is read, without the axis that a row was cut from.
+        image_stack, text_stack: the axes of the whole tensor that a row is cut from, or None.
+    """
+
+    shapes: PairShapes
+    image_stack: Axes | None = None
+    text_stack: Axes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedWidths:
+    """The widths that a module takes.
+
+    Attributes:
+        image_dim, text_dim: Di and Dt.
+        module: what fixed them, for errors.
+        remedy: what to do about others, for errors, with `{image_dim}` and `{text_dim}` for the
+            widths that were found.
+    """
+
+    image_dim: int
+    text_dim: int
+    module: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsedMask:
+    """The mask of one side, as it was found and read.
+
+    Attributes:
+        side: whose tokens it marks.
+        stored: where it lies.
+        rows: bool `[N, tokens]`, or `[1, tokens]` for all samples; true is a real token.
+        found: how it was found.
+    """
+
+    side: Side
+    stored: StoredTensor
+    rows: NDArray[np.bool_]
+    found: MaskOrigin
+
+    @property
+    def note(self) -> str | None:
+        """What a person is told of a mask that nobody asked for."""
+        if self.found != "beside the features":
+            return None
+        return f"{self.stored.where} is used as the {self.side} mask"
+
+
+def choose_input(file: FeatureFile, side: Side, key: str | None, row: int | None) -> SideInput:
+    """The tensor of one side in an open file.
+
+    Args:
+        file: the open file.
+        side: which side.
+        key: the tensor's key, or None: by the usual names.
+        row: the sample of a stack that is read, or None for the whole tensor.
+
+    Raises:
+        FeatureFileError: no such tensor, or several that could be meant.
+    """
+    return SideInput(file, choose_tensor(file, side, key), row)
+
+
+def match_inputs(inputs: PairInputs, options: ReadOptions) -> MatchedInputs:
+    """Name the axes of both sides, cut the rows of stacks, and match what is left.
+
+    Args:
+        inputs: both sides.
+        options: the axes that were named.
+
+    Raises:
+        ShapeError: a shape has no meaning, a row is out of range, or the sides do not match.
+        UsageError: the named axes are not possible.
+    """
+    image, image_stack = _axes_of("image", inputs.image, options.image_axes)
+    text, text_stack = _axes_of("text", inputs.text, options.text_axes)
+    shapes = match_pair(image, text, inputs.image.where, inputs.text.where)
+    return MatchedInputs(shapes, image_stack, text_stack)
+
+
+def check_widths(shapes: PairShapes, inputs: PairInputs, expected: ExpectedWidths) -> None:
+    """Raises:
+    ShapeError: a feature is not as wide as the module takes it.
+    """
+    sides = ((shapes.image, expected.image_dim), (shapes.text, expected.text_dim))
+    wrong = [(axes, wanted) for axes, wanted in sides if axes.width != wanted]
+    if not wrong:
+        return
+    remedy = expected.remedy.format(image_dim=shapes.image.width, text_dim=shapes.text.width)
+    for axes, wanted in wrong:
+        before = axes.letters[-2:-1]
+        if axes.letters.endswith("D") and before and axes.size(before) == wanted:
+            swapped = f"{axes.letters[:-2]}D{before}"
+            remedy = f"if its axes are swapped say --{axes.side}-axes {swapped}, else {remedy}"
+    raise ShapeError(
+        f"image {inputs.image.where} {list(shapes.image.shape)} is {shapes.image.width} wide and "
+        f"text {inputs.text.where} {list(shapes.text.shape)} is {shapes.text.width} wide, but "
+        f"{expected.module} takes {expected.image_dim} and {expected.text_dim}: {remedy}"
+    )
+
+
+def _axes_of(side: Side, given: SideInput, named: str | None) -> tuple[Axes, Axes | None]:
+    """The axes of what is read, and those of the stack it is cut from."""
+    stored = given.stored
+    if given.row is None:
+        return read_axes(side, stored.shape, named, stored.where), None
+    if named is None and len(stored.shape) == 2:
+        named = "ND"  # a row of two axes is a vector a sample
+    stack = read_axes(side, stored.shape, named, stored.where)
+    if stack.samples is None:
+        raise UsageError(
+            f"{stored.where}: {side}_row {given.row} needs an axis of samples, and "
+            f"{list(stored.shape)} is read as {stack.letters}: name it N with --{side}-axes"
+        )
+    check_row(side, given, stack.samples)
+    axis = stack.letters.index("N")
+    shape = stack.shape[:axis] + stack.shape[axis + 1 :]
+    return Axes(side, stack.letters.replace("N", ""), shape, f"a row of {stack.letters}"), stack
+
+
+def check_row(side: Side, given: SideInput, samples: int) -> None:
+    """Raises:
+    ShapeError: the stack has no such row.
+    """
+    if given.row is not None and given.row >= samples:
+        raise ShapeError(
+            f"{given.stored.where}: has no {side}_row {given.row}: {list(given.stored.shape)} "
+            f"holds {samples} samples, rows 0 to {samples - 1}"
+        )
+
+
+def mask_beside(given: SideInput, side: Side, two_tensors: bool) -> StoredTensor | None:
+    """The mask stored beside the features of one side; None where there is none."""
+    if len(given.file.tensors) == 1:
+        return None
+    return choose_mask(given.file, side, two_tensors)
+
+
+def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
+    """The mask in a file of its own.
+
+    Raises:
+        FeatureFileError: no such tensor, or several that could be meant.
+    """
+    return the_mask_of(file, side) if key is None else choose_tensor(file, side, key)
+
+
+def use_mask(
+    stored: StoredTensor,
+    axes: Axes,
+    N: int,
+    found: MaskOrigin,
+    row: int | None = None,
+    stack: Axes | None = None,
+) -> UsedMask:
+    """Read a mask; of a stack of masks only the row of its features.
+
+    Args:
+        stored: the mask.
+        axes: of the features that are read.
+        N: samples of the job.
+        found: how it was found.
+        row: the row that is cut from the features' stack, or None.
+        stack: the axes of that stack.
+
+    Raises:
+        ShapeError: its shape is not that of the tokens.
+        FeatureFileError: it holds something other than marks, or masks every text token.
+    """
+    if row is None or stack is None:
+        rows = read_mask(stored, axes, N)
+    elif stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):
+        part = stored.raw_part(0, row, row + 1)
+        cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=part)
+        rows = read_mask(cut, axes, 1)
+    else:  # one mask for all samples, or an error that names the shapes of the whole stack
+        rows = read_mask(stored, stack, stack.samples or 1)
+    if axes.side == "text" and not rows.any():
+        raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
+    return UsedMask(axes.side, stored, rows, found)
