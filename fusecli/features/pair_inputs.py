@@ -43,7 +43,7 @@ class ReadOptions:
     allow_nonfinite: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SideInput:
     """One side of a pair in its open file.
 
@@ -63,7 +63,7 @@ class SideInput:
         return self.stored.where if self.row is None else f"{self.stored.where} row {self.row}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PairInputs:
     """Both sides of a pair in their open files; the same file where it holds both."""
 

@@ -155,10 +155,10 @@ class PairReader:
             known = self._match(inputs)
             matched, shapes = known.matched, known.matched.shapes
             image_mask = text_mask = None
-            if o.image_mask:
+            if o.image_mask and (pair.image_mask or len(inputs.image.file.tensors) > 1):
                 axes = shapes.image, matched.image_stack
                 image_mask = self._mask(inputs, "image", axes, pair.image, pair.image_mask)
-            if o.text_mask:
+            if o.text_mask and (pair.text_mask or len(inputs.text.file.tensors) > 1):
                 axes = shapes.text, matched.text_stack
                 text_mask = self._mask(inputs, "text", axes, pair.text, pair.text_mask)
             image = _raw(inputs.image, matched.image_stack)
@@ -188,7 +188,8 @@ class PairReader:
         key = image.stored.shape, text.stored.shape, image.row is None, text.row is None
         known = self._known.get(key)
         if known is not None:
-            _check_rows(inputs, known.matched)
+            if image.row is not None or text.row is not None:
+                _check_rows(inputs, known.matched)
             return known
         matched = match_inputs(inputs, self._options)
         shapes = matched.shapes
@@ -269,9 +270,9 @@ class PairReader:
 def _plain_rows(tokens: NDArray[np.float32]) -> RowStatistics | None:
     """The lengths where nothing is to be said of them, in a third of the time; else None."""
     squares = np.einsum("td,td->t", tokens, tokens)
-    largest = float(squares.max())
+    largest = float(np.maximum.reduce(squares))
     # NaN fails both comparisons.
-    if largest < _LARGE and float(squares.min()) > NEARLY_ZERO**2 * largest:
+    if largest < _LARGE and float(np.minimum.reduce(squares)) > NEARLY_ZERO**2 * largest:
         return RowStatistics(len(tokens), 0, largest**0.5)
     return None
 
