@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fusecli.batch.options import ReadOptions
 from fusecli.errors import UsageError, refuse_empty_name
+from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import check_device_name
 from fusecli.fusion.options import check_choice
 from fusecli.fusion.weights import ModuleOptions
