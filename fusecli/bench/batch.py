@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusecli.bench.in_memory import PLAIN_SCRIPT, high_water_mb
-from fusecli.features.writer import npy_header
+from fusecli.features.formats.npy import npy_header
+from fusecli.features.formats.safetensors import file_start
 from fusecli.pairs.open import PairOptions, open_pairs
 
 _BLOCK = 64  # different pairs; what they hold has no part in the time they take
@@ -195,17 +195,9 @@ def _write_files(images: str, texts: str, pairs: int) -> None:
 
 def _write_keyed(folder: str, start: int, stop: int, tokens: int) -> None:
     rows = np.random.default_rng(start).standard_normal((stop - start, tokens, 32), np.float32)
-    header = {
-        f"{start + index:09d}": {
-            "dtype": "F32",
-            "shape": [tokens, 32],
-            "data_offsets": [index * tokens * 128, (index + 1) * tokens * 128],
-        }
-        for index in range(stop - start)
-    }
-    text = json.dumps(header).encode()
+    shapes = {f"{start + index:09d}": (tokens, 32) for index in range(stop - start)}
     with open(os.path.join(folder, f"{start:09d}.safetensors"), "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(file_start(shapes, "float32", {}))
         file.write(rows.data)
 
 

@@ -1,7 +1,7 @@
 """Feature files: opened by their headers, read when asked, never changed.
 
-A file becomes a `FeatureFile`, its tensors `StoredTensor`s. Formats are told by the file's
-ending; each has a module of its own here.
+A file becomes a `FeatureFile`, its tensors `StoredTensor`s. The ending of a file's name says its
+format; `formats/table.py` lists them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from io import BufferedIOBase, BufferedReader
 from typing import cast
 
 from fusecli.errors import FeatureFileError, refuse_empty_name, shown_path
-from fusecli.features.formats.npy import npy_from_stream, open_npy, open_npz
+from fusecli.features.formats.npy import npy_from_stream
+from fusecli.features.formats.table import READABLE_ENDINGS, format_of
 from fusecli.features.tensor import StoredTensor
-
-ENDINGS = (".npy", ".npz", ".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class FeatureFile:
     Attributes:
         name: the path as it was given, "-" for stdin.
         tensors: by key; a file of one nameless tensor has the key "".
-        metadata: what a safetensors file says of itself.
+        metadata: what the file says about itself, in formats that can.
         size: in bytes.
         content: the bytes, for stdin only.
         handle: the open file the tensors are read from, closed by leaving the context.
@@ -38,23 +37,27 @@ class FeatureFile:
     metadata: dict[str, str] = field(default_factory=dict)
     size: int = 0
     content: bytes | None = None
-    handle: BufferedIOBase | None = None
+    handle: BufferedReader | None = None
 
     @property
     def where(self) -> str:
         """The file, for messages."""
         return shown_path(self.name)
 
+    def close(self) -> None:
+        """Close the file; its tensors cannot be read any more."""
+        if self.handle is not None:
+            self.handle.close()
+
     def __enter__(self) -> FeatureFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.handle is not None:
-            self.handle.close()
+        self.close()
 
 
 def open_features(name: str) -> FeatureFile:
-    """Open a feature file by its header; its numbers are not read (.pt excepted).
+    """Open a feature file by its header; its numbers are not read.
 
     Args:
         name: a path, or "-" for .npy from stdin.
@@ -78,26 +81,16 @@ def open_features(name: str) -> FeatureFile:
 
 def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
     size = os.fstat(handle.fileno()).st_size
-    ending = os.path.splitext(name)[1].lower()
-    metadata: dict[str, str] = {}
-    if ending == ".npy":
-        tensors = {"": open_npy(handle, size, name)}
-    elif ending == ".npz":
-        tensors = open_npz(handle, name)
-    elif ending == ".safetensors":
-        from fusecli.features.formats.safetensors import open_safetensors
-
-        tensors, metadata = open_safetensors(handle, name, name)
-    elif ending in (".pt", ".pth"):
-        from fusecli.features.formats.torch_checkpoint import open_checkpoint
-
-        tensors = open_checkpoint(handle, name)
-    else:
+    found = format_of(name)
+    if found is None:
+        ending = os.path.splitext(name)[1].lower()
         pickles = " (pickles are never loaded)" if ending in (".pkl", ".pickle", ".bin") else ""
         raise FeatureFileError(
-            f"{name}: fusecli reads {', '.join(ENDINGS)}, found {ending or 'no ending'}{pickles}"
+            f"{name}: fusecli reads {', '.join(READABLE_ENDINGS)}, "
+            f"found {ending or 'no ending'}{pickles}"
         )
-    return FeatureFile(name, tensors, metadata, size, None, handle)
+    contents = found.open(handle, name)
+    return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle)
 
 
 def open_regular(name: str) -> BufferedReader:

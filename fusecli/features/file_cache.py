@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.formats.npy import open_npy
-from fusecli.features.tensor import Span, StoredTensor
+from fusecli.features.tensor import InMemory, MemoryBytes, Span, StoredTensor
 
 # np.save writes headers of this length for shapes of few digits: one read takes it all.
 _HEADER = 128
 _LARGEST_AT_ONCE = 64 << 20  # a larger file has its header looked at before it is read
 _KEPT_FILES = 4  # open shards of keyed tensors
 _KEPT_HEADERS = 4096
-_ONE_AT_A_TIME = Lock()
 
 
 class Opener:
@@ -79,7 +78,7 @@ class Opener:
         key = bytes(header)
         known = self._headers.get(key)
         if known is None:
-            known = open_npy(io.BytesIO(key), status.st_size, name)
+            known = open_npy(io.BytesIO(key), status.st_size, name, MemoryBytes(key))
             if not isinstance(known.source, Span) or known.source.offset != _HEADER:
                 return None
             if len(self._headers) > _KEPT_HEADERS:
@@ -94,37 +93,12 @@ class Opener:
             array = array.reshape(known.shape[::-1]).T
         else:
             array = array.reshape(known.shape)
-        return StoredTensor(name, None, known.shape, known.dtype, size, array)
-
-
-def loaded(stored: StoredTensor) -> StoredTensor:
-    """The same tensor with its numbers in memory."""
-    return StoredTensor(
-        stored.file, stored.key, stored.shape, stored.dtype, stored.nbytes, raw_numbers(stored)
-    )
-
-
-def raw_numbers(stored: StoredTensor) -> NDArray[Any]:
-    """All numbers as they are stored, without moving the place in a file that others read."""
-    span = stored.source
-    if not isinstance(span, Span) or not span.mappable or span.fortran_order:
-        return stored.raw()
-    data = os.pread(span.handle.fileno(), stored.nbytes, span.offset)  # type: ignore[attr-defined]
-    if len(data) != stored.nbytes:
-        return stored.raw()  # which says so, or reads on where a read ended early
-    return np.frombuffer(data, span.storage).reshape(stored.shape)
+        return StoredTensor(name, None, known.shape, known.dtype, size, InMemory(array))
 
 
 def raw_row(stored: StoredTensor, axis: int, row: int) -> NDArray[Any]:
     """One slice of an axis as it is stored, without that axis; the rest is not read."""
-    span = stored.source
-    if axis == 0 and isinstance(span, Span) and span.mappable and not span.fortran_order:
-        nbytes = stored.nbytes // stored.shape[0]
-        data = os.pread(span.handle.fileno(), nbytes, span.offset + row * nbytes)  # type: ignore[attr-defined]
-        if len(data) == nbytes:
-            return np.frombuffer(data, span.storage).reshape(stored.shape[1:])
-    with _ONE_AT_A_TIME:  # an archive's member has one place that reading moves
-        part = stored.raw_part(axis, row, row + 1)
+    part = stored.raw_part(axis, row, row + 1)
     return part.reshape(stored.shape[:axis] + stored.shape[axis + 1 :])
 
 
@@ -136,7 +110,7 @@ class _Shard:
 
     def __del__(self) -> None:
         if hasattr(self, "file"):
-            self.file.__exit__()
+            self.file.close()
 
 
 class _OpenShards:

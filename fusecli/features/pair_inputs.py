@@ -16,7 +16,7 @@ from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.tensor import InMemory, StoredTensor
 
 MaskOrigin = Literal["option", "beside the features", "manifest"]
 
@@ -256,7 +256,7 @@ def use_mask(
         rows = read_mask(stored, axes, N)
     elif stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):
         part = stored.raw_part(0, row, row + 1)
-        cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=part)
+        cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=InMemory(part))
         rows = read_mask(cut, axes, 1)
     else:  # one mask for all samples, or an error that names the shapes of the whole stack
         rows = read_mask(stored, stack, stack.samples or 1)

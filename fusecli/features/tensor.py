@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BufferedReader
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,31 +16,221 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, shown_path
 from fusecli.features.dtypes import to_float32
 
+Buffer = NDArray[np.uint8]
+
+# Cuts through inner axes are read in bands of this many bytes, from which they are copied.
+_BAND = 4 << 20
+# Pieces at least this long, or far apart, are read one by one instead.
+_LONG_PIECE = 1 << 12
+
+
+class TensorSource(Protocol):
+    """Where the numbers of a tensor come from.
+
+    The shape is handed in, so that the same numbers can be looked at as rows.
+    """
+
+    @property
+    def problem(self) -> str | None:
+        """Why fusecli does not read these numbers, as the end of a sentence; None if it does."""
+
+    @property
+    def c_ordered(self) -> bool:
+        """The last axis varies fastest."""
+
+    def raw(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """All numbers as they are stored.
+
+        Raises:
+            EOFError: the file became shorter.
+            OSError: the system cannot read it.
+        """
+
+    def raw_part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        """The slice `start:stop` of one axis; may use `buffer`, where that is large enough.
+
+        Raises: as `raw`.
+        """
+
 
 class ByteSource(Protocol):
-    """Bytes that can be read from a place: an open file, or a member of an archive."""
+    """Bytes that can be read from any place; several threads may.
 
-    def seek(self, offset: int, /) -> int: ...
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
+    Attributes:
+        sequential: going back is expensive (a packed member of an archive).
+    """
+
+    @property
+    def sequential(self) -> bool: ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer.
+
+        Raises:
+            EOFError: there are not so many bytes.
+            OSError: the system cannot read them.
+        """
+
+
+class FileBytes:
+    """The bytes of an open file; the place in the file is not moved."""
+
+    sequential = False
+
+    def __init__(self, handle: BufferedReader) -> None:
+        self._handle, self._lock = handle, Lock()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            # A signal or a file system may end one read early; only zero means the end.
+            count = self._read(offset + done, buffer[done:])
+            if not count:
+                raise EOFError
+            done += count
+
+    if hasattr(os, "preadv"):
+
+        def _read(self, offset: int, buffer: memoryview) -> int:
+            return os.preadv(self._handle.fileno(), [buffer], offset)
+
+    else:
+
+        def _read(self, offset: int, buffer: memoryview) -> int:
+            with self._lock:
+                self._handle.seek(offset)
+                return self._handle.readinto(buffer)
+
+
+class MemoryBytes:
+    """Bytes that are in memory already."""
+
+    sequential = False
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        piece = self._data[offset : offset + len(buffer)]
+        if len(piece) < len(buffer):
+            raise EOFError
+        buffer[:] = piece
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where the numbers of a tensor lie in an open file.
+    """Numbers that lie in a file in one piece.
 
     Attributes:
-        handle: the open file.
+        source: the file's bytes.
         offset: of the first number, in bytes.
         storage: numpy type of the stored bytes.
         fortran_order: the first axis varies fastest.
-        mappable: the handle is a real file, so that an inner axis can be cut by a memory map.
     """
 
-    handle: ByteSource
+    source: ByteSource
     offset: int
     storage: np.dtype[Any]
     fortran_order: bool = False
-    mappable: bool = True
+
+    problem: None = None
+
+    @property
+    def c_ordered(self) -> bool:
+        return not self.fortran_order
+
+    def raw(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        if self.fortran_order:
+            return self._bits(0, shape[::-1], None).T
+        return self._bits(0, shape, None)
+
+    def raw_part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        if self.fortran_order:  # the same bytes are a C-ordered array with its axes reversed
+            turned = self._part(shape[::-1], len(shape) - 1 - axis, start, stop, buffer)
+            return turned.T
+        return self._part(shape, axis, start, stop, buffer)
+
+    def _part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        cut = (*shape[:axis], stop - start, *shape[axis + 1 :])
+        if outer <= 1 or not math.prod(cut):
+            return self._bits(start * inner * self.storage.itemsize, cut, buffer)
+        if self.source.sequential:
+            whole = self._bits(0, shape, None)
+            return whole[(slice(None),) * axis + (slice(start, stop),)]
+        out = self._empty(cut, buffer)
+        rows = out.reshape(outer, (stop - start) * inner)
+        length = shape[axis] * inner  # numbers from one piece to the next
+        if rows.shape[1] * self.storage.itemsize >= _LONG_PIECE or 8 * rows.shape[1] < length:
+            for index, row in enumerate(rows):
+                skip = (index * length + start * inner) * self.storage.itemsize
+                self._fill(skip, row)
+            return out
+        step = max(1, _BAND // (length * self.storage.itemsize))
+        for first in range(0, outer, step):
+            last = min(first + step, outer)
+            band = self._bits(first * length * self.storage.itemsize, (last - first, length), None)
+            rows[first:last] = band[:, start * inner : stop * inner]
+        return out
+
+    def _bits(self, skip: int, shape: tuple[int, ...], buffer: Buffer | None) -> NDArray[Any]:
+        out = self._empty(shape, buffer)
+        self._fill(skip, out)
+        return out
+
+    def _empty(self, shape: tuple[int, ...], buffer: Buffer | None) -> NDArray[Any]:
+        nbytes = math.prod(shape) * self.storage.itemsize
+        if buffer is None or buffer.size < nbytes:
+            return np.empty(shape, self.storage)
+        return buffer[:nbytes].view(self.storage).reshape(shape)
+
+    def _fill(self, skip: int, out: NDArray[Any]) -> None:
+        self.source.read_into(self.offset + skip, out.reshape(-1).view(np.uint8).data)
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Numbers that have been read already, as they are stored."""
+
+    array: NDArray[Any]
+
+    problem: None = None
+    c_ordered = True
+
+    def raw(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        return self.array.reshape(shape)
+
+    def raw_part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        return self.raw(shape)[(slice(None),) * axis + (slice(start, stop),)]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Something other than numbers. A file may hold it beside its features.
+
+    Attributes:
+        problem: why it is not read, as the end of a sentence.
+    """
+
+    problem: str
+
+    c_ordered = False
+
+    def raw(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        raise FeatureFileError(self.problem)
+
+    def raw_part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        raise FeatureFileError(self.problem)
 
 
 @dataclass(frozen=True)
@@ -49,9 +243,7 @@ class StoredTensor:
         shape: sizes of its axes.
         dtype: name of the stored type, numpy's or "bfloat16", "float8_e4m3fn", "float8_e5m2".
         nbytes: bytes of the stored numbers.
-        source: where the numbers are: a span of an open file, an array already in memory, or
-            a sentence that says why fusecli does not read them (a file may hold text beside
-            its features, and only asking for it is an error).
+        source: where the numbers are.
     """
 
     file: str
@@ -59,7 +251,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    source: Span | NDArray[Any] | str
+    source: TensorSource
 
     @property
     def where(self) -> str:
@@ -71,14 +263,15 @@ class StoredTensor:
         """Raises:
         FeatureFileError: the tensor holds something that is not real numbers.
         """
-        if isinstance(self.source, str):
-            raise FeatureFileError(f"{self.where}: {self.source}")
+        if self.source.problem is not None:
+            raise FeatureFileError(f"{self.where}: {self.source.problem}")
 
     def read(self) -> NDArray[np.float32]:
         """All numbers, as float32.
 
         Raises:
-            FeatureFileError: the file became shorter since its header was read.
+            FeatureFileError: they are no real numbers, do not fit into memory, cannot be
+                read, or the file became shorter since its header was read.
         """
         return to_float32(self.raw(), self.dtype)
 
@@ -86,7 +279,7 @@ class StoredTensor:
         """The slice `start:stop` of one axis, as float32.
 
         Raises:
-            FeatureFileError: the file became shorter since its header was read.
+            FeatureFileError: as `read`.
         """
         return to_float32(self.raw_part(axis, start, stop), self.dtype)
 
@@ -94,87 +287,50 @@ class StoredTensor:
         """All numbers as they are stored; plain bits for the types numpy does not have.
 
         Raises:
-            FeatureFileError: the file became shorter since its header was read.
+            FeatureFileError: as `read`.
         """
         self.check_readable()
-        if isinstance(self.source, np.ndarray):
-            return self.source
-        assert isinstance(self.source, Span)
-        if self.source.fortran_order:
-            return self._bits(self.source, 0, self.shape[::-1]).T
-        return self._bits(self.source, 0, self.shape)
+        return self._reading(lambda: self.source.raw(self.shape))
 
     def raw_part(
-        self, axis: int, start: int, stop: int, place: NDArray[np.uint8] | None = None
+        self, axis: int, start: int, stop: int, buffer: Buffer | None = None
     ) -> NDArray[Any]:
-        """The slice `start:stop` of one axis, as it is stored.
-
-        Only that slice is read: straight into memory when the file holds it in one piece,
-        through a memory map otherwise.
+        """The slice `start:stop` of one axis, as it is stored; only that slice is read.
 
         Args:
             axis: which axis is cut.
             start, stop: the cut.
-            place: memory to read into where that is possible and it is large enough; fresh
+            buffer: memory to read into where that is possible and it is large enough; fresh
                 memory for every part of a large file would cost more than reading it.
 
         Raises:
-            FeatureFileError: the file became shorter since its header was read.
+            FeatureFileError: as `read`.
         """
-        cut = (slice(None),) * axis + (slice(start, stop),)
-        span = self.source
-        if start == 0 and stop == self.shape[axis]:
-            return self.raw()
-        if not isinstance(span, Span):
-            return self.raw()[cut]
-        if axis == 0 and not span.fortran_order:
-            row = math.prod(self.shape[1:]) * span.storage.itemsize
-            return self._bits(span, start * row, (stop - start, *self.shape[1:]), place)
-        if span.mappable:
-            return self._mapped(span)[cut]
-        return self.raw()[cut]
+        self.check_readable()
+        return self._reading(lambda: self.source.raw_part(self.shape, axis, start, stop, buffer))
 
-    def _bits(
-        self,
-        span: Span,
-        skip: int,
-        shape: tuple[int, ...],
-        place: NDArray[np.uint8] | None = None,
-    ) -> NDArray[Any]:
-        nbytes = math.prod(shape) * span.storage.itemsize
-        if place is None or place.size < nbytes:
-            try:
-                out = np.empty(shape, span.storage)
-            except MemoryError:
-                raise FeatureFileError(
-                    f"{self.where}: {nbytes:,} bytes do not fit into memory"
-                ) from None
-        else:
-            out = place[:nbytes].view(span.storage).reshape(shape)
-        view = out.reshape(-1).view(np.uint8).data
-        span.handle.seek(span.offset + skip)
-        done = 0
-        while done < len(view):
-            # A signal or a file system may end one read early; only zero means the end.
-            count = span.handle.readinto(view[done:])
-            if not count:
-                raise self._cut_short()
-            done += count
-        return out
+    def loaded(self) -> StoredTensor:
+        """The same tensor with its numbers in memory.
 
-    def _mapped(self, span: Span) -> NDArray[Any]:
+        Raises:
+            FeatureFileError: as `read`.
+        """
+        return replace(self, source=InMemory(self.raw()))
+
+    def as_rows(self) -> StoredTensor:
+        """The same numbers as `[rows, width]`, where they are stored in that order."""
+        if not self.source.c_ordered:
+            return self
+        width = self.shape[-1] if self.shape else 1
+        return replace(self, shape=(math.prod(self.shape[:-1]), width))
+
+    def _reading(self, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         try:
-            mapped: NDArray[Any] = np.memmap(
-                span.handle,  # type: ignore[call-overload]
-                span.storage,
-                mode="r",
-                offset=span.offset,
-                shape=self.shape,
-                order="F" if span.fortran_order else "C",
-            )
-        except ValueError:
-            raise self._cut_short() from None
-        return mapped
-
-    def _cut_short(self) -> FeatureFileError:
-        return FeatureFileError(f"{self.where}: the file became shorter while it was read")
+            return read()
+        except EOFError:
+            problem = "the file became shorter while it was read"
+        except MemoryError:
+            problem = f"{self.nbytes:,} bytes do not fit into memory"
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror or error}"
+        raise FeatureFileError(f"{self.where}: {problem}")

@@ -122,7 +122,7 @@ def open_weights(name: str) -> WeightsFile:
     try:
         return weights_in(file)
     except BaseException:
-        file.__exit__()
+        file.close()
         raise
 
 

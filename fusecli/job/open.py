@@ -11,6 +11,7 @@ from fusecli.errors import ShapeError, UsageError
 from fusecli.features.atomic import check_target
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.formats.table import WRITABLE_ENDINGS
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
@@ -24,7 +25,6 @@ from fusecli.features.pair_inputs import (
     use_mask,
 )
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
-from fusecli.features.writer import ENDINGS
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig, divisors
@@ -232,9 +232,9 @@ def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
 
         inputs.append(file_of(o.maps.tokens))
     if output != "-":
-        check_target(output, force, inputs, ENDINGS)
+        check_target(output, force, inputs, WRITABLE_ENDINGS)
     if o.maps.attention is not None:
-        check_target(o.maps.attention, force, inputs, ENDINGS)
+        check_target(o.maps.attention, force, inputs, WRITABLE_ENDINGS)
     if o.maps.plot is not None:
         from fusecli.maps.picture import ENDINGS as PLOT_ENDINGS
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 from fusecli.errors import PairsError, UsageError
-from fusecli.features.file import ENDINGS
+from fusecli.features.formats.table import READABLE_ENDINGS
 from fusecli.pairs.pair import Pair, Place, Unmatched
 from fusecli.pairs.pattern import Pattern
 
@@ -104,7 +104,7 @@ class Walk:
         self._base, self._tail = base, below + tail
         # What begins the first part of an id, and what begins every file's name.
         self._first, self._lead = (first, "") if by_path else ("", first)
-        self._endings = ENDINGS if pattern.ending is None else (pattern.ending,)
+        self._endings = READABLE_ENDINGS if pattern.ending is None else (pattern.ending,)
         # What a file that does not fit is called, None to leave it to the other side; and the
         # pattern that may be meant for it.
         self.odd: str | None = side
@@ -189,7 +189,7 @@ class Walk:
                     and stem.endswith(self._suffix)
                 ):
                     found.append(f"{stem[len(self._lead) : end]}{_BELOW}{_FILE}{name}")
-                elif ending.lower() in ENDINGS and not self._is_other(name):
+                elif ending.lower() in READABLE_ENDINGS and not self._is_other(name):
                     odd.append(name)
         if self.odd is not None:
             for name in sorted(odd):

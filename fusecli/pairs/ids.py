@@ -16,7 +16,7 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.features.writer import ENDINGS
+from fusecli.features.formats.table import WRITABLE_ENDINGS
 
 # Most file systems end at 255 bytes a name and 4,096 a path, which ending and folder share.
 _LONGEST_NAME = 200
@@ -98,7 +98,7 @@ def _folder(part: str) -> str:
     """A folder's name; never that of a file, `a.npy` and `a.npy/b.npy` cannot both be."""
     safe = _part(part)
     stem, dot, ending = safe.rpartition(".")
-    return f"{stem}%2E{ending}" if dot and f".{ending.lower()}" in ENDINGS else safe
+    return f"{stem}%2E{ending}" if dot and f".{ending.lower()}" in WRITABLE_ENDINGS else safe
 
 
 def _part(part: str) -> str:

@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from fusecli.errors import PairsError, UsageError, shortened
-from fusecli.features.file import ENDINGS
-from fusecli.features.writer import ENDINGS as OUTPUT_ENDINGS
+from fusecli.features.formats.table import READABLE_ENDINGS, WRITABLE_ENDINGS
 from fusecli.pairs.ids import LONGEST_ID, relative_path
 from fusecli.pairs.manifest_rows import Record, Row, csv_rows, jsonl_rows, parquet_rows
 from fusecli.pairs.pair import Pair, PairOptions, Place, Unmatched
@@ -117,10 +116,10 @@ class Manifest:
 
     def _check_output(self, output: str) -> None:
         stem, ending = os.path.splitext(output)
-        if ending.lower() not in OUTPUT_ENDINGS:
+        if ending.lower() not in WRITABLE_ENDINGS:
             raise self._wrong(
                 f"output {shortened(output)!r} ends in {ending or 'nothing'}, "
-                f"expected {', '.join(OUTPUT_ENDINGS)}"
+                f"expected {', '.join(WRITABLE_ENDINGS)}"
             )
         if self._options.ending and ending.lower() in self._options.refused:
             refused = self._options.refused[ending.lower()]
@@ -138,7 +137,7 @@ def _default_id(row: Row) -> str:
     A text that serves several rows of a stack of images is told apart by the image's row.
     """
     stem, ending = os.path.splitext(row.text)
-    if ending.lower() not in ENDINGS:
+    if ending.lower() not in READABLE_ENDINGS:
         stem = row.text
     if "./" in stem or "//" in stem or stem[0] == "/":
         stem = "/".join(part for part in stem.split("/") if part not in ("", ".", ".."))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fusecli.errors import PairsError, shortened
 from fusecli.features.file import open_regular
-from fusecli.features.formats.npy import one_line
+from fusecli.features.formats.base import one_line
 
 
 class Row(NamedTuple):

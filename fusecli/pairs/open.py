@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from fusecli.errors import PairsError, UsageError
-from fusecli.features.file import ENDINGS
+from fusecli.features.formats.table import READABLE_ENDINGS
 from fusecli.pairs.folders import Folders
 from fusecli.pairs.ids import fold, relative_path
 from fusecli.pairs.keyed import Keyed
@@ -114,4 +114,4 @@ def _nothing(o: PairOptions, unmatched: Unmatched) -> str:
         return str(unmatched)
     if o.manifest is not None:
         return f"{o.manifest} has no rows"
-    return f"there are no feature files ({', '.join(ENDINGS)}) in {o.images} and {o.texts}"
+    return f"there are no feature files ({', '.join(READABLE_ENDINGS)}) in {o.images} and {o.texts}"

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from fusecli.errors import UsageError
-from fusecli.features.file import ENDINGS
+from fusecli.features.formats.table import READABLE_ENDINGS
 
 _ID = "{id}"
 
@@ -64,6 +64,6 @@ def file_pattern(side: str, text: str | None) -> Pattern:
     if any(not part or part[0] == "." for part in whole.name_of("x").split("/")):
         raise UsageError(f"--{side}-pattern {text}: no part of it may be empty or begin with a dot")
     ending = os.path.splitext(whole.text)[1]
-    if ending.lower() in ENDINGS:
+    if ending.lower() in READABLE_ENDINGS:
         return Pattern(whole.text, whole.prefix, whole.suffix.removesuffix(ending), ending.lower())
     return whole

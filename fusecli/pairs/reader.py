@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import ShapeError
 from fusecli.features.axes import Axes, PairShapes, Side, mask_shapes
-from fusecli.features.file_cache import Opener, loaded, raw_numbers, raw_row
+from fusecli.features.file_cache import Opener, raw_row
 from fusecli.features.pair_inputs import (
     MatchedInputs,
     PairInputs,
@@ -231,7 +231,7 @@ class PairReader:
                 file = self._files.open(listed.file, listed.key, stack, part)
                 stored = mask_in(file, side, listed.key)
                 if not part:
-                    stored = loaded(stored)
+                    stored = stored.loaded()
                 return use_mask(stored, of_row, 1, "manifest", given.row, stack_axes)
         beside = mask_beside(given, side, inputs.two_tensors)
         if beside is None:
@@ -286,7 +286,7 @@ def _check_rows(inputs: PairInputs, matched: MatchedInputs) -> None:
 
 def _raw(given: SideInput, stack: Axes | None) -> NDArray[Any]:
     if given.row is None or stack is None:
-        return raw_numbers(given.stored)
+        return given.stored.raw()
     return raw_row(given.stored, stack.letters.index("N"), given.row)
 
 

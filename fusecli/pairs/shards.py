@@ -9,7 +9,7 @@ from itertools import count
 
 from fusecli.errors import PairsError, shortened
 from fusecli.features.file import open_regular
-from fusecli.features.formats.npy import one_line
+from fusecli.features.formats.base import one_line
 from fusecli.features.formats.safetensors import safetensors_keys
 
 _ENDING = ".safetensors"
@@ -75,7 +75,7 @@ def keys_of(file: str) -> list[str]:
         FeatureFileError: the file is missing or damaged.
     """
     with open_regular(file) as handle:
-        return sorted(safetensors_keys(handle, file, file))
+        return sorted(safetensors_keys(handle, file))
 
 
 def _names(folder: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from fusecli.errors import FuseError
 from fusecli.features.axes import Side, read_axes
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.tensor import Span, StoredTensor
+from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.weights import ModuleOptions, config_of, weights_in
 
 _CHUNK_BYTES = 16 << 20
@@ -39,7 +38,7 @@ def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
 
 
 def _describe(key: str, stored: StoredTensor, stats: bool) -> dict[str, Any]:
-    problem = stored.source if isinstance(stored.source, str) else None
+    problem = stored.source.problem
     entry: dict[str, Any] = {
         "key": key or None,
         "shape": list(stored.shape),
@@ -62,7 +61,7 @@ def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
         rows without NaN and infinity; None if there are none).
     """
     width = stored.shape[-1] if stored.shape else 1
-    flat = _as_rows(stored, width)
+    flat = stored.as_rows()
     counts = {"rows": math.prod(stored.shape[:-1]), "nan": 0, "infinite": 0, "zero_rows": 0}
     norm_sum, finite_rows, largest = 0.0, 0, 0.0
     length = (flat.shape[0] if flat.shape else 1) if math.prod(flat.shape) else 0
@@ -84,16 +83,6 @@ def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
         "mean_norm": norm_sum / finite_rows if known else None,
         "largest_norm": largest if known else None,
     }
-
-
-def _as_rows(stored: StoredTensor, width: int) -> StoredTensor:
-    """The same numbers as `[rows, width]`, where the file has them in that order."""
-    rows = (math.prod(stored.shape[:-1]), width)
-    if isinstance(stored.source, Span) and not stored.source.fortran_order:
-        return replace(stored, shape=rows)
-    if isinstance(stored.source, np.ndarray):
-        return replace(stored, shape=rows, source=stored.source.reshape(rows))
-    return stored
 
 
 def _letters(side: Side, stored: StoredTensor) -> str | None:

@@ -15,7 +15,7 @@ from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import read_axes
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.tensor import InMemory, StoredTensor
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(size=(3, 8)).astype(np.float32)
@@ -26,7 +26,9 @@ PATCHES = np.array([1, 1, 0])
 
 def holding(*keys: str) -> FeatureFile:
     """A file of tensors with these names."""
-    tensors = {key: StoredTensor("a.npz", key, (3, 8), "float32", 96, IMAGE) for key in keys}
+    tensors = {
+        key: StoredTensor("a.npz", key, (3, 8), "float32", 96, InMemory(IMAGE)) for key in keys
+    }
     return FeatureFile("a.npz", tensors)
 
 
@@ -178,7 +180,9 @@ def test_mask_file_without_a_mask_lists_the_keys() -> None:
 @pytest.mark.parametrize("shape", [(3,), (1, 3)])
 def test_mask_of_any_plain_type_is_read(kind: str, shape: tuple[int, ...]) -> None:
     values = PATCHES.astype(kind).reshape(shape)
-    stored = StoredTensor("m.npy", None, shape, np.dtype(kind).name, values.nbytes, values)
+    stored = StoredTensor(
+        "m.npy", None, shape, np.dtype(kind).name, values.nbytes, InMemory(values)
+    )
     mask = read_mask(stored, read_axes("image", (3, 8), None, "i.npy"), 1)
     assert mask.dtype == bool
     assert mask.tolist() == [[True, True, False]]
@@ -202,7 +206,7 @@ def test_mask_may_have_the_shape_of_the_tokens_and_no_other(
     sizes = (1, 2, 3, 4, 6, 8)
     for wanted in chain.from_iterable(product(sizes, repeat=rank) for rank in range(4)):
         values = np.ones(wanted, bool)
-        stored = StoredTensor("m.npy", None, wanted, "bool", values.nbytes, values)
+        stored = StoredTensor("m.npy", None, wanted, "bool", values.nbytes, InMemory(values))
         if wanted in allowed:
             assert read_mask(stored, found, N).shape[1] == found.tokens
         else:

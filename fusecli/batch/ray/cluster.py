@@ -15,7 +15,7 @@ from typing import Any
 
 from fusecli.batch.options import BatchOptions, RayOptions
 from fusecli.errors import RayError
-from fusecli.features.formats.npy import one_line
+from fusecli.features.formats.base import one_line
 from fusecli.fusion.backend.device import cores
 
 # What people say about it: to their clusters fusecli brings what Ray's own rules find.

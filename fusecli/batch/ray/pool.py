@@ -26,7 +26,7 @@ from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.worker import Fuser, Result
 from fusecli.errors import FuseError, RayError, shortened
 from fusecli.features.file import open_features
-from fusecli.features.formats.npy import one_line
+from fusecli.features.formats.base import one_line
 from fusecli.pairs.open import Pair
 from fusecli.report.report import Diagnosis, sha256_of
 

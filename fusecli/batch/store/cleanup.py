@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fusecli.batch.pair_inputs import files_of
 from fusecli.batch.store.journal import read_entries
-from fusecli.features.writer import ENDINGS
+from fusecli.features.formats.table import WRITABLE_ENDINGS
 from fusecli.pairs.open import Pair
 
 _KEPT = 4096  # folders and inputs that were looked at last
@@ -60,7 +60,7 @@ def _may_be_result(output: object) -> bool:
         return False
     parts = output.split("/")
     ending = os.path.splitext(output)[1].lower()
-    return ending in ENDINGS and all(part and part[0] != "." for part in parts)
+    return ending in WRITABLE_ENDINGS and all(part and part[0] != "." for part in parts)
 
 
 def _lies_in(path: str, root: str) -> bool:

@@ -23,21 +23,23 @@ from typing import Any
 
 import numpy as np
 
-from fusecli.batch.store.encode import bytes_of, tensor_entry
+from fusecli.batch.store.encode import bytes_of
 from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.journal import Entry, Shapes, fingerprint, read_entries
 from fusecli.batch.worker import Result
 from fusecli.errors import OutputError
 from fusecli.features.atomic import StagedFile, not_written, sync_folder, write_all
 from fusecli.features.dtypes import storage_type
-from fusecli.features.writer import SAFETENSORS_CODES
+from fusecli.features.formats.safetensors import (
+    METADATA_KEY,
+    header_entry,
+    promised_size,
+    with_length,
+)
 from fusecli.pairs.open import Pair
 
 INDEX = "fused.safetensors.index.json"
 _NAME = re.compile(r"fused(?:-\d+-of-\d+)?-(\d{5,})\.safetensors")
-_LAST = re.compile(rb'"data_offsets":\[\d+,(\d+)\]\}\}$')
-_LONGEST_END = 80
-_RESERVED = "__metadata__"
 _EVERY_S = 0.5
 _LARGEST_ROOM = 8 << 20  # of a header: a longer one takes every reader long to parse
 _SMALLEST_ROOM = 4 << 10
@@ -60,7 +62,7 @@ class PackSink:
         self._prefix = f"fused{folder.suffix}-"
         room = min(_LARGEST_ROOM, max(_SMALLEST_ROOM, size // 64))
         self._room = room // 4096 * 4096
-        self._first = json.dumps({_RESERVED: {"fusecli": json.dumps(metadata)}}).encode()[:-1]
+        self._first = json.dumps({METADATA_KEY: {"fusecli": json.dumps(metadata)}}).encode()[:-1]
         self._pack: _Pack | None = None
         self._waiting: list[Entry] = []  # for the disk
         self._brought = time.monotonic()
@@ -76,9 +78,9 @@ class PackSink:
         """
         for result in results:
             pair = result.pair
-            if result.tensors is not None and pair.id == _RESERVED:
+            if result.tensors is not None and pair.id == METADATA_KEY:
                 result.tensors = None
-                result.error = f"{_RESERVED} is no possible name in a safetensors file"
+                result.error = f"{METADATA_KEY} is no possible name in a safetensors file"
             if result.tensors is None:
                 self._waiting.append(Entry(pair.id, None, None, result.error, result.stamps))
                 continue
@@ -218,7 +220,7 @@ class _Pack:
 
     def __init__(self, name: str, path: str, room: int, dtype: str) -> None:
         self.name, self._path, self._room = name, path, room
-        self._code, self._itemsize = SAFETENSORS_CODES[dtype], storage_type(dtype).itemsize
+        self._dtype, self._itemsize = dtype, storage_type(dtype).itemsize
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._entries = bytearray()  # of the header, each behind a comma
         self.earlier: set[str] = set()  # ids that an earlier run put in
@@ -245,7 +247,7 @@ class _Pack:
         begin, made = self.end, b""
         for key, shape in keyed_by(id, shapes).items():
             end = begin + math.prod(shape) * self._itemsize
-            made += b"," + tensor_entry(key, self._code, shape, begin, end)
+            made += b"," + header_entry(key, self._dtype, shape, begin, end)
             begin = end
         return made
 
@@ -266,13 +268,12 @@ class _Pack:
     def close(self, first: bytes, final: str) -> None:
         """Write the header and give the file its name."""
         header = first + self._entries + b"}"
-        header += b" " * (-len(header) % 8)
-        if 8 + len(header) > self._room or self.end < 16 * self._room:
-            self._move(header, final)  # a small file is not to be mostly spaces
+        start = with_length(header)
+        if len(start) > self._room or self.end < 16 * self._room:
+            self._move(start, final)  # a small file is not to be mostly spaces
             return
-        header += b" " * (self._room - 8 - len(header))
         os.lseek(self._descriptor, 0, os.SEEK_SET)
-        write_all(self._descriptor, [len(header).to_bytes(8, "little"), header])
+        write_all(self._descriptor, [with_length(header, self._room)])
         os.fsync(self._descriptor)
         os.close(self._descriptor)
         os.replace(self._path, final)
@@ -283,7 +284,7 @@ class _Pack:
         path = f"{self._path}.moved"
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            write_all(target, [len(header).to_bytes(8, "little"), header])
+            write_all(target, [header])
             for start in range(0, self.end, _COPIED):
                 length = min(_COPIED, self.end - start)
                 write_all(target, [os.pread(self._descriptor, length, self._room + start)])
@@ -317,13 +318,9 @@ def _is_whole(path: str) -> bool:
     """Whether a pack is there and as long as its header says; its last tensor ends it."""
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(min(length, 2 * _LARGEST_ROOM)).rstrip()
-            size = os.fstat(file.fileno()).st_size
+            return promised_size(file, 2 * _LARGEST_ROOM) == os.fstat(file.fileno()).st_size
     except OSError:
         return False
-    last = _LAST.search(header[-_LONGEST_END:])  # tensors stand in the order of their numbers
-    return last is not None and 8 + length + int(last[1]) == size
 
 
 def remove_packs(folder: str) -> None:

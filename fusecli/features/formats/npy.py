@@ -1,23 +1,40 @@
-"""NumPy's .npy and .npz, their headers read by numpy, their claims held against the file."""
+"""NumPy's .npy: headers read by numpy, what they promise compared with the file."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import tokenize
 import warnings
-import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedIOBase
-from typing import IO, Any, cast
+from functools import lru_cache
+from io import BufferedIOBase, BufferedReader
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy_format
+from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, shortened, shown_path
-from fusecli.features.dtypes import refusal
-from fusecli.features.tensor import ByteSource, Span, StoredTensor
+from fusecli.errors import FeatureFileError, shown_path
+from fusecli.features.dtypes import refusal, storage_type
+from fusecli.features.formats.base import (
+    Buffers,
+    Encode,
+    FileContents,
+    OutputContents,
+    bytes_of,
+    one_line,
+)
+from fusecli.features.tensor import (
+    ByteSource,
+    FileBytes,
+    MemoryBytes,
+    Span,
+    StoredTensor,
+    Unreadable,
+)
 
 # What numpy's header parser raises on hostile headers, each seen.
 _BROKEN = (
@@ -29,30 +46,92 @@ _BROKEN = (
     RecursionError,
     MemoryError,
     KeyError,
+    IndexError,
     UnicodeError,
     tokenize.TokenError,
 )
 
 _LONGEST_HEADER = 1 << 16
+_KEPT_HEADERS = 4096
 
 
-def open_npy(handle: BufferedIOBase, size: int, file: str) -> StoredTensor:
+class NpyFormat:
+    """One array without a name."""
+
+    endings = (".npy",)
+    starts = (npy_format.MAGIC_PREFIX,)
+    has_keys = False
+    dtypes = ("float32", "float16")
+
+    def open(self, handle: BufferedReader, file: str) -> FileContents:
+        """As `Format.open`."""
+        size = os.fstat(handle.fileno()).st_size
+        return FileContents({"": open_npy(handle, size, file, FileBytes(handle))})
+
+    def sink(self, file: IO[bytes], folder: str, contents: OutputContents) -> NpySink:
+        """As `WritableFormat.sink`."""
+        return NpySink(file, contents)
+
+    def encoder(self, dtype: str, metadata: dict[str, Any]) -> Encode:
+        """As `WritableFormat.encoder`."""
+        header = lru_cache(_KEPT_HEADERS)(lambda shape: npy_header(shape, dtype))
+
+        def encode(tensors: Mapping[str, NDArray[Any]]) -> Buffers:
+            (tensor,) = tensors.values()
+            return [header(tensor.shape), bytes_of(tensor)]
+
+        return encode
+
+
+class NpySink:
+    """Writes one array, chunk by chunk."""
+
+    def __init__(self, file: IO[bytes], contents: OutputContents) -> None:
+        self._file, self._contents = file, contents
+
+    def begin(self) -> None:
+        (shape,) = self._contents.shapes.values()
+        self._file.write(npy_header(shape, self._contents.dtype))
+
+    def write(self, index: int, data: memoryview) -> None:
+        self._file.write(data)
+
+    def finish(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        pass
+
+
+def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """The bytes before the numbers of a .npy file.
+
+    Args:
+        shape: of the array.
+        dtype: "float32" or "float16"; "bfloat16" is written as its bits.
+    """
+    header = {"descr": storage_type(dtype).str, "fortran_order": False, "shape": shape}
+    sink = io.BytesIO()
+    npy_format.write_array_header_1_0(sink, header)
+    return sink.getvalue()
+
+
+def open_npy(handle: BufferedIOBase, size: int, file: str, source: ByteSource) -> StoredTensor:
     """Read the header of a .npy file.
 
     Args:
-        handle: the open file, at its start.
+        handle: where the header is read, at its start.
         size: bytes of the file.
         file: its name.
+        source: where the numbers will be read.
 
     Raises:
         FeatureFileError: not a .npy file, or damaged.
     """
-    header = _header(handle, shown_path(file))
-    if header.claimed != size - handle.tell() and not header.dtype.hasobject:
-        _refuse_claim(header, size - handle.tell(), shown_path(file))
-    return header.stored(
-        file, None, handle, handle.tell(), mappable=not isinstance(handle, io.BytesIO)
-    )
+    header = read_npy_header(handle, shown_path(file))
+    offset = handle.tell()
+    header.check_size(size - offset, shown_path(file))
+    return header.stored(file, None, source, offset)
 
 
 def npy_from_stream(stream: BufferedIOBase, file: str) -> tuple[StoredTensor, bytes]:
@@ -62,112 +141,71 @@ def npy_from_stream(stream: BufferedIOBase, file: str) -> tuple[StoredTensor, by
         The tensor, and all bytes read.
 
     Raises:
-        FeatureFileError: not a .npy file, or damaged.
-    """
-    data = bytearray(stream.read(npy_format.MAGIC_LEN))
-    if data.startswith(npy_format.MAGIC_PREFIX):
-        data += stream.read(_LONGEST_HEADER)
-    start = io.BytesIO(data)
-    header = _header(start, shown_path(file))
-    whole = start.tell() + (0 if header.dtype.hasobject else header.claimed)
-    while len(data) <= whole and (block := stream.read(min(1 << 20, whole + 1 - len(data)))):
-        data += block
-    content = bytes(data)
-    return open_npy(io.BytesIO(content), len(content), file), content
-
-
-def open_npz(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor]:
-    """Read the headers of all arrays of a .npz archive; numbers are read when asked for.
-
-    Raises:
-        FeatureFileError: not an archive, or a member that is no plain array.
+        FeatureFileError: not a .npy file, damaged, or the stream cannot be read.
     """
     try:
-        archive = zipfile.ZipFile(handle)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        data = bytearray(stream.read(npy_format.MAGIC_LEN))
+        if data.startswith(npy_format.MAGIC_PREFIX):
+            data += stream.read(_LONGEST_HEADER)
+        start = io.BytesIO(data)
+        header = read_npy_header(start, shown_path(file))
+        whole = start.tell() + (0 if header.dtype.hasobject else header.nbytes)
+        while len(data) <= whole and (block := stream.read(min(1 << 20, whole + 1 - len(data)))):
+            data += block
+    except OSError as error:
         raise FeatureFileError(
-            f"{file}: is not a .npz archive, or damaged or cut short: {one_line(error)}"
+            f"{shown_path(file)}: cannot be read: {error.strerror or error}"
         ) from None
-    tensors: dict[str, StoredTensor] = {}
-    for member in archive.infolist():
-        if member.is_dir():
-            continue
-        key = member.filename.removesuffix(".npy")
-        if key in tensors:
-            raise FeatureFileError(f"{file}: holds two arrays called {key!r}")
-        tensors[key] = _open_member(archive, member, file, key)
-    if not tensors:
-        raise FeatureFileError(f"{file}: the archive holds no arrays")
-    return tensors
-
-
-def _open_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: str, key: str
-) -> StoredTensor:
-    where = f"{file}[{key}]"
-    try:
-        with archive.open(member) as stream:
-            header = _header(stream, where)
-            offset = stream.tell()
-    except FeatureFileError:
-        raise
-    except Exception as error:  # zipfile raises what zlib, struct and the codecs raise
-        raise FeatureFileError(f"{where}: cannot be unpacked: {one_line(error)}") from None
-    # Deflate packs at most 1,032 to 1: a promise beyond that cannot be kept.
-    possible = min(member.file_size - offset, member.compress_size * 1032)
-    if header.claimed != possible and not header.dtype.hasobject:
-        _refuse_claim(header, possible, where)
-    return header.stored(file, key, _Member(archive, member, where), offset, mappable=False)
-
-
-class _Member:
-    """One packed array, unpacked as it is read; damage is reported as such."""
-
-    def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> None:
-        self._where = where
-        # typeshed calls it IO[bytes]; it is the ZipExtFile that has `readinto`.
-        self._stream = cast(zipfile.ZipExtFile, archive.open(member))
-
-    def seek(self, offset: int, /) -> int:
-        return self._guarded(lambda: self._stream.seek(offset))
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        # In small pieces, so that a promise of gigabytes costs only what is really there.
-        return self._guarded(lambda: self._stream.readinto(buffer[: 1 << 20]))
-
-    def _guarded(self, call: Callable[[], int]) -> int:
-        try:
-            return call()
-        except Exception as error:
-            raise FeatureFileError(
-                f"{self._where}: cannot be unpacked: {one_line(error)}"
-            ) from None
+    content = bytes(data)
+    stored = open_npy(io.BytesIO(content), len(content), file, MemoryBytes(content))
+    return stored, content
 
 
 @dataclass(frozen=True)
-class _Header:
+class NpyHeader:
+    """What the header of an array says.
+
+    Attributes:
+        nbytes: of the numbers that should follow.
+    """
+
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype[Any]
-    claimed: int
+    nbytes: int
 
-    def stored(
-        self, file: str, key: str | None, handle: ByteSource, offset: int, mappable: bool
-    ) -> StoredTensor:
-        span = Span(handle, offset, self.dtype, self.fortran_order, mappable)
-        source = refusal(self.dtype) or span
-        return StoredTensor(file, key, self.shape, self.dtype.name, self.claimed, source)
+    def check_size(self, follow: int, where: str) -> None:
+        """Compare the promise with the bytes that follow; pickled objects promise no size.
+
+        Raises:
+            FeatureFileError: they are not as many.
+        """
+        if self.nbytes == follow or self.dtype.hasobject:
+            return
+        state = "cut short" if self.nbytes > follow else "followed by something else"
+        raise FeatureFileError(
+            f"{where}: is {state}: its header promises {list(self.shape)} {self.dtype.name}, "
+            f"{self.nbytes:,} bytes, and {max(follow, 0):,} follow"
+        )
+
+    def stored(self, file: str, key: str | None, source: ByteSource, offset: int) -> StoredTensor:
+        """The tensor whose numbers begin at `offset` of `source`."""
+        problem = refusal(self.dtype)
+        span = Span(source, offset, self.dtype, self.fortran_order)
+        numbers = span if problem is None else Unreadable(problem)
+        return StoredTensor(file, key, self.shape, self.dtype.name, self.nbytes, numbers)
 
 
-def _refuse_claim(header: _Header, follow: int, where: str) -> None:
-    state = "cut short" if header.claimed > follow else "followed by something else"
-    raise FeatureFileError(
-        f"{where}: is {state}: its header promises {list(header.shape)} {header.dtype.name}, "
-        f"{header.claimed:,} bytes, and {max(follow, 0):,} follow"
-    )
+def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader:
+    """Read the header of an array, and stop behind it.
 
+    Args:
+        stream: at its start.
+        where: the file, for messages.
 
-def _header(stream: BufferedIOBase | IO[bytes], where: str) -> _Header:
+    Raises:
+        FeatureFileError: not a .npy file, or damaged.
+    """
     start = stream.read(npy_format.MAGIC_LEN)
     if not start:
         raise FeatureFileError(f"{where}: is empty (0 bytes)")
@@ -199,11 +237,4 @@ def _header(stream: BufferedIOBase | IO[bytes], where: str) -> _Header:
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise FeatureFileError(f"{where}: has a damaged .npy header: shape {list(shape)}")
     sizes = tuple(int(size) for size in shape)
-    return _Header(sizes, fortran_order, dtype, math.prod(sizes) * dtype.itemsize)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of somebody else's error message, short."""
-    lines = str(error).strip().splitlines()
-    unnamed = "it ends too early" if isinstance(error, EOFError) else "it cannot be read"
-    return shortened(lines[0], 160) if lines else unnamed
+    return NpyHeader(sizes, fortran_order, dtype, math.prod(sizes) * dtype.itemsize)

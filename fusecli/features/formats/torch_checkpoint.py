@@ -6,21 +6,30 @@ import os
 import pickle
 import warnings
 import zipfile
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from typing import IO, Any, cast
 
-from numpy.typing import NDArray
-
 from fusecli.errors import FeatureFileError
-from fusecli.features.dtypes import SAFETENSORS_TYPES, storage_type
-from fusecli.features.formats.npy import one_line
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.dtypes import READ_TYPES, storage_type
+from fusecli.features.formats.base import FileContents, one_line
+from fusecli.features.tensor import InMemory, StoredTensor, TensorSource, Unreadable
 
 # Where trainers put the state dict inside a checkpoint.
 _NESTS = ("state_dict", "model_state_dict", "model")
 
 
-def open_checkpoint(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor]:
+class TorchCheckpointFormat:
+    """A tensor, or tensors by name."""
+
+    endings = (".pt", ".pth")
+    starts: tuple[bytes, ...] = ()
+
+    def open(self, handle: BufferedReader, file: str) -> FileContents:
+        """As `Format.open`."""
+        return FileContents(_open_checkpoint(handle, file))
+
+
+def _open_checkpoint(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor]:
     """Load a tensor, or a dict of tensors, from a .pt file. Imports torch.
 
     Args:
@@ -100,22 +109,22 @@ def _stored(tensor: Any, key: str | None, file: str, size: int, torch: Any) -> S
     tensor = tensor.detach()
     name = str(tensor.dtype).removeprefix("torch.")
     nbytes = tensor.numel() * tensor.element_size()
-    source: str | NDArray[Any]
+    source: TensorSource
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        source = f"is a {_kind(tensor)} tensor, expected a dense one"
+        source = Unreadable(f"is a {_kind(tensor)} tensor, expected a dense one")
     elif nbytes > size:
         # A view with stride 0 promises any size at no cost in the file.
-        source = (
+        source = Unreadable(
             f"promises {list(tensor.shape)}, {nbytes:,} bytes, in a file of {size:,}: "
             "save an expanded tensor with .contiguous()"
         )
-    elif name not in SAFETENSORS_TYPES.values():
-        source = f"holds {name}, which fusecli does not read"
+    elif name not in READ_TYPES:
+        source = Unreadable(f"holds {name}, which fusecli does not read")
     else:
         storage = storage_type(name)
         bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[storage.itemsize]
         flat = tensor.resolve_neg().contiguous().reshape(-1).view(bits)
-        source = flat.numpy().view(storage).reshape(tuple(tensor.shape))
+        source = InMemory(flat.numpy().view(storage).reshape(tuple(tensor.shape)))
     return StoredTensor(file, key, tuple(tensor.shape), name, nbytes, source)
 
 

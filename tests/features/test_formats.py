@@ -1,0 +1,155 @@
+"""A format stands in one place: its module, and one line of the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import fusecli
+from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, WRITABLE_ENDINGS
+
+PACKAGE = Path(fusecli.__file__).parent
+
+# One array as lines of text, with its shape in the first.
+TOY = '''
+"""Arrays as text, for a test."""
+
+from __future__ import annotations
+
+import os
+from io import BufferedReader
+
+import numpy as np
+
+from fusecli.features.formats.base import FileContents
+from fusecli.features.tensor import InMemory, StoredTensor
+
+
+class ToyFormat:
+    endings = (".toy",)
+    starts = (b"TOY",)
+    has_keys = False
+    dtypes = ("float32",)
+
+    def open(self, handle: BufferedReader, file: str) -> FileContents:
+        word, *sizes = handle.readline().split()
+        assert word == b"TOY"
+        shape = tuple(map(int, sizes))
+        array = np.array(handle.read().split(), np.float32).reshape(shape)
+        tensor = StoredTensor(file, None, shape, "float32", array.nbytes, InMemory(array))
+        return FileContents({"": tensor})
+
+    def sink(self, file, folder, contents):
+        return ToySink(file, contents)
+
+    def encoder(self, dtype, metadata):
+        def encode(tensors):
+            (tensor,) = tensors.values()
+            return [start(tensor.shape), lines(tensor)]
+
+        return encode
+
+
+class ToySink:
+    def __init__(self, file, contents):
+        self._file, self._contents = file, contents
+
+    def begin(self):
+        (shape,) = self._contents.shapes.values()
+        self._file.write(start(shape))
+
+    def write(self, index, data):
+        self._file.write(lines(np.frombuffer(data, np.float32)))
+
+    def finish(self):
+        pass
+
+    def discard(self):
+        pass
+
+
+def start(shape):
+    return ("TOY " + " ".join(map(str, shape)) + "\\n").encode()
+
+
+def lines(array):
+    return "".join(f"{value:.9g}\\n" for value in array.reshape(-1)).encode()
+'''
+
+
+def with_toy_format(folder: Path) -> Path:
+    """A copy of the package to which a format is added: one new file, one line in the table."""
+    copy = folder / "copy"
+    shutil.copytree(PACKAGE, copy / "fusecli", ignore=shutil.ignore_patterns("__pycache__"))
+    formats = copy / "fusecli" / "features" / "formats"
+    (formats / "toy.py").write_text(TOY)
+    table = (formats / "table.py").read_text()
+    line = "    NpyFormat(),\n"
+    assert table.count(line) == 1
+    new = '    __import__("fusecli.features.formats.toy", fromlist=["x"]).ToyFormat(),\n'
+    (formats / "table.py").write_text(table.replace(line, line + new))
+    return copy
+
+
+def toy(path: Path, array: np.ndarray) -> None:
+    start = "TOY " + " ".join(map(str, array.shape)) + "\n"
+    path.write_text(start + "".join(f"{value:.9g}\n" for value in array.reshape(-1)))
+
+
+def from_toy(path: Path) -> np.ndarray:
+    head, *lines = path.read_text().splitlines()
+    return np.array(lines, np.float32).reshape(tuple(map(int, head.split()[1:])))
+
+
+def test_a_new_format_is_one_file_and_one_line(tmp_path: Path) -> None:
+    copy = with_toy_format(tmp_path)
+    data = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for side, tokens in (("image", 3), ("text", 5)):
+            (data / side).mkdir(parents=True, exist_ok=True)
+            array = rng.normal(size=(tokens, 16)).astype(np.float32)
+            np.save(data / side / f"{name}.npy", array)
+            toy(data / side / f"{name}.toy", array)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fusecli", *arguments]
+        env = os.environ | {"PYTHONPATH": str(copy)}
+        done = subprocess.run(command, cwd=data, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run("fuse", "image/a.npy", "text/a.npy", "-o", "a.npy")
+    run("fuse", "image/a.toy", "text/a.toy", "-o", "a.toy")
+    np.testing.assert_array_equal(from_toy(data / "a.toy"), np.load(data / "a.npy"))
+    described = json.loads(run("inspect", "image/a.toy", "--json").stdout)
+    assert described[0]["tensors"][0]["shape"] == [3, 16]
+    for side in ("image", "text"):
+        for name in ("a", "b"):
+            os.unlink(data / side / f"{name}.npy")
+    (data / "pairs.csv").write_text(
+        "id,image,text,output\na,image/a.toy,text/a.toy,a.toy\nb,image/b.toy,text/b.toy,b.npy\n"
+    )
+    run("batch", "--manifest", "pairs.csv", "-o", "out")
+    np.testing.assert_array_equal(from_toy(data / "out" / "a.toy"), from_toy(data / "a.toy"))
+    assert np.load(data / "out" / "b.npy").shape == (5, 16)
+    run("batch", "image", "text", "-o", "folders")
+    np.testing.assert_array_equal(np.load(data / "folders" / "a.npy"), from_toy(data / "a.toy"))
+
+
+def test_endings_are_those_of_the_formats() -> None:
+    assert READABLE_ENDINGS[:5] == (".npy", ".npz", ".safetensors", ".pt", ".pth")
+    assert WRITABLE_ENDINGS == (".npy", ".npz", ".safetensors")
+    assert len({ending for each in FORMATS for ending in each.endings}) == len(READABLE_ENDINGS)
+
+
+def test_one_module_knows_the_layout_of_safetensors_files() -> None:
+    for mark in ("data_offsets", '"BF16"', "safe_open"):
+        knowing = [path for path in PACKAGE.rglob("*.py") if mark in path.read_text()]
+        assert knowing == [PACKAGE / "features" / "formats" / "safetensors.py"], mark
