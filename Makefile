@@ -7,7 +7,7 @@ DEMO   := $(VENV)/.made-demo
 DEV    := $(VENV)/.made-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check coverage clean
+.PHONY: help demo test quick check coverage man clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -50,6 +50,11 @@ $(DEV): $(TORCH) pyproject.toml
 	@echo "Installing fusecli and what the tests need (Ray, mypy and others) into $(VENV), about a minute."
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,parquet,ray]'
 	touch $@
+
+man: $(DEMO) ## write the manual page to build/man/fusecli.1
+	@mkdir -p build/man
+	$(BIN)/python -m fusecli.cli.man > build/man/fusecli.1
+	@echo "Read it with: man ./build/man/fusecli.1"
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

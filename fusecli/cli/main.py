@@ -145,7 +145,11 @@ def _run(args: list[str]) -> int:
 
     try:
         app = make_app(args[0] if args else None)
-        code = app(_with_values(args), standalone_mode=False)
+        if "_FUSECLI_COMPLETE" in os.environ:
+            from fusecli.cli.completion import prepare
+
+            prepare()
+        code = app(_with_values(args), prog_name="fusecli", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except FuseError as error:
         say_error(str(error), "--debug" in args)
@@ -165,7 +169,7 @@ def _run(args: list[str]) -> int:
 
 
 def _with_values(args: list[str]) -> list[str]:
-    """Give a bare --report or --ray its value: what follows is one only if it looks like one.
+    """Give an option without its value one: what follows is a value only if it looks like one.
 
     Otherwise `fusecli fuse --report img.npy txt.npy` would take the image for a report.
     """
@@ -176,6 +180,8 @@ def _with_values(args: list[str]) -> list[str]:
         elif arg == "--ray" and following not in ("auto", "local"):
             _, _, port = following.rpartition(":")
             arg = arg if port.isdigit() and "/" not in following else "--ray=local"
+        elif arg in ("--install-completion", "--show-completion") and following[:1] in ("", "-"):
+            arg = f"{arg}=detect"
         out.append(arg)
     return out
 

@@ -1,0 +1,77 @@
+"""Completion of commands, options and choices by the shell, with typer's scripts for each shell."""
+
+from __future__ import annotations
+
+import os
+from typing import get_args
+
+import typer
+
+from fusecli.cli.app import Shell
+from fusecli.errors import UsageError
+
+PROGRAM = "fusecli"
+VARIABLE = "_FUSECLI_COMPLETE"  # set by the shell when it asks for completions
+DETECTED = "detect"  # the shell's name is not given
+SHELLS: tuple[str, ...] = get_args(Shell)
+
+
+def prepare() -> None:
+    """Teach typer the answers that its scripts expect. Needed before completions are asked for."""
+    from typer.completion import completion_init  # type: ignore[attr-defined]
+
+    completion_init()
+
+
+def show(shell: str) -> None:
+    """Print the script that a shell reads.
+
+    Args:
+        shell: its name, or `DETECTED`.
+
+    Raises:
+        UsageError: the shell is not known.
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    shell = _named(shell, "--show-completion")
+    typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell))
+
+
+def install(shell: str) -> None:
+    """Add the script to the shell's start files.
+
+    Args:
+        shell: its name, or `DETECTED`.
+
+    Raises:
+        UsageError: the shell is not known.
+        OSError: a start file cannot be written.
+    """
+    from typer.completion import install as install_for  # type: ignore[attr-defined]
+
+    shell = _named(shell, "--install-completion")
+    _, path = install_for(shell=shell, prog_name=PROGRAM, complete_var=VARIABLE)
+    typer.echo(path)
+    typer.echo(f"{shell} completes fusecli in every terminal that is opened from now on", err=True)
+
+
+def _named(shell: str, option: str) -> str:
+    """The shell to write for."""
+    found = _running_shell() if shell == DETECTED else shell
+    if found not in SHELLS:
+        what = (
+            f"{option} {found}" if shell != DETECTED else f"{option}: cannot tell which shell runs"
+        )
+        raise UsageError(f"{what}: expected one of {', '.join(SHELLS)}")
+    return found
+
+
+def _running_shell() -> str:
+    """The shell that runs this process; the user's own where that cannot be told."""
+    import shellingham  # type: ignore[import-untyped] # comes with typer
+
+    try:
+        return str(shellingham.detect_shell()[0])
+    except shellingham.ShellDetectionFailure:
+        return os.path.basename(os.environ.get("SHELL", ""))

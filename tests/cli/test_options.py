@@ -1,0 +1,133 @@
+"""Options are declared once: what the command line takes is what the library takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, ClassVar, get_args, get_type_hints
+
+import pytest
+import typer
+
+from fusecli import FuseOptions, MapOptions, ModuleOptions
+from fusecli.batch import BatchOptions
+from fusecli.batch.options import FORMATS, ON_ERROR
+from fusecli.cli import option_groups
+from fusecli.cli.commands import batch, fuse
+from fusecli.cli.options import Choices, parse_bytes, spread
+from fusecli.errors import UsageError
+from fusecli.features.writer import OUT_DTYPES
+from fusecli.fusion.options import DTYPES, ENGINES
+from fusecli.pairs.open import PairOptions
+
+
+@dataclasses.dataclass(kw_only=True)
+class Colours:
+    """A group with one option of each kind."""
+
+    heading: ClassVar[str] = "Colours"
+    hue: Annotated[str | None, Choices(lambda: ("red", "blue")), typer.Option(help="Which.")] = None
+    amount: Annotated[int, typer.Option("--amount", "-n", help="How much.")] = 3
+    name: Annotated[str, typer.Argument(help="Whose.")]
+
+
+def test_a_command_gets_its_groups_made_of_its_options() -> None:
+    taken: list[tuple[Colours, bool]] = []
+
+    def paint(colours: Colours, fast: Annotated[bool, typer.Option("--fast")] = False) -> None:
+        """Paint."""
+        taken.append((colours, fast))
+
+    app = typer.Typer(add_completion=False)
+    app.command()(spread(paint))
+    app(["x", "--hue", "blue", "-n", "5", "--fast"], standalone_mode=False)
+    app(["y"], standalone_mode=False)
+    assert taken == [
+        (Colours(hue="blue", amount=5, name="x"), True),
+        (Colours(hue=None, amount=3, name="y"), False),
+    ]
+    command = typer.main.get_command(app)
+    panels = {p.name: p.rich_help_panel for p in command.params}  # type: ignore[attr-defined]
+    assert panels == {"hue": "Colours", "amount": "Colours", "name": "Colours", "fast": None}
+    with pytest.raises(Exception, match="'green' is not one of 'red', 'blue'"):
+        app(["x", "--hue", "green"], standalone_mode=False)
+
+
+def test_choices_are_asked_for_when_the_command_is_made() -> None:
+    values = ["one"]
+
+    @dataclasses.dataclass(kw_only=True)
+    class Late:
+        heading: ClassVar[str] = "Late"
+        which: Annotated[str | None, Choices(lambda: values), typer.Option()] = None
+
+    Late.__annotations__["which"] = Annotated[str | None, Choices(lambda: values), typer.Option()]
+
+    def run(late: Late) -> None: ...
+
+    run.__annotations__ = {"late": Late}
+    values.append("two")
+    app = typer.Typer(add_completion=False)
+    app.command()(spread(run))
+    assert app(["--which", "two"], standalone_mode=False) is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "values"),
+    [
+        (option_groups.Dtype, DTYPES),
+        (option_groups.Engine, ENGINES),
+        (option_groups.OutDtype, OUT_DTYPES),
+        (option_groups.Pool, ("mean", "max", "first")),
+        (option_groups.Direction, ("text", "image", "both")),
+        (batch.Format, FORMATS),
+        (batch.OnError, ON_ERROR),
+    ],
+)
+def test_closed_sets_are_those_of_the_library(alias: object, values: tuple[str, ...]) -> None:
+    assert get_args(alias) == tuple(values)
+
+
+@pytest.mark.parametrize(
+    ("group", "library"),
+    [
+        (option_groups.Module, ModuleOptions),
+        (option_groups.AttentionMaps, MapOptions),
+        (option_groups.ManyPairs, PairOptions),
+        (fuse.FuseInput, FuseOptions),
+        (fuse.FuseResult, FuseOptions),
+        (option_groups.Computing, FuseOptions),
+        (option_groups.Computing, BatchOptions),
+        (batch.Run, BatchOptions),
+    ],
+)
+def test_options_have_the_names_and_defaults_of_the_library(group: type, library: type) -> None:
+    known = {field.name: field.default for field in dataclasses.fields(library)}
+    for field in dataclasses.fields(group):
+        assert field.name in known
+        assert field.default == known[field.name], field.name
+
+
+def test_every_field_of_a_group_has_help() -> None:
+    groups = [
+        value
+        for value in vars(option_groups).values()
+        if isinstance(value, type) and dataclasses.is_dataclass(value)
+    ]
+    assert len(groups) > 10
+    for group in groups:
+        hints = get_type_hints(group, include_extras=True)
+        for field in dataclasses.fields(group):
+            assert get_args(hints[field.name])[-1].help
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("500M", 500 << 20), ("1.5GiB", 3 << 29), ("12", 12), (" 2 kb ", 2048)]
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["0", "", "M", "1 X", "-1G", "1e3"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a size such as 500M or 2G"):
+        parse_bytes(text)
