@@ -160,7 +160,7 @@ def make_candidates(
     def add(family: str, name: str, spec: ModelSpec) -> None:
         cost = _cost(spec, examples)
         found.append(Candidate(family, name, spec, recipe, cost))
-        if recipe.channels or recipe.patches or recipe.smoothing:
+        if not spec.linear:
             found.append(Candidate(family, f"{name}, no input dropout", spec, light(recipe), cost))
 
     for config in fusion_configs(examples, options):

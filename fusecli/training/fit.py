@@ -32,7 +32,7 @@ from fusecli.training.targets import Targets
 Floats = NDArray[np.float32]
 
 FOLDED_ROWS = 2000  # up to here candidates are chosen by folds
-_FEW_ROWS = 1000  # up to here by five folds, above by three
+_FEW_ROWS = 1000  # up to here by four folds, above by three
 _SMALL_SEEDS = 3  # models that are averaged on small data
 
 
@@ -180,7 +180,7 @@ class _Fitter:
         return _SMALL_SEEDS if n <= FOLDED_ROWS else 1
 
     def _by_folds(self, candidates: Sequence[Candidate]) -> list[_Choice]:
-        count = 5 if len(self.inner) <= _FEW_ROWS else 3
+        count = 4 if len(self.inner) <= _FEW_ROWS else 3
         folds = inner_folds(self.split, self.targets, count, self.options.seed)
         tasks = [
             self._task(c, train, held_out, f"fold {number}", self.options.seed, keep_all=True)

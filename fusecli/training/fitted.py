@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from fusecli.training.examples import ChannelStatistics, Examples, Rows, Side
 from fusecli.training.model import PairModel, TorchBatch
 from fusecli.training.standardise import Arrays, fold_fusion, fold_linear, unit_statistics
 from fusecli.training.targets import IGNORED, Targets
+
+if TYPE_CHECKING:
+    from fusecli.training.run_folder import StoredModel
 
 Floats = NDArray[np.float32]
 
@@ -135,27 +139,40 @@ class Fitted:
         tuning_rows: Rows,
         tuning_logits: Floats,
         constant: Floats | None = None,
+        tag: bool = False,
     ) -> None:
         self.name, self.members, self.info = name, members, info
         self.tuning_rows, self.tuning_logits, self.constant = tuning_rows, tuning_logits, constant
         self._examples, self._device = examples, device
         self._built: list[PairModel] | None = None
-        self.tag = members[0].spec.tag if members else False
+        self.tag = members[0].spec.tag if members else tag
 
-    def bind(self, examples: Examples) -> Fitted:
-        """The same model for other pairs."""
-        bound = Fitted(
-            self.name,
-            self.members,
+    @classmethod
+    def restored(cls, stored: StoredModel, examples: Examples, device: torch.device) -> Fitted:
+        """A model of a run's folder, for some pairs; it has no tuning rows."""
+        return cls(
+            stored.name,
+            list(stored.members),
             examples,
+            device,
+            FitInfo(stored.variant),
+            np.zeros(0, np.int64),
+            np.zeros((0, 0), np.float32),
+            stored.constant,
+            stored.tag,
+        )
+
+    def alone(self, number: int) -> Fitted:
+        """Only one of the networks, for the spread over seeds."""
+        return Fitted(
+            self.name,
+            [self.members[number]],
+            self._examples,
             self._device,
             self.info,
             self.tuning_rows,
             self.tuning_logits,
-            self.constant,
         )
-        bound.tag, bound._built = self.tag, self._built
-        return bound
 
     def logits(self, rows: Rows, image_rows: Rows | None = None) -> Floats:
         """Logits of pairs.
@@ -175,9 +192,7 @@ class Fitted:
         out: Floats | None = None
         for start in range(0, len(rows), _AT_ONCE):
             part = order[start : start + _AT_ONCE]
-            logits = self._mean(
-                lambda model, part=part: self._forward(model, rows[part], image_rows[part])
-            )
+            logits = self._forward(rows[part], image_rows[part])
             if out is None:
                 out = np.zeros((len(rows), *self._shape(logits)), np.float32)
             if self.tag:
@@ -216,17 +231,17 @@ class Fitted:
             self._built = [member.build(self._device) for member in self.members]
         return self._built
 
-    def _mean(self, logits_of) -> Floats:  # type: ignore[no-untyped-def]
-        networks = self._networks()
-        total: Floats = logits_of(networks[0])
-        for model in networks[1:]:
-            total = total + logits_of(model)
-        return total / np.float32(len(networks)) if len(networks) > 1 else total
-
     @torch.inference_mode()
-    def _forward(self, model: PairModel, rows: Rows, image_rows: Rows) -> Floats:
-        batch = TorchBatch.of(self._examples.batch(rows, image_rows, model.pooled), self._device)
-        return self._scaled(model(batch))
+    def _forward(self, rows: Rows, image_rows: Rows) -> Floats:
+        """Mean of the networks' logits of one batch."""
+        total: Floats | None = None
+        networks = self._networks()
+        for model in networks:
+            batch = self._examples.batch(rows, image_rows, model.pooled)
+            logits = self._scaled(model(TorchBatch.of(batch, self._device)))
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total if len(networks) == 1 else total / np.float32(len(networks))
 
     @torch.inference_mode()
     def _join_one(self, model: PairModel, row: int, images: Tensor, mask: Tensor | None) -> Floats:
@@ -305,7 +320,7 @@ def majority(examples: Examples, targets: Targets, rows: Rows, device: torch.dev
         rows,
         np.zeros(0, np.float32),
         constant.astype(np.float32),
+        targets.per_token,
     )
-    fitted.tag = targets.per_token
     fitted.tuning_logits = fitted.logits(rows)
     return fitted

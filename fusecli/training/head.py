@@ -46,8 +46,8 @@ class Noise:
         return kept if mask is None else kept & mask
 
     def _kept(self, shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
-        draw = torch.rand(shape, generator=self.generator, device=like.device, dtype=like.dtype)
-        return (draw >= rate).to(like.dtype).div_(1 - rate)
+        kept = torch.empty(shape, device=like.device, dtype=like.dtype)
+        return kept.bernoulli_(1 - rate, generator=self.generator).div_(1 - rate)
 
 
 def pool_tokens(z: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -56,7 +56,7 @@ def pool_tokens(z: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
         return z[:, 0]
     if mask is not None:
         scores = scores.masked_fill(~mask, LARGE)
-    weights = torch.softmax(scores.float(), dim=1).to(z.dtype)  # [N, T]
+    weights = torch.softmax(scores, dim=1)  # [N, T], float32 under autocast
     return (weights.unsqueeze(1) @ z).squeeze(1)
 
 

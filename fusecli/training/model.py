@@ -191,7 +191,7 @@ def attend(
     scores = scores * d**-0.5
     if image_mask is not None:
         scores = scores.masked_fill(~image_mask.unsqueeze(1), LARGE)
-    attention = torch.softmax(scores.float(), dim=-1).to(image.dtype)
+    attention = torch.softmax(scores, dim=-1)  # float32 under autocast
     if wide:
         context = (attention @ image).view(N, H, T, D).transpose(0, 1).reshape(H, N * T, D)
         context = torch.bmm(context, weights_v.view(H, d, D).transpose(1, 2))  # [H, N T, d]

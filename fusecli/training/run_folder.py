@@ -1,0 +1,365 @@
+"""The folder of a training run: what it is a run of, checkpoints, and the models that are kept.
+
+`weights.safetensors` is what `fusecli fuse --weights` takes: the fusion's parameters for raw
+features under their usual names, and the head under `head.*`. All files are safetensors and
+JSON; equal contents are equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError, OutputError, UsageError
+from fusecli.features.atomic import StagedFile
+from fusecli.fusion.weights import METADATA_KEY
+from fusecli.training.checkpoint import Checkpoints
+from fusecli.training.examples import ChannelStatistics
+
+if TYPE_CHECKING:
+    from fusecli.training.fitted import Fitted, Member
+
+RUN_FILE, WEIGHTS_FILE, MODELS, CHECKPOINTS = (
+    "run.json",
+    "weights.safetensors",
+    "models",
+    "checkpoints",
+)
+HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
+_MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models
+_VERSION = 1
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """One line of the table as it lies in a run's folder.
+
+    Attributes:
+        name: such as "fusion" or "text only".
+        variant: the candidate that was taken.
+        members: the networks whose logits are averaged.
+        constant: logits of "majority".
+        tag: logits for every text token.
+        calibration: what was fitted on the validation rows, as it was given to `save_models`.
+    """
+
+    name: str
+    variant: str
+    members: tuple[Member, ...]
+    constant: NDArray[np.float32] | None
+    calibration: dict[str, Any]
+    tag: bool
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: of the folder.
+        identity: everything that the results follow from: options, hashes of features and
+            labels, versions. Plain data.
+    """
+
+    def __init__(self, path: str, identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._identity = json.dumps(identity, sort_keys=True, default=str)
+        self.identity = json.loads(self._identity)
+
+    def begin(self, resume: bool = False, force: bool = False) -> bool:
+        """Make the folder, or find the run that is to go on.
+
+        Args:
+            resume: there must be a run to go on with.
+            force: a run of other options is deleted.
+
+        Returns:
+            Whether an unfinished or finished run of the same identity is there.
+
+        Raises:
+            UsageError: the folder holds a run of other options, or something else; or `resume`
+                and there is no run.
+            OutputError: it cannot be written.
+        """
+        there = self.path / RUN_FILE
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"-o {self.path}: is a file; name a folder for the run")
+        if there.exists():
+            found = _read_json(there).get("identity")
+            if found == self.identity:
+                return True
+            if not force:
+                raise UsageError(
+                    f"{self.path}: holds a run that differs in {_differences(found, self.identity)}"
+                    ": say --force to begin anew, or name another folder"
+                )
+            self._clear()
+        elif resume:
+            raise UsageError(f"--resume: {self.path} holds no run to go on with")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UsageError(
+                f"{self.path}: is not empty and holds no {RUN_FILE}: name an empty or new folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from None
+        write_json(self.path / RUN_FILE, {"version": _VERSION, "identity": self.identity})
+        return False
+
+    def checkpoints(self, part: str = "") -> Checkpoints:
+        """Where the states of jobs are kept.
+
+        Args:
+            part: of the run, such as the number of an outer fold, whose jobs have the same
+                names.
+        """
+        return Checkpoints(self.path / CHECKPOINTS, f"{self._identity} {part}")
+
+    def finish(self) -> None:
+        """Delete the checkpoints; called when every result is written."""
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+
+    def save_models(
+        self,
+        fitted: Sequence[Fitted],
+        head: Mapping[str, Any],
+        calibrations: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Write `weights.safetensors` and `models/`.
+
+        Args:
+            fitted: the lines of the table, "fusion" among them.
+            head: what a user of the head needs: task, names of labels, and so on; plain data.
+            calibrations: temperature and thresholds by the model's name; plain data.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        (self.path / MODELS).mkdir(exist_ok=True)
+        for model in fitted:
+            calibration = dict(calibrations.get(model.name, {}))
+            for number, member in enumerate(model.members):
+                meta = _member_meta(model, member, number, calibration)
+                if model.name == "fusion" and number == 0:
+                    self._save_weights(member, {**head, **meta})
+                else:
+                    name = file_name(model.name, number)
+                    _write(self.path / MODELS / name, _tensors(member), {_MODEL_KEY: meta})
+            if model.constant is not None:
+                meta = {"name": model.name, "variant": model.info.variant}
+                meta["calibration"] = calibration
+                path = self.path / MODELS / file_name(model.name, 0)
+                _write(path, {"constant": model.constant}, {_MODEL_KEY: meta})
+
+    def _save_weights(self, member: Member, meta: Mapping[str, Any]) -> None:
+        tensors = {n.removeprefix("fusion."): a for n, a in member.arrays.items()}
+        for side, found in (("text", member.trained_text), ("image", member.trained_image)):
+            tensors[f"head.input.{side}_mean"] = found.mean
+            tensors[f"head.input.{side}_std"] = found.std
+        metadata = {METADATA_KEY: member.spec.fusion, HEAD_KEY: dict(meta)}
+        _write(self.path / WEIGHTS_FILE, tensors, metadata)
+
+    def _clear(self) -> None:
+        for name in (MODELS, CHECKPOINTS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (RUN_FILE, WEIGHTS_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
+    """The models of a finished run.
+
+    Args:
+        path: the run's folder.
+
+    Returns:
+        What was given to `save_models` as `head`, and the models.
+
+    Raises:
+        UsageError: there is no run, or it is not finished.
+        FeatureFileError: a file is damaged.
+    """
+    folder = Path(path)
+    if not (folder / RUN_FILE).exists():
+        raise UsageError(f"{path}: holds no {RUN_FILE}: expected the folder of fusecli train -o")
+    if not (folder / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"{path}: the run is not finished: run the same fusecli train command again"
+        )
+    tensors, metadata = _read(folder / WEIGHTS_FILE)
+    head = json.loads(metadata[HEAD_KEY])
+    members: dict[str, dict[int, Member]] = {}
+    constants: dict[str, NDArray[np.float32]] = {}
+    about: dict[str, dict[str, Any]] = {head["name"]: head}
+    members[head["name"]] = {0: _weights_member(tensors, head)}
+    for file in sorted((folder / MODELS).glob("*.safetensors")):
+        tensors, metadata = _read(file)
+        meta = json.loads(metadata[_MODEL_KEY])
+        about.setdefault(meta["name"], meta)
+        if "constant" in tensors:
+            constants[meta["name"]] = tensors["constant"]
+        else:
+            members.setdefault(meta["name"], {})[meta["number"]] = _member(tensors, meta)
+    order = ("majority", "text only", "image only", "additive", "concat + MLP", "fusion")
+    models = [
+        StoredModel(
+            name,
+            about[name]["variant"],
+            tuple(m for _, m in sorted(members.get(name, {}).items())),
+            constants.get(name),
+            about[name]["calibration"],
+            bool(head["spec"]["tag"]),
+        )
+        for name in order
+        if name in about
+    ]
+    return head, models
+
+
+def file_name(model: str, number: int) -> str:
+    """Of a model's network in `models/`: `concat-mlp.safetensors`, `fusion.seed-1.safetensors`."""
+    slug = "-".join(part for part in model.lower().split() if part.isalnum())
+    return f"{slug}.safetensors" if number == 0 else f"{slug}.seed-{number}.safetensors"
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data, whole or not at all; equal data are equal bytes.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with StagedFile(str(path)) as staged:
+        staged.begin().write((json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+        staged.publish()
+
+
+def hash_of(parts: Sequence[str]) -> str:
+    """One hash of many, such as those of all features."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _member_meta(
+    model: Fitted, member: Member, number: int, calibration: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "name": model.name,
+        "number": number,
+        "variant": model.info.variant,
+        "spec": member.spec.to_dict(),
+        "centre": member.centre,
+        "spread": member.spread,
+        "calibration": calibration,
+    }
+
+
+def _tensors(member: Member) -> Tensors:
+    tensors = dict(member.arrays)
+    for name in ("text", "image", "trained_text", "trained_image"):
+        statistics: ChannelStatistics = getattr(member, name)
+        tensors[f"input.{name}.mean"] = statistics.mean
+        tensors[f"input.{name}.std"] = statistics.std
+    return tensors
+
+
+def _member(tensors: Tensors, meta: Mapping[str, Any]) -> Member:
+    from fusecli.training.candidates import ModelSpec
+    from fusecli.training.fitted import Member
+
+    found = {
+        name: ChannelStatistics(tensors[f"input.{name}.mean"], tensors[f"input.{name}.std"])
+        for name in ("text", "image", "trained_text", "trained_image")
+    }
+    arrays = {n: a for n, a in tensors.items() if not n.startswith("input.")}
+    spec = ModelSpec.from_dict(meta["spec"])
+    return Member(spec, arrays, **found, centre=meta["centre"], spread=meta["spread"])
+
+
+def _weights_member(tensors: Tensors, head: Mapping[str, Any]) -> Member:
+    from fusecli.training.candidates import ModelSpec
+    from fusecli.training.fitted import Member
+    from fusecli.training.standardise import unit_statistics
+
+    spec = ModelSpec.from_dict(head["spec"])
+    trained_text, trained_image = (
+        ChannelStatistics(
+            tensors.pop(f"head.input.{side}_mean"), tensors.pop(f"head.input.{side}_std")
+        )
+        for side in ("text", "image")
+    )
+    arrays = {n if n.startswith("head.") else f"fusion.{n}": a for n, a in tensors.items()}
+    text, image = unit_statistics(spec.text_dim), unit_statistics(spec.image_dim)
+    return Member(
+        spec, arrays, text, image, trained_text, trained_image, head["centre"], head["spread"]
+    )
+
+
+def _write(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+    whole = {n: np.ascontiguousarray(a, np.float32) for n, a in sorted(tensors.items())}
+    with StagedFile(str(path)) as staged:
+        staged.begin().write(_header(whole, metadata))
+        for array in whole.values():
+            staged.write(array.reshape(-1).view(np.uint8).data)
+        staged.publish()
+
+
+def _header(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
+    """Of a safetensors file. The library's own writer gives metadata in a random order."""
+    entries: dict[str, Any] = {
+        "__metadata__": {k: json.dumps(v, sort_keys=True) for k, v in metadata.items()}
+    }
+    begin = 0
+    for name, array in tensors.items():
+        end = begin + array.nbytes
+        entries[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FeatureFileError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        data = None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: is damaged: say --force to begin anew")
+    return data
+
+
+def _differences(found: Any, wanted: Mapping[str, Any]) -> str:
+    """Which parts of two identities differ, by name."""
+    if not isinstance(found, dict):
+        return "everything"
+    names = sorted({n for n in (*found, *wanted) if found.get(n) != wanted.get(n)}, key=str)
+    detailed = []
+    for name in names[:5]:
+        old, new = found.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = [k for k in (*old, *new) if old.get(k) != new.get(k)]
+            detailed += [f"{name}.{k}" for k in dict.fromkeys(inner)][:5]
+        else:
+            detailed.append(name)
+    return ", ".join(detailed)

@@ -1,0 +1,113 @@
+"""Packed and streamed examples give the same batches; statistics are those of the real tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusecli.errors import ShapeError
+from fusecli.training.examples import Pooled, load_examples
+from tests.training.generators import InMemory, OnePair
+
+
+def pairs(rng, n=30):
+    shared = rng.normal(size=(6, 3)).astype(np.float32)
+    made = []
+    for i in range(n):
+        T, P = rng.integers(1, 6), rng.integers(1, 5)
+        text = rng.normal(size=(T, 4)).astype(np.float32)
+        image = shared if i % 3 == 0 else rng.normal(2, 3, size=(P, 3)).astype(np.float32)
+        text_mask = image_mask = None
+        if i == 4:
+            text = rng.normal(size=(5, 4)).astype(np.float32)
+            text_mask = np.array([True, False, True, True, False])
+            text[~text_mask] = 0
+        if i == 7:
+            image_mask = np.zeros(len(image), bool)
+            image_mask[0] = True
+            image = np.where(image_mask[:, None], image, np.float32(0))
+        made.append(OnePair(image, text, image_mask, text_mask))
+    return made
+
+
+def both(rng, n=30):
+    source = InMemory(pairs(rng, n))
+    packed, streamed = load_examples(source, 1 << 20), load_examples(source, 400)
+    assert packed.in_memory
+    assert not streamed.in_memory
+    assert "--max-memory" in streamed.notes[0]
+    return source, packed, streamed
+
+
+def test_packed_and_streamed_examples_are_the_same():
+    _, packed, streamed = both(np.random.default_rng(0))
+    texts, images = np.array([4, 0, 7, 4, 29]), np.array([7, 3, 0, 1, 7])
+    for pooled in (Pooled(), Pooled(text=True), Pooled(image=True), Pooled(True, True)):
+        one, two = (e.batch(texts, images, pooled) for e in (packed, streamed))
+        for name in ("text", "image", "text_mask", "image_mask"):
+            first, second = getattr(one, name), getattr(two, name)
+            assert (first is None) == (second is None), name
+            if first is not None:
+                np.testing.assert_array_equal(first, second)
+    assert packed.image_key == streamed.image_key
+    np.testing.assert_array_equal(packed.text_mask, streamed.text_mask)
+
+
+def test_a_batch_holds_what_the_pairs_hold():
+    source, packed, _ = both(np.random.default_rng(1))
+    rows = np.array([4, 1, 7])
+    found = packed.batch(rows)
+    for position, row in enumerate(rows):
+        pair = source.pairs[row]
+        text = found.text[position][found.text_mask[position]]
+        real = slice(None) if pair.text_mask is None else pair.text_mask
+        np.testing.assert_array_equal(text, pair.text[real])
+        real = slice(None) if pair.image_mask is None else pair.image_mask
+        np.testing.assert_array_equal(
+            found.image[position][found.image_mask[position]], pair.image[real]
+        )
+    # A text keeps the places of its tokens: tags count them.
+    np.testing.assert_array_equal(found.text_mask[0][:4], [True, False, True, True])
+
+
+def test_pairs_with_the_same_image_share_a_key():
+    _, packed, _ = both(np.random.default_rng(2))
+    assert len({packed.image_key[i] for i in range(0, 30, 3)}) == 1
+    assert len(set(packed.image_key)) == 21
+    assert len(set(packed.text_key)) == 30
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_statistics_are_those_of_the_distinct_real_tokens(pooled):
+    source, packed, streamed = both(np.random.default_rng(3))
+    rows = np.array([0, 3, 7, 1, 2])  # 0 and 3 are one image
+    samples = [source.pairs[i].image for i in (0, 7, 1, 2)]
+    samples[1] = samples[1][:1]
+    if pooled:
+        samples = [sample.mean(axis=0, keepdims=True) for sample in samples]
+    tokens = np.concatenate(samples).astype(np.float64)
+    for examples in (packed, streamed):
+        found = examples.statistics("image", rows, pooled)
+        np.testing.assert_allclose(found.mean, tokens.mean(axis=0), rtol=1e-5, atol=1e-6)
+        std = tokens.std(axis=0)
+        np.testing.assert_allclose(found.std, np.maximum(std, std.mean() / 10), rtol=1e-5)
+
+
+def test_the_spread_of_a_constant_channel_is_floored():
+    rng = np.random.default_rng(4)
+    images = rng.normal(size=(20, 2, 3)).astype(np.float32)
+    images[..., 1] = 5 + 1e-6 * images[..., 1]
+    source = InMemory([OnePair(i, np.ones((1, 2), np.float32)) for i in images])
+    examples = load_examples(source, 1 << 20)
+    std = examples.statistics("image", np.arange(20)).std
+    assert std[1] == pytest.approx(0.1 * (std[0] + std[2]) / 3, rel=0.01)
+    # A side that never varies is left as it is.
+    np.testing.assert_array_equal(examples.statistics("text", np.arange(20)).std, [1, 1])
+
+
+def test_features_of_another_width_name_both_pairs():
+    source = InMemory(
+        [OnePair(np.ones((2, 3), np.float32), np.ones((1, w), np.float32)) for w in (4, 4, 5)]
+    )
+    with pytest.raises(ShapeError, match=r"p00002: its text features are 5 wide.*p00000 are 4"):
+        load_examples(source, 1 << 20)

@@ -1,0 +1,175 @@
+"""The models: exact rearrangements, the fold of the standardisation, what a head sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fusecli.fusion.config import METHODS as CONFIG_METHODS
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.torch_modules import ImageTextFusion, build_module
+from fusecli.training.baselines import AdditiveModel, ConcatMLP
+from fusecli.training.examples import Batch, ChannelStatistics
+from fusecli.training.head import FusionHead, Noise, pool_tokens
+from fusecli.training.model import FusionModel, TorchBatch, attend
+from fusecli.training.standardise import fold_fusion, fold_linear, unit_statistics
+
+
+def statistics(width, rng):
+    return ChannelStatistics(
+        rng.normal(0, 3, width).astype(np.float32), rng.uniform(0.2, 4, width).astype(np.float32)
+    )
+
+
+def random_bias(module):
+    """Biases start at zero in nn.MultiheadAttention: a test would never see one forgotten."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if p.dim() == 1:
+                p.uniform_(0.3, 1.2) if "norm.weight" in name else p.normal_()
+    return module
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("T", "P"), [(2, 40), (30, 3), (1, 1)])
+def test_attend_computes_what_the_module_computes(T, P, norm, masked):
+    torch.manual_seed(3)
+    fusion = ImageTextFusion(32, 4, image_dim=7, text_dim=5, residual=True, norm=norm)
+    fusion = random_bias(fusion).double()
+    text, image = torch.randn(6, T, 5).double(), torch.randn(6, P, 7).double()
+    mask = None
+    if masked:
+        mask = torch.rand(6, P) > 0.4
+        mask[:, 0] = True
+    expected = fusion(image, text, image_mask=mask)
+    y = image if mask is None else image.masked_fill(~mask.unsqueeze(-1), 0.0)
+    found = attend(fusion, fusion.text_proj(text), fusion.image_proj(y), mask)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+
+
+def test_folding_a_linear_layer_is_exact():
+    rng = np.random.default_rng(0)
+    found = statistics(9, rng)
+    weight, bias = rng.normal(size=(4, 9)).astype(np.float32), np.float32([1, 2, 3, 4])
+    x = rng.normal(0, 5, (50, 9)).astype(np.float32)
+    folded_weight, folded_bias = fold_linear(weight, bias, found)
+    standardised = (x.astype(np.float64) - found.mean) / found.std
+    expected = standardised @ weight.T + bias
+    np.testing.assert_allclose(x @ folded_weight.T + folded_bias, expected, atol=1e-5)
+
+
+METHODS = [
+    {"method": "attention", "num_heads": 4, "residual": True, "norm": True},
+    {"method": "attention", "num_heads": 4, "null_token": True},
+    {"method": "concat", "projected": True},
+    {"method": "sum", "projected": True},
+    {"method": "transformer", "num_heads": 4, "layers": 1},
+    *([{"method": "bilinear"}] if "bilinear" in CONFIG_METHODS else []),
+]
+
+
+@pytest.mark.parametrize("fields", METHODS, ids=lambda f: f["method"])
+def test_a_folded_fusion_takes_raw_features(fields):
+    """Relative to the largest value of the result, within 1e-6."""
+    rng = np.random.default_rng(1)
+    config = FusionConfig(embed_dim=16, image_dim=6, text_dim=5, **fields)
+    torch.manual_seed(0)
+    module = random_bias(build_module(config)).eval()
+    arrays = {n: p.detach().numpy() for n, p in module.named_parameters()}
+    text, image = statistics(5, rng), statistics(6, rng)
+    x = rng.normal(0, 3, (3, 4, 5)).astype(np.float32)
+    y = rng.normal(0, 3, (3, 7, 6)).astype(np.float32)
+    standard_x, standard_y = (x - text.mean) / text.std, (y - image.mean) / image.std
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(standard_y), torch.from_numpy(standard_x))
+        folded = fold_fusion(config, arrays, text, image)
+        module.load_state_dict({n: torch.from_numpy(a) for n, a in folded.items()}, strict=False)
+        found = module(torch.from_numpy(y), torch.from_numpy(x))
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
+
+
+def batch(rng, N=5, T=4, P=6, Dt=5, Di=3):
+    text = rng.normal(size=(N, T, Dt)).astype(np.float32)
+    image = rng.normal(size=(N, P, Di)).astype(np.float32)
+    text_mask, image_mask = np.ones((N, T), bool), np.ones((N, P), bool)
+    text_mask[1, 2:] = False
+    image_mask[2, 4:] = False
+    return Batch(text, image, text_mask, image_mask)
+
+
+def models(tag):
+    text, image = unit_statistics(5), unit_statistics(3)
+    config = FusionConfig(16, 4, 3, 5, residual=True, norm=True)
+    concat = FusionConfig(16, image_dim=3, text_dim=5, method="concat", projected=True)
+    both = ("text", "image")
+    return {
+        "attention": FusionModel(config, 16, 3, tag, text, image),
+        "concat": FusionModel(concat, 16, 3, tag, text, image),
+        "additive": AdditiveModel(False, both, 16, 3, tag, text, image),
+        "image only": AdditiveModel(False, ("image",), 16, 3, tag, text, image),
+        "text only": AdditiveModel(False, ("text",), 16, 3, tag, text, image),
+        "concat + MLP": ConcatMLP(16, 3, tag, text, image),
+    }
+
+
+@pytest.mark.parametrize("tag", [False, True])
+@pytest.mark.parametrize("name", ["attention", "additive", "text only", "image only"])
+def test_what_is_stored_in_padding_changes_nothing(name, tag):
+    torch.manual_seed(0)
+    model = models(tag)[name]
+    if name != "attention":  # learned pooling that is not the mean
+        for net in model.nets.values():
+            if net.score is not None:
+                torch.nn.init.normal_(net.score)
+    given = batch(np.random.default_rng(0))
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        before = model(TorchBatch.of(given, device)).numpy()
+        given.text[1, 2:] = 7e3
+        given.image[2, 4:] = -7e3
+        after = model(TorchBatch.of(given, device)).numpy()
+    real = given.text_mask if tag else slice(None)
+    np.testing.assert_allclose(after[real], before[real], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tag", [False, True])
+def test_a_model_of_one_side_does_not_see_the_other(tag):
+    given = batch(np.random.default_rng(0))
+    device = torch.device("cpu")
+    for name, side in (("text only", "image"), ("image only", "text")):
+        model = models(tag)[name]
+        with torch.inference_mode():
+            before = model(TorchBatch.of(given, device))
+            getattr(given, side)[:] += 1
+            assert torch.equal(model(TorchBatch.of(given, device)), before)
+
+
+def test_the_pooling_of_a_new_head_is_the_mean_of_the_real_tokens():
+    torch.manual_seed(0)
+    head = FusionHead(4, 8, 3, pooled=True)
+    fused, tokens = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, True]])
+    z = torch.cat((fused, tokens, fused * tokens), dim=-1)
+    means = torch.stack([z[0].mean(dim=0), z[1][mask[1]].mean(dim=0)])
+    assert torch.allclose(head(fused, tokens, mask), head.mlp(means), atol=1e-6)
+    assert torch.allclose(pool_tokens(z, torch.zeros(2, 5), mask), means, atol=1e-6)
+
+
+def test_one_draw_of_channel_dropout_for_all_tokens_of_a_pair():
+    noise = Noise(torch.Generator().manual_seed(0), channels=0.4, patches=0, head=0)
+    scale = noise.channel_scale(torch.ones(500, 7, 11))
+    assert scale.shape == (500, 1, 11)
+    assert {round(float(v), 4) for v in scale.unique()} == {0.0, round(1 / 0.6, 4)}
+    assert abs(float((scale == 0).float().mean()) - 0.4) < 0.03
+
+
+def test_patch_dropout_leaves_a_real_token_and_never_adds_one():
+    noise = Noise(torch.Generator().manual_seed(0), channels=0, patches=0.9, head=0)
+    mask = torch.zeros(400, 3, dtype=torch.bool)
+    mask[:, :2] = True
+    kept = noise.patch_mask(torch.ones(400, 3, 2), mask)
+    assert bool(kept.any(dim=1).all())
+    assert not bool((kept & ~mask).any())
+    assert bool((kept.sum(dim=1) == 1).any())
