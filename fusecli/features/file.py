@@ -89,7 +89,10 @@ def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
             f"{name}: fusecli reads {', '.join(READABLE_ENDINGS)}, "
             f"found {ending or 'no ending'}{pickles}"
         )
-    contents = found.open(handle, name)
+    try:
+        contents = found.open(handle, name)
+    except OSError as error:
+        raise FeatureFileError(f"{name}: cannot be read: {error.strerror or error}") from None
     return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle)
 
 

@@ -91,6 +91,12 @@ class FileBytes:
                 raise EOFError
             done += count
 
+    def read(self, offset: int, length: int) -> bytes:
+        """So many bytes. Raises as `read_into`."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
     if hasattr(os, "preadv"):
 
         def _read(self, offset: int, buffer: memoryview) -> int:

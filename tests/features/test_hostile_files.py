@@ -389,7 +389,7 @@ hostile_bytes(
     "holds no tensors",
     ".pt",
     {
-        "pt_of_a_list": torch_bytes([torch.from_numpy(IMAGE)]),
+        "pt_of_a_list_of_numbers": torch_bytes([3.5, [1]]),
         "pt_of_numbers": torch_bytes({"image": 3.5}),
     },
 )

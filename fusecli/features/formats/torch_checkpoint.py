@@ -1,136 +1,333 @@
-"""PyTorch's .pt and .pth, read with `weights_only=True`: tensors, never code."""
+"""PyTorch's .pt, .pth and .ckpt, read without torch: tensors, never code.
+
+The pickle inside says which tensors there are and where their numbers lie in the file. Numbers are
+read when they are asked for, and views are not copied before that.
+"""
 
 from __future__ import annotations
 
+import io
+import math
 import os
-import pickle
-import warnings
 import zipfile
-from io import BufferedIOBase, BufferedReader
-from typing import IO, Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import Any
 
-from fusecli.errors import FeatureFileError
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.dtypes import READ_TYPES, storage_type
 from fusecli.features.formats.base import FileContents, one_line
-from fusecli.features.tensor import InMemory, StoredTensor, TensorSource, Unreadable
+from fusecli.features.formats.limits import read_limit
+from fusecli.features.formats.torch_pickle import (
+    DescribedTensor,
+    Mapping,
+    NotAllowedError,
+    StorageRef,
+    read_pickle,
+    tensors_in,
+)
+from fusecli.features.tensor import (
+    Buffer,
+    FileBytes,
+    Span,
+    StoredTensor,
+    TensorSource,
+    Unreadable,
+)
 
-# Where trainers put the state dict inside a checkpoint.
+# Where trainers put the state dict inside a checkpoint; its keys are used without these names.
 _NESTS = ("state_dict", "model_state_dict", "model")
+_LARGEST_PICKLE = 64 << 20
+_BYTES_A_STEP = 20  # of a pickle, for the most steps it may take
+_OLD_MAGIC = 0x1950A86A20F9469CFC6C  # begins files of torch before version 1.6
+_REMEDIES = {
+    "sparse": "save it with .to_dense()",
+    "quantized": "save it with .dequantize()",
+    "nested": "save it with torch.nested.to_padded_tensor and a mask beside it",
+    "meta": "it has no numbers",
+}
 
 
 class TorchCheckpointFormat:
     """A tensor, or tensors by name."""
 
-    endings = (".pt", ".pth")
+    endings = (".pt", ".pth", ".ckpt")
     starts: tuple[bytes, ...] = ()
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         """As `Format.open`."""
-        return FileContents(_open_checkpoint(handle, file))
+        size = os.fstat(handle.fileno()).st_size
+        start = handle.peek(2)[:2]
+        if not size:
+            raise FeatureFileError(f"{file}: is empty (0 bytes)")
+        if start[:1] != b"\x80" and start != b"PK":
+            raise _unreadable(file, "torch.save did not write it")
+        try:
+            source = FileBytes(handle)
+            if start == b"PK":
+                value, storages = _read_archive(handle, source, size, file)
+            else:
+                value, storages = _read_old(source, size, file)
+            tensors = {
+                key: _stored(tensor, key, storages, source, size, file)
+                for key, tensor in _by_key(value).items()
+            }
+        except NotAllowedError as error:
+            raise FeatureFileError(
+                f"{file}: holds {shortened(str(error))}, more than tensors, and loading that could "
+                "run code, so fusecli does not: save the features themselves or a module's "
+                "state_dict(), or use .safetensors"
+            ) from None
+        except OverflowError:
+            raise _unreadable(
+                file,
+                "its description of what it holds is too long; raise the bound with "
+                "FUSECLI_READ_LIMIT=1G if you know the file",
+            ) from None
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError):
+            raise _unreadable(file, "it is damaged") from None
+        if not tensors:
+            raise FeatureFileError(f"{file}: holds no tensors ({_what(value)})")
+        return FileContents(tensors)
 
 
-def _open_checkpoint(handle: BufferedIOBase, file: str) -> dict[str, StoredTensor]:
-    """Load a tensor, or a dict of tensors, from a .pt file. Imports torch.
+@dataclass(frozen=True)
+class _Storages:
+    """Where the numbers of each storage lie in the file.
 
-    Args:
-        handle: the open file, at its start.
-        file: its name for messages.
-
-    Raises:
-        FeatureFileError: not such a file, it needs code to load, or it holds no plain tensors.
+    Attributes:
+        places: first byte and number of bytes, by the storage's key.
+        swapped: they were written by a big-endian machine.
     """
-    import torch
 
-    size = os.fstat(handle.fileno()).st_size
-    if size == 0:
-        raise FeatureFileError(f"{file}: is empty (0 bytes)")
-    _check_archive(handle, file, size)
+    places: dict[str, tuple[int, int]]
+    swapped: bool = False
+
+
+def _unreadable(file: str, why: str) -> FeatureFileError:
+    return FeatureFileError(f"{file}: is not a readable .pt file: {why}")
+
+
+def _most_steps() -> int:
+    return read_limit(_LARGEST_PICKLE) // _BYTES_A_STEP
+
+
+# ------------------------------------------------------------------------ files of torch 1.6 on
+
+
+def _read_archive(
+    handle: BufferedReader, source: FileBytes, size: int, file: str
+) -> tuple[Any, _Storages]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.load(cast(IO[bytes], handle), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "nsupported" not in str(error):
-            raise FeatureFileError(f"{file}: is not a readable .pt file: it is damaged") from None
-        raise FeatureFileError(
-            f"{file}: holds more than tensors, and loading that could run code, so fusecli does "
-            "not: save the features themselves or a module's state_dict(), or use .safetensors"
-        ) from None
-    except Exception as error:  # torch raises nearly anything on damaged files
-        raise FeatureFileError(f"{file}: is not a readable .pt file: {one_line(error)}") from None
-    found = _tensors(loaded, torch)
-    if not found:
-        raise FeatureFileError(f"{file}: holds no tensors ({type(loaded).__name__})")
-    return {key or "": _stored(tensor, key, file, size, torch) for key, tensor in found.items()}
-
-
-def _check_archive(handle: BufferedIOBase, file: str, size: int) -> None:
-    """Refuse what torch.save did not write, before torch unpacks it.
-
-    Torch's archives are not compressed: one that is promises more than it costs to send.
-    """
-    start = handle.read(2)
-    handle.seek(0)
-    if start[:1] == b"\x80":  # a pickle, as torch wrote before version 1.6
-        return
-    if start != b"PK":
-        raise FeatureFileError(f"{file}: is not a readable .pt file: torch.save did not write it")
-    try:
-        members = zipfile.ZipFile(cast(IO[bytes], handle)).infolist()
+        archive = zipfile.ZipFile(handle)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise FeatureFileError(
-            f"{file}: is not a readable .pt file but damaged or cut short: {one_line(error)}"
-        ) from None
-    if sum(member.file_size for member in members) > size:
-        raise FeatureFileError(
-            f"{file}: is not a readable .pt file: it is packed and would take more memory than "
-            "its size, which torch.save never does"
-        )
-    handle.seek(0)
+        raise _unreadable(file, f"damaged or cut short: {one_line(error)}") from None
+    members = {member.filename: member for member in archive.infolist()}
+    if any(name.endswith("/constants.pkl") for name in members):
+        raise _unreadable(file, "it holds a TorchScript program: save its state_dict() instead")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+        raise _unreadable(file, "it is packed, which torch.save never does")
+    roots = [name.removesuffix("data.pkl") for name in members if name.endswith("data.pkl")]
+    if len(roots) != 1:
+        raise _unreadable(file, "a zip archive that torch.save did not write")
+    (root,) = roots
 
+    def read(name: str, longest: int) -> bytes:
+        start, length = _place(source, members[root + name], size)
+        if length > longest:
+            raise OverflowError
+        return source.read(start, length)
 
-def _tensors(loaded: Any, torch: Any) -> dict[str | None, Any]:
-    if isinstance(loaded, torch.Tensor):
-        return {None: loaded}
-    if not isinstance(loaded, dict):
-        return {}
-    for name in _NESTS:
-        if isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-            break
-    return {
-        key: value
-        for key, value in loaded.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    pickled = read("data.pkl", read_limit(_LARGEST_PICKLE))
+    swapped = root + "byteorder" in members and read("byteorder", 16) == b"big"
+    places = {
+        name.removeprefix(f"{root}data/"): _place(source, member, size)
+        for name, member in members.items()
+        if name.startswith(f"{root}data/")
     }
+    value = read_pickle(io.BytesIO(pickled), _most_steps()).value
+    return value, _Storages(places, swapped)
 
 
-def _stored(tensor: Any, key: str | None, file: str, size: int, torch: Any) -> StoredTensor:
-    tensor = tensor.detach()
-    name = str(tensor.dtype).removeprefix("torch.")
-    nbytes = tensor.numel() * tensor.element_size()
-    source: TensorSource
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        source = Unreadable(f"is a {_kind(tensor)} tensor, expected a dense one")
-    elif nbytes > size:
+def _place(source: FileBytes, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
+    """First byte and number of bytes of an archive's member, which is not packed."""
+    header = source.read(member.header_offset, 30)
+    if header[:4] != b"PK\x03\x04" or member.flag_bits & 1:
+        raise ValueError("no member where the archive says it is")
+    names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    start = member.header_offset + 30 + names
+    if start + member.file_size > size:
+        raise ValueError("a member goes on behind the end of the file")
+    return start, member.file_size
+
+
+# -------------------------------------------------------------------- files of older versions
+
+
+def _read_old(source: FileBytes, size: int, file: str) -> tuple[Any, _Storages]:
+    """Five pickles (a magic number, a version, the machine, the value, the storages' keys), then
+    each storage: eight bytes of length, and its numbers."""
+    data = io.BytesIO(source.read(0, min(size, read_limit(_LARGEST_PICKLE))))
+    most = _most_steps()
+    if read_pickle(data, most).value != _OLD_MAGIC:
+        raise _unreadable(file, "a pickle that torch.save did not write")
+    read_pickle(data, most)
+    read_pickle(data, most)
+    contents = read_pickle(data, most)
+    places: dict[str, tuple[int, int]] = {}
+    keys = read_pickle(data, most).value
+    start = data.tell()
+    for key in keys:
+        storage = contents.storages[key]
+        length = storage.count * _itemsize(storage.dtype)
+        if int.from_bytes(source.read(start, 8), "little") != storage.count:
+            raise ValueError("a storage of another length than its description says")
+        if start + 8 + length > size:
+            raise _unreadable(file, "damaged or cut short")
+        places[key] = start + 8, length
+        start += 8 + length
+    return contents.value, _Storages(places)
+
+
+# --------------------------------------------------------------------------------- tensors
+
+
+def _by_key(value: Any) -> dict[str, DescribedTensor]:
+    """All tensors by the keys that lead to them, joined by dots; "" for a bare tensor."""
+    found = dict(tensors_in(value))
+
+    def inside(path: tuple[str, ...], name: str | None) -> bool:
+        return len(path) > 1 and path[0] == name
+
+    top = isinstance(value, Mapping)
+    nests = [name for name in _NESTS if top and any(inside(path, name) for path in found)]
+    nest = nests[0] if nests else None
+    named = {".".join(path[1:]): tensor for path, tensor in found.items() if inside(path, nest)}
+    for path, tensor in found.items():
+        if not inside(path, nest):
+            named.setdefault(".".join(path), tensor)
+    return named
+
+
+def _stored(
+    tensor: DescribedTensor,
+    key: str,
+    storages: _Storages,
+    source: FileBytes,
+    size: int,
+    file: str,
+) -> StoredTensor:
+    numbers = _numbers(tensor, storages, source, size)
+    nbytes = math.prod(tensor.shape) * _itemsize(tensor.dtype)
+    return StoredTensor(file, key or None, tensor.shape, tensor.dtype, nbytes, numbers)
+
+
+def _numbers(
+    tensor: DescribedTensor, storages: _Storages, source: FileBytes, size: int
+) -> TensorSource:
+    storage = tensor.storage
+    if storage is None:
+        remedy = _REMEDIES.get(tensor.kind, "save it as one")
+        return Unreadable(f"is a {tensor.kind} tensor, expected a dense one: {remedy}")
+    nbytes = math.prod(tensor.shape) * _itemsize(tensor.dtype)
+    if nbytes > size:
         # A view with stride 0 promises any size at no cost in the file.
-        source = Unreadable(
+        return Unreadable(
             f"promises {list(tensor.shape)}, {nbytes:,} bytes, in a file of {size:,}: "
             "save an expanded tensor with .contiguous()"
         )
-    elif name not in READ_TYPES:
-        source = Unreadable(f"holds {name}, which fusecli does not read")
-    else:
-        storage = storage_type(name)
-        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[storage.itemsize]
-        flat = tensor.resolve_neg().contiguous().reshape(-1).view(bits)
-        source = InMemory(flat.numpy().view(storage).reshape(tuple(tensor.shape)))
-    return StoredTensor(file, key, tuple(tensor.shape), name, nbytes, source)
+    if tensor.dtype not in READ_TYPES:
+        complex_ = ": save its real and imaginary parts" if "complex" in tensor.dtype else ""
+        return Unreadable(f"holds {tensor.dtype}, which fusecli does not read{complex_}")
+    start, length = _checked_place(storage, storages)
+    dtype = storage_type(tensor.dtype)
+    itemsize = dtype.itemsize
+    extent = _extent(tensor)
+    if (tensor.offset + extent) * itemsize > length:
+        raise ValueError("a tensor goes on behind the end of its storage")
+    if storages.swapped:
+        dtype = dtype.newbyteorder(">")
+    offset = start + tensor.offset * itemsize
+    if not tensor.negated and _is_contiguous(tensor):
+        return Span(source, offset, dtype)
+    if tensor.negated and not tensor.dtype.startswith(("float64", "float32", "float16")):
+        return Unreadable("is a negated view: save it with .clone()")
+    return StridedSpan(Span(source, offset, dtype), extent, tensor.stride, tensor.negated)
 
 
-def _kind(tensor: Any) -> str:
-    if tensor.is_quantized:
-        return "quantized"
-    if tensor.device.type != "cpu":
-        return str(tensor.device.type)
-    return str(tensor.layout).removeprefix("torch.")
+def _checked_place(storage: StorageRef, storages: _Storages) -> tuple[int, int]:
+    start, length = storages.places[storage.key]
+    if storage.count * _itemsize(storage.dtype) > length:
+        raise ValueError("a storage is cut short")
+    return start, length
+
+
+def _extent(tensor: DescribedTensor) -> int:
+    """Numbers of the storage from the tensor's first to its last."""
+    if 0 in tensor.shape:
+        return 0
+    pairs = zip(tensor.shape, tensor.stride, strict=True)
+    return 1 + sum((size - 1) * step for size, step in pairs)
+
+
+def _is_contiguous(tensor: DescribedTensor) -> bool:
+    expected = 1
+    for size, step in zip(reversed(tensor.shape), reversed(tensor.stride), strict=True):
+        if size != 1 and step != expected:
+            return 0 in tensor.shape
+        expected *= size
+    return True
+
+
+@dataclass(frozen=True)
+class StridedSpan:
+    """Numbers of a view: what lies between its first and its last is read, and looked at.
+
+    Attributes:
+        numbers: where they lie.
+        extent: numbers from the first to the last.
+        stride: of each axis, in numbers.
+        negated: they are the negatives of those stored.
+    """
+
+    numbers: Span
+    extent: int
+    stride: tuple[int, ...]
+    negated: bool
+
+    problem: None = None
+    c_ordered = False
+
+    def raw(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        return self._view(self.numbers.raw((self.extent,)), shape)
+
+    def raw_part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        cut = (*shape[:axis], stop - start, *shape[axis + 1 :])
+        if 0 in cut:
+            return np.empty(cut, self.numbers.storage)
+        first = start * self.stride[axis]
+        extent = 1 + sum((size - 1) * step for size, step in zip(cut, self.stride, strict=True))
+        part = self.numbers.raw_part((self.extent,), 0, first, first + extent, buffer)
+        return self._view(part, cut)
+
+    def _view(self, flat: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        strides = tuple(step * flat.itemsize for step in self.stride)
+        view = np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+        return -view if self.negated else view
+
+
+def _itemsize(dtype: str) -> int:
+    sizes: dict[str, int] = {"complex64": 8, "complex128": 16, "complex32": 4, "qint32": 4}
+    known: Callable[[str], int] = lambda name: storage_type(name).itemsize  # noqa: E731
+    return known(dtype) if dtype in READ_TYPES else sizes.get(dtype, 1)
+
+
+def _what(value: Any) -> str:
+    names = {Mapping: "a dict", list: "a list", tuple: "a tuple", type(None): "None"}
+    return names.get(type(value), "another object")
