@@ -10,13 +10,16 @@ import os
 import stat
 import sys
 from dataclasses import dataclass, field
-from io import BufferedIOBase, BufferedReader
-from typing import cast
+from io import BufferedIOBase, BufferedReader, FileIO, RawIOBase
+from typing import TYPE_CHECKING, cast
 
 from fusecli.errors import FeatureFileError, refuse_empty_name, shown_path
 from fusecli.features.formats.npy import npy_from_stream
 from fusecli.features.formats.table import READABLE_ENDINGS, format_of
 from fusecli.features.tensor import StoredTensor
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 @dataclass(frozen=True)
@@ -120,4 +123,37 @@ def open_regular(name: str) -> BufferedReader:
         raise FeatureFileError(
             f"{name}: is not a regular file; a pipe can be given as '-' (.npy on stdin)"
         )
-    return open(descriptor, "rb")
+    return BufferedReader(_Named(open(descriptor, "rb", buffering=0), name))
+
+
+class _Named(RawIOBase):
+    """An open file whose failed reads name it, whichever library asks for them.
+
+    A zip archive that cannot be read, for one, would be called no archive by Python's reader.
+    """
+
+    def __init__(self, raw: FileIO, name: str) -> None:
+        self._raw, self.name = raw, name
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int | None:
+        try:
+            return self._raw.readinto(buffer)
+        except OSError as error:
+            why = error.strerror or error
+            raise FeatureFileError(f"{self.name}: cannot be read: {why}") from None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._raw.seek(offset, whence)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
