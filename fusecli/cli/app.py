@@ -107,5 +107,5 @@ def fusecli(
     elif context.invoked_subcommand is None:
         from fusecli.cli.help import first_steps
 
-        typer.echo(first_steps())
+        typer.echo(first_steps(COMMANDS))
         raise typer.Exit(2)

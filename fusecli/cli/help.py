@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,22 +149,20 @@ def as_text(description: Description, columns: int | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def first_steps() -> str:
-    """What `fusecli` alone prints: the commands that most people need first."""
+def first_steps(commands: Sequence[str]) -> str:
+    """What `fusecli` alone prints: the commands that most people need first.
+
+    Args:
+        commands: names of all commands.
+    """
+    columns = shutil.get_terminal_size((80, 24)).columns
     width = max(len(what) for what, _ in FIRST_STEPS)
-    beside = shutil.get_terminal_size((80, 24)).columns > width + 45
+    beside = columns > width + max(len(command) for _, command in FIRST_STEPS) + 4
     lines = ["Fuse image features into text features by cross-attention.", ""]
     for what, command in FIRST_STEPS:
         lines += [f"  {what:{width}}  {command}"] if beside else [what, f"  {command}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "All commands:             fusecli --help"
-            if beside
-            else "fusecli --help: all commands",
-        ]
-    )
+    more = f"All commands: {', '.join(commands)}. 'fusecli --help' says what each one does."
+    return "\n".join([*lines, "", *_filled(more, max(_NARROWEST, min(_WIDEST, columns) - 1))])
 
 
 def _listed(entry: Entry, width: int) -> Iterator[str]:

@@ -164,7 +164,7 @@ def _run(args: list[str]) -> int:
         if message is None:
             raise
         command = f"fusecli {args[0]}" if args and args[0] in COMMANDS else "fusecli"
-        say_error(f"{message().rstrip('.')} (see {command} --help)")
+        say_error(f"{message().rstrip('.')} (see {command} --help)", "--debug" in args)
         return int(getattr(error, "exit_code", 2))
 
 
