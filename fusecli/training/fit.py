@@ -153,7 +153,8 @@ class _Fitter:
     def run(self) -> list[Fitted]:
         n = len(self.inner)
         candidates = make_candidates(self.examples, self.targets, self.options, n)
-        folded = n <= FOLDED_ROWS and self.targets.split is None
+        given = self.targets.split is not None and "validation" in self.targets.split
+        folded = n <= FOLDED_ROWS and not given
         choices = self._by_folds(candidates) if folded else self._by_validation(candidates)
         families: dict[str, list[_Choice]] = {}
         for choice in choices:

@@ -159,7 +159,8 @@ def train_model(
     if state is None:
         state = JobState.new()
     else:
-        optimizer.restore(state)
+        if not state.done:
+            optimizer.restore(state)
         if on_epoch is not None:
             for record in state.history:
                 on_epoch(job.key, job.recipe.epochs, record)

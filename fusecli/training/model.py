@@ -179,7 +179,8 @@ def attend(
     weights_q, weights_k, weights_v = module.in_proj_weight.chunk(3)  # [D, D] each
     bias_q, _, bias_v = module.in_proj_bias.chunk(3)
     query = F.linear(text, weights_q, bias_q).view(N * T, H, d).transpose(0, 1)  # [H, N T, d]
-    wide = H * T * P * D + T * D * D < P * D * D + T * P * D
+    # Narrow products have their own cost: the difference has to be worth it.
+    wide = 1.5 * (H * T * P * D + T * D * D) < P * D * D + T * P * D
     if wide:
         asked = torch.bmm(query, weights_k.view(H, d, D))  # [H, N T, D]
         asked = asked.view(H, N, T, D).transpose(0, 1).reshape(N, H * T, D)

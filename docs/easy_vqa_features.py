@@ -1,0 +1,143 @@
+"""Make image and text features of easy-VQA: coloured shapes, and questions about them.
+
+    pip install easy-vqa pillow
+    python docs/easy_vqa_features.py features                  # everything: 48,248 questions
+    python docs/easy_vqa_features.py sample --pictures 240     # a sample with test pictures apart
+
+The pictures and questions are those of the package easy-vqa (MIT, Victor Zhou). Nothing is
+downloaded. A picture of 64 x 64 pixels becomes 64 patches `[64, 17]`: for each patch of 8 x 8
+the mean and the spread of the three colours and of their differences across and down, and the
+place of the patch. A question becomes one vector a word `[words, 32]`: a random vector that
+follows from the word by a hash, and the word's place.
+
+Written are `images.npy` `[pictures, 64, 17]`, `texts.npz` (the distinct questions), and
+`pairs.csv` with the columns id, image, image_row, text, text_key, label, group and split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+PATCH = 8  # pixels
+WORD_WIDTH = 32
+
+
+def patches(pixels: NDArray[np.uint8]) -> Floats:
+    """Statistics of the patches of one picture.
+
+    Args:
+        pixels: `[64, 64, 3]`.
+
+    Returns:
+        float32 `[64, 17]`.
+    """
+    x = pixels.astype(np.float32) / 255
+    across = np.abs(np.diff(x, axis=1, append=x[:, -1:])).mean(axis=2)
+    down = np.abs(np.diff(x, axis=0, append=x[-1:])).mean(axis=2)
+    side = len(x) // PATCH
+    cells = x.reshape(side, PATCH, side, PATCH, 3).transpose(0, 2, 1, 3, 4)
+    cells = cells.reshape(side * side, PATCH * PATCH, 3)
+    edges = [
+        e.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, -1)
+        for e in (across, down)
+    ]
+    corner = (edges[0] * edges[1]).mean(axis=1)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    parts = [
+        cells.mean(axis=1),
+        cells.std(axis=1),
+        cells.max(axis=1) - cells.min(axis=1),
+        np.stack([e.mean(axis=1) for e in edges], axis=1),
+        np.stack([e.std(axis=1) for e in edges], axis=1),
+        corner[:, None],
+        np.stack([rows, columns], axis=1) / side,
+        np.ones((side * side, 1)),
+    ]
+    found: Floats = np.concatenate(parts, axis=1).astype(np.float32)
+    return found
+
+
+def words(question: str) -> Floats:
+    """One vector a word, float32 `[words, 32]`; the same word has the same vector."""
+    found = re.findall(r"[a-z]+", question.lower())
+    vectors = []
+    for place, word in enumerate(found):
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+        vector = np.random.default_rng(seed).standard_normal(WORD_WIDTH)
+        vector[-1] = place / 8
+        vectors.append(vector)
+    return np.array(vectors, np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the features go")
+    parser.add_argument("--pictures", type=int, default=0, help="only so many, 0: all")
+    parser.add_argument("--questions", type=int, default=0, help="of a picture at most, 0: all")
+    parser.add_argument("--train-questions", type=int, default=0, help="of the training part")
+    options = parser.parse_args()
+    try:
+        import easy_vqa
+        from PIL import Image
+    except ImportError as error:
+        sys.exit(f"{error}: pip install easy-vqa pillow")
+
+    options.folder.mkdir(parents=True, exist_ok=True)
+    pictures: list[Floats] = []
+    texts: dict[str, str] = {}
+    rows = []
+    for split in ("train", "test"):
+        paths = getattr(easy_vqa, f"get_{split}_image_paths")()
+        asked = zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True)
+        keep = sorted(paths)
+        if options.pictures:
+            share = options.pictures * (0.8 if split == "train" else 0.2)
+            keep = keep[: round(share)]
+        place = {number: len(pictures) + i for i, number in enumerate(keep)}
+        for number in keep:
+            with Image.open(paths[number]) as picture:
+                pictures.append(patches(np.asarray(picture.convert("RGB"))))
+        counted: dict[int, int] = {}
+        for question, answer, number in asked:
+            counted[number] = counted.get(number, 0) + 1
+            full = options.questions and counted[number] > options.questions
+            if number not in place or full:
+                continue
+            key = texts.setdefault(question, f"q{len(texts):04d}")
+            row = place[number]
+            rows.append(
+                [
+                    f"{split}-{number}-{counted[number]}",
+                    row,
+                    key,
+                    answer,
+                    f"{split}-{number}",
+                    split,
+                ]
+            )
+    if options.train_questions:
+        training = [row for row in rows if row[-1] == "train"]
+        step = max(1, len(training) // options.train_questions)
+        rows = training[::step][: options.train_questions] + [r for r in rows if r[-1] == "test"]
+    np.save(options.folder / "images.npy", np.stack(pictures))
+    np.savez(options.folder / "texts.npz", **{key: words(q) for q, key in texts.items()})
+    with open(options.folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "image", "image_row", "text", "text_key", "label", "group", "split"])
+        for name, row, key, answer, group, split in rows:
+            writer.writerow([name, "images.npy", row, "texts.npz", key, answer, group, split])
+    print(f"{options.folder}: {len(rows):,} questions, {len(pictures):,} pictures")
+
+
+if __name__ == "__main__":
+    main()
