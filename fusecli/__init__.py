@@ -18,9 +18,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fusecli.errors import FuseError
     from fusecli.fusion.config import FusionConfig
+    from fusecli.fusion.options import ModuleOptions
+    from fusecli.fusion.options import ModuleOptions as Switches
     from fusecli.fusion.torch_modules import ImageTextFusion, build_module
-    from fusecli.fusion.weights import ModuleOptions, load_module, save_module
-    from fusecli.fusion.weights import ModuleOptions as Switches
+    from fusecli.fusion.weights import load_module, save_module
     from fusecli.job.run import FuseOptions, MapOptions, fuse_files
     from fusecli.report.report import Report
 
@@ -46,7 +47,7 @@ _HOME = {
     "ImageTextFusion": "fusion.torch_modules",
     "MapOptions": "maps.writer",
     "Report": "report.report",
-    "ModuleOptions": "fusion.weights",
+    "ModuleOptions": "fusion.options",
     "build_module": "fusion.torch_modules",
     "fuse_files": "job.run",
     "load_module": "fusion.weights",

@@ -149,6 +149,17 @@ def weighted_sum(weights, alpha, direction):
     return one
 
 
+def bilinear(weights, direction):
+    """`out_proj(text_proj(text) * image_proj(mean of the image))` of plain `nn.Linear`s."""
+    query, context = _projections(weights, direction)
+
+    def one(x, y):
+        mean = y.mean(0, keepdim=True) if len(y) else torch.zeros(1, y.shape[1]).double()
+        return _linear(weights, "out_proj")(query(x) * context(mean))
+
+    return one
+
+
 def oracle(config, weights, direction="text"):
     """The function for one pair that a config describes."""
     c = config
@@ -159,4 +170,7 @@ def oracle(config, weights, direction="text"):
         return transformer(weights, c.num_heads, c.layers, direction)
     if c.method == "concat":
         return concat(weights, direction)
+    if c.method == "bilinear":
+        return bilinear(weights, direction)
+    assert c.method == "sum"
     return weighted_sum(weights, c.alpha, direction)

@@ -8,9 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from fusecli.errors import UsageError, refuse_empty_name
 from fusecli.features.pair_inputs import ReadOptions
-from fusecli.fusion.options import check_choice, check_computing, check_origin, check_result
+from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
+from fusecli.fusion.options import (
+    ModuleOptions,
+    check_choice,
+    check_computing,
+    check_origin,
+    check_result,
+)
 from fusecli.fusion.results import BOTH
-from fusecli.fusion.weights import ModuleOptions
 from fusecli.pairs.open import PairOptions
 
 FORMATS = ("npy", "safetensors", "npz")
@@ -72,15 +78,15 @@ class BatchOptions:
     pack: bool = False
     shard_size: int = SHARD_SIZE
     switches: ModuleOptions = field(default_factory=ModuleOptions)
-    direction: str = "text"
-    pool: str | None = None
+    direction: Direction = "text"
+    pool: Pool | None = None
     weights: str | None = None
     seed: int | None = None
     reading: ReadOptions = field(default_factory=ReadOptions)
     device: str = "auto"
-    dtype: str = "float32"
-    engine: str = "auto"
-    out_dtype: str = "float32"
+    dtype: Dtype = "float32"
+    engine: Engine = "auto"
+    out_dtype: OutDtype = "float32"
     on_error: str = "skip"
     retry_failed: bool = False
     force: bool = False

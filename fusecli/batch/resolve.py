@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.run_spec import FusionSpec
@@ -18,9 +18,10 @@ from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
+from fusecli.fusion.literals import Engine
+from fusecli.fusion.options import initial_config
 from fusecli.fusion.results import query_sides
 from fusecli.fusion.weights import WeightsFile, config_of, open_weights, read_weights
-from fusecli.job.open import initial_config
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
 from fusecli.report.report import sha256_of
@@ -71,7 +72,7 @@ def settle(
         reading=o.reading,
         device=_open_choice(_elsewhere(o), computing.get("device")),
         dtype=o.dtype,
-        engine=_open_choice(o.engine, computing.get("engine")),
+        engine=cast(Engine, _open_choice(o.engine, computing.get("engine"))),
         threads=computing.get("threads"),
         out_dtype=o.out_dtype,
         sizes=sizes or _typical(shapes, total),

@@ -9,10 +9,12 @@ from typing import Any
 from fusecli import __version__
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import cores
-from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
+from fusecli.fusion.base import Computing, Fusion, LoadWeights
+from fusecli.fusion.build import build_fusion
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.methods.attention.plan import Sizes, choose_plan
+from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool, Side
+from fusecli.fusion.settings import Sizes
 from fusecli.fusion.weights import open_weights, read_weights
 
 _WORTH_A_THREAD = 5e6  # multiply-adds a pair: as long as what Python does for it
@@ -46,15 +48,15 @@ class FusionSpec:
     weights: str | None
     sha256: str | None
     seed: int | None
-    direction: str
-    pool: str | None
+    direction: Direction
+    pool: Pool | None
     gate: float | None
     reading: ReadOptions
     device: str
-    dtype: str
-    engine: str
+    dtype: Dtype
+    engine: Engine
     threads: int | None
-    out_dtype: str
+    out_dtype: OutDtype
     sizes: tuple[int, int, int]
     heads_assumed: bool
 
@@ -71,15 +73,10 @@ class FusionSpec:
         interpreter to and fro makes a run a sixth slower.
         """
         _, T, P = self.sizes
-        D, widths = self.config.embed_dim, self.config.text_dim + self.config.image_dim
-        if self.config.method == "attention":
-            sizes = self._sizes("text", P == 1)
-            each = choose_plan(sizes, prepared=True, dtype=self.dtype).multiply_adds / sizes.N
-        else:  # a transformer takes many times that
-            each = T * widths * D
+        each = self.config.how.multiply_adds(self.config, T, P)
         return cores() if each > _WORTH_A_THREAD else 1
 
-    def build(self, asking: str, one_token: bool) -> Fusion:
+    def build(self, asking: Side, one_token: bool) -> Fusion:
         """Build the fusion for one side that asks.
 
         Args:
@@ -94,21 +91,16 @@ class FusionSpec:
                 self.config,
                 self._loader(stack),
                 self._sizes(asking, one_token),
-                direction=asking,
-                device=self.device,
-                dtype=self.dtype,
-                engine=self.engine,
-                row_stable=True,
+                Computing(asking, self.device, self.dtype, self.engine, row_stable=True),
             )
 
     def _sizes(self, asking: str, one_token: bool) -> Sizes:
-        (N, T, P), c = self.sizes, self.config
+        N, T, P = self.sizes
         if asking == "text":
             P = 1 if one_token else max(2, P)
         else:
             T = 1 if one_token else max(2, T)
-        widths = c.text_dim, c.image_dim, c.embed_dim
-        return Sizes(N, T, P, *widths, c.num_heads, c.null_token, c.residual)
+        return self.config.sizes(N, T, P)
 
     def _loader(self, stack: ExitStack) -> LoadWeights:
         if self.weights is None:

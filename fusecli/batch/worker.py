@@ -24,8 +24,8 @@ from fusecli.batch.store.journal import Shapes
 from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.dtypes import from_float32
 from fusecli.fusion.backend.device import cores, one_thread_a_product, torch_threads
-from fusecli.fusion.build import Fusion
-from fusecli.fusion.methods.attention.plan import Sizes
+from fusecli.fusion.base import Fusion
+from fusecli.fusion.literals import Side
 from fusecli.fusion.results import fuse_chunk, query_sides
 from fusecli.pairs.open import Pair
 from fusecli.report.report import Diagnosis, Note
@@ -79,7 +79,7 @@ class Fuser:
     def __init__(self, spec: FusionSpec) -> None:
         self.spec = spec
         self._reader = PairChecks(spec)
-        self._built: dict[tuple[str, bool], Fusion] = {}
+        self._built: dict[tuple[Side, bool], Fusion] = {}
         self._building = Lock()
         # Reading waits and may be done by many threads, products use all of a core.
         self._cores = BoundedSemaphore(cores())
@@ -188,7 +188,7 @@ class Fuser:
         of zeros that are added let texts of many lengths be fused together.
         """
         fusions, T = self._fusions(f), len(f.text)
-        row_stable = all(getattr(fusion, "row_stable", False) for fusion in fusions)
+        row_stable = all(fusion.row_stable for fusion in fusions)
         if not row_stable or f.image_mask is not None or f.text_mask is not None:
             return 0
         if self.spec.direction != "text" or self.spec.pool is not None:
@@ -202,9 +202,7 @@ class Fuser:
         return one and not config.residual and not config.gate
 
     def _chunk(self, rows: int, f: Features, n: int) -> int:
-        c = self.spec.config
-        widths = c.text_dim, c.image_dim, c.embed_dim, c.num_heads
-        sizes = Sizes(n, rows, len(f.image), *widths, c.null_token, c.residual)
+        sizes = self.spec.config.sizes(n, rows, len(f.image))
         return min(fusion.chunk_samples(sizes, None) for fusion in self._fusions(f))
 
     def _fuse_group(self, T: int, group: list[Features]) -> list[list[NDArray[np.float32]]]:

@@ -23,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.features.writer import FeatureWriter
-from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
+from fusecli.fusion.backend.arrays import ArrayBackend, NumpyArrays, TorchArrays
 from fusecli.fusion.backend.device import numpy_threads, resolve_device
-from fusecli.fusion.build import AttentionFusion
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.methods.attention.method import attend
-from fusecli.fusion.methods.attention.operands import Arrays, Operands, prepare
-from fusecli.fusion.methods.attention.plan import Sizes, choose_plan, chunk_samples
+from fusecli.fusion.literals import Dtype
+from fusecli.fusion.methods.attention.fusion import AttentionFusion
+from fusecli.fusion.methods.attention.operands import Operands, prepare
+from fusecli.fusion.methods.attention.plan import choose_plan, chunk_samples
+from fusecli.fusion.methods.attention.products import attend
+from fusecli.fusion.settings import Sizes
 from fusecli.job.pipeline import stream
 
 IMAGE_TOKENS = (1, 49, 197, 577)
@@ -144,7 +146,7 @@ def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
 
 def bench_rows(
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     engine: str = "auto",
     image_tokens: tuple[int, ...] = IMAGE_TOKENS,
     text_tokens: tuple[int, ...] = TEXT_TOKENS,
@@ -152,7 +154,7 @@ def bench_rows(
     heads: int = 8,
     pairs: int = 64,
     turns: int = 7,
-    plain_dtype: str | None = None,
+    plain_dtype: Dtype | None = None,
     peak: float | None = None,
 ) -> Iterator[Row]:
     """Measure the table, one row after the other; imports torch.
@@ -186,7 +188,7 @@ def bench_rows(
             numpy = engine == "numpy" or (
                 engine == "auto" and device == "cpu" and dtype == "float32"
             )
-            arrays: Arrays = NumpyArrays() if numpy else TorchArrays(device, dtype)
+            arrays: ArrayBackend = NumpyArrays() if numpy else TorchArrays(device, dtype)
             began = time.perf_counter()
             operands = prepare(weights, config, plan, arrays)
             prepare_s = time.perf_counter() - began
@@ -306,7 +308,7 @@ def _plain_runner(
     image: NDArray[np.float32],
     text: NDArray[np.float32],
     device: str,
-    dtype: str,
+    dtype: Dtype,
 ) -> Callable[[], Any]:
     import torch
 
@@ -356,7 +358,7 @@ def _our_runner(
 
 
 def _our_device_runner(
-    operands: Operands, arrays: Arrays, image: NDArray[np.float32], text: NDArray[np.float32]
+    operands: Operands, arrays: ArrayBackend, image: NDArray[np.float32], text: NDArray[np.float32]
 ) -> Callable[[], Any]:
     """Fuse what lies in the device's memory, as the plain module's inputs do."""
     y, x = arrays.load(image), arrays.load(text)

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
+from fusecli.fusion.backend.arrays import ArrayBackend, NumpyArrays, TorchArrays
 from fusecli.fusion.backend.device import devices
-from fusecli.fusion.config import DIRECTIONS, FusionConfig
-from fusecli.fusion.methods.attention.method import attend
-from fusecli.fusion.methods.attention.operands import Arrays, prepare
-from fusecli.fusion.methods.attention.plan import Plan, Sizes, all_plans
+from fusecli.fusion.base import Computing, Plan
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import SIDES, Engine, Side
+from fusecli.fusion.methods.attention.operands import prepare
+from fusecli.fusion.methods.attention.plan import all_plans
+from fusecli.fusion.methods.attention.products import attend
+from fusecli.fusion.settings import Sizes
 
 TOLERANCE = 1e-5  # of the output's scale, float32
 
@@ -54,12 +57,12 @@ class _Case:
     mask: NDArray[np.bool_]
 
     def sizes(self) -> Sizes:
-        c, (n, P, Di), (_, T, Dt) = self.config, self.image.shape, self.text.shape
-        return Sizes(n, T, P, Dt, Di, c.embed_dim, c.num_heads, c.null_token, c.residual)
+        (n, P, _), T = self.image.shape, self.text.shape[1]
+        return self.config.sizes(n, T, P)
 
     def run(
         self,
-        arrays: Arrays,
+        arrays: ArrayBackend,
         plan: Plan,
         image: NDArray[np.float32] | None = None,
         masked: bool = True,
@@ -90,7 +93,7 @@ def run_selftest(tell: Callable[[CheckResult], None] = lambda result: None) -> l
     Returns:
         One result per check and engine.
     """
-    backends: list[tuple[str, Arrays]] = [("numpy", NumpyArrays())]
+    backends: list[tuple[str, ArrayBackend]] = [("numpy", NumpyArrays())]
     backends += [(f"torch {name}", TorchArrays(name, "float32")) for name in devices()]
     results = []
     for where, arrays in backends:
@@ -102,7 +105,7 @@ def run_selftest(tell: Callable[[CheckResult], None] = lambda result: None) -> l
     return results
 
 
-def _attention_checks(arrays: Arrays) -> Iterator[tuple[str, float]]:
+def _attention_checks(arrays: ArrayBackend) -> Iterator[tuple[str, float]]:
     """Each check's name and worst deviation, over all cases in all orders of products."""
     for name, check in _CHECKS.items():
         worst = 0.0
@@ -114,14 +117,15 @@ def _attention_checks(arrays: Arrays) -> Iterator[tuple[str, float]]:
 
 def _method_checks(where: str) -> Iterator[tuple[str, float]]:
     """What `fuse` runs, method by method and in both directions, against the torch modules."""
-    engine, _, device = where.partition(" ")
+    device = where.partition(" ")[2]
+    engine: Engine = "torch" if device else "numpy"
     for name, config in _METHODS.items():
-        if config.method == "transformer" and engine == "numpy":
-            continue  # it runs on torch only
+        if engine not in config.how.engines:
+            continue
         worst = 0.0
-        for direction in DIRECTIONS:
+        for direction in SIDES:
             worst = _worse(worst, _from_module(config, direction, engine, device or "cpu"))
-        yield f"{name} is what its module gives, whichever side asks", worst
+        yield f"{name} is what its module gives, in both directions", worst
 
 
 def _worse(worst: float, found: float) -> float:
@@ -132,11 +136,12 @@ _METHODS = {
     "gated attention": FusionConfig(24, 3, gate=True),
     "concat": FusionConfig(24, 8, 20, 16, method="concat", projected=True),
     "sum": FusionConfig(24, 8, 20, 16, method="sum", projected=True, alpha=0.3),
+    "bilinear": FusionConfig(24, 8, 20, 16, method="bilinear", rank=10),
     "transformer": FusionConfig(24, 3, 20, 16, method="transformer"),
 }
 
 
-def _from_module(config: FusionConfig, direction: str, engine: str, device: str) -> float:
+def _from_module(config: FusionConfig, direction: Side, engine: Engine, device: str) -> float:
     import torch
 
     from fusecli.fusion.build import build_fusion
@@ -163,10 +168,8 @@ def _from_module(config: FusionConfig, direction: str, engine: str, device: str)
     fusion = build_fusion(
         config,
         lambda rows: {name: weights[name][part] for name, part in rows.items()},
-        Sizes(n, T, P, config.text_dim, config.image_dim, config.embed_dim, config.num_heads),
-        direction=direction,
-        device=device,
-        engine=engine,
+        config.sizes(n, T, P),
+        Computing(direction, device, engine=engine),
     )
     image, text = (
         np.where(mask[..., None], tokens, np.float32(0))
@@ -206,7 +209,7 @@ def _cases() -> Iterator[_Case]:
         )
 
 
-def _parity(case: _Case, arrays: Arrays, plan: Plan) -> float:
+def _parity(case: _Case, arrays: ArrayBackend, plan: Plan) -> float:
     import torch
 
     from fusecli.fusion.torch_modules import ImageTextFusion
@@ -223,14 +226,14 @@ def _parity(case: _Case, arrays: Arrays, plan: Plan) -> float:
     return _apart(case.run(arrays, plan), expected)
 
 
-def _independence(case: _Case, arrays: Arrays, plan: Plan) -> float:
+def _independence(case: _Case, arrays: ArrayBackend, plan: Plan) -> float:
     changed = case.image.copy()
     changed[1] += 1.0
     others = [0, 2]
     return _apart(case.run(arrays, plan, changed)[others], case.run(arrays, plan)[others])
 
 
-def _masked_is_cropped(case: _Case, arrays: Arrays, plan: Plan) -> float:
+def _masked_is_cropped(case: _Case, arrays: ArrayBackend, plan: Plan) -> float:
     masked, worst = case.run(arrays, plan), 0.0
     for sample, real in enumerate(case.mask):
         alone = replace(
@@ -247,12 +250,12 @@ def _masked_is_cropped(case: _Case, arrays: Arrays, plan: Plan) -> float:
     return worst
 
 
-def _token_order(case: _Case, arrays: Arrays, plan: Plan) -> float:
+def _token_order(case: _Case, arrays: ArrayBackend, plan: Plan) -> float:
     turned = case.run(arrays, plan, case.image[:, ::-1].copy(), mask=case.mask[:, ::-1].copy())
     return _apart(case.run(arrays, plan), turned)
 
 
-def _weights_sum(case: _Case, arrays: Arrays, plan: Plan) -> float:
+def _weights_sum(case: _Case, arrays: ArrayBackend, plan: Plan) -> float:
     if case.config.null_token:
         return 0.0  # a share of each row goes to the null token
     weights: list[Any] = []
@@ -265,7 +268,7 @@ def _apart(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-_CHECKS: dict[str, Callable[[_Case, Arrays, Plan], float]] = {
+_CHECKS: dict[str, Callable[[_Case, ArrayBackend, Plan], float]] = {
     "parity with the plain module": _parity,
     "samples do not influence each other": _independence,
     "masked equals cropped": _masked_is_cropped,

@@ -6,28 +6,22 @@ says which (`show_default`). Groups are never compared or printed, and start-up 
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.options import Choices, parse_bytes
+from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 
 if TYPE_CHECKING:
-    from fusecli.fusion.weights import ModuleOptions
+    from fusecli.fusion.options import ModuleOptions
     from fusecli.maps.writer import MapOptions
     from fusecli.pairs.open import PairOptions
-
-# A test compares these with what the library takes; importing the library takes 100 ms.
-Direction = Literal["text", "image", "both"]
-Pool = Literal["mean", "max", "first"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-OutDtype = Literal["float32", "float16", "bfloat16"]
-Engine = Literal["auto", "numpy", "torch"]
 
 
 def method_names() -> tuple[str, ...]:
     """The fusion methods."""
-    from fusecli.fusion.config import METHODS
+    from fusecli.fusion.methods import METHODS
 
     return METHODS
 
@@ -228,6 +222,14 @@ class ModuleSizes:
             show_default="4 D",
         ),
     ] = None
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            help="Width in which a bilinear fusion multiplies its two sides.",
+            show_default="D",
+        ),
+    ] = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -277,7 +279,7 @@ class Module(ModuleSizes):
 
     def module_options(self) -> "ModuleOptions":
         """These options as the library takes them."""
-        from fusecli.fusion.weights import ModuleOptions
+        from fusecli.fusion.options import ModuleOptions
 
         return ModuleOptions(**{field.name: getattr(self, field.name) for field in fields(Module)})
 

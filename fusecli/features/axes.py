@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fusecli.errors import ShapeError, UsageError, shortened
-from fusecli.fusion.config import LARGEST_SIZE
 
 Side = Literal["image", "text"]
 
+LARGEST_SIZE = 1 << 20  # wider than any encoder; keeps a hostile header from costing anything
 MAX_RANK = 4
 _TOKEN_LETTER: dict[Side, str] = {"image": "P", "text": "T"}
 _BY_RANK: dict[Side, dict[int, str]] = {

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from fusecli.features.axes import PairShapes
 from fusecli.features.writer import FUSED_KEY
-from fusecli.fusion.build import Fusion
-from fusecli.fusion.config import DIRECTIONS, FusionConfig
-from fusecli.fusion.methods.attention.method import WeightsOut
-from fusecli.fusion.methods.pooled import pool_tokens
-
-BOTH = "both"
+from fusecli.fusion.base import Fusion, WeightsOut
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import BOTH as BOTH
+from fusecli.fusion.literals import SIDES, Pool, Side
+from fusecli.fusion.pooling import pool_tokens
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class ResultTensor:
     shape: tuple[int, ...]
 
 
-def query_sides(direction: str) -> tuple[str, ...]:
+def query_sides(direction: str) -> tuple[Side, ...]:
     """The sides whose tokens get a fused vector, the text first."""
-    return DIRECTIONS if direction == BOTH else (direction,)
+    return SIDES if direction == BOTH else tuple(side for side in SIDES if side == direction)
 
 
 def result_tensors(
@@ -67,7 +66,7 @@ def result_tensors(
 
 def fuse_chunk(
     fusions: Sequence[Fusion],
-    pool: str | None,
+    pool: Pool | None,
     image: NDArray[np.float32],
     text: NDArray[np.float32],
     image_mask: NDArray[np.bool_] | None = None,
@@ -77,7 +76,7 @@ def fuse_chunk(
     """Fuse n pairs of equal shape into every tensor of the result.
 
     Args:
-        fusions: one for each asking side, the text first.
+        fusions: one for each query side, the text first.
         pool: as for `result_tensors`.
         image, text, image_mask, text_mask: as for `Fusion.fuse`.
         weights_out: receives the attention weights of the first fusion.
@@ -85,12 +84,12 @@ def fuse_chunk(
     Returns:
         `[n, T, D]` and, pooled, `[n, D]` for each fusion.
     """
-    made = []
+    tensors = []
     for fusion in fusions:
         rows = fusion.fuse(image, text, image_mask, text_mask, weights_out)
         weights_out = None
-        made.append(rows)
+        tensors.append(rows)
         if pool is not None:
             own = text_mask if fusion.direction == "text" else image_mask
-            made.append(pool_tokens(rows, own, pool))
-    return made
+            tensors.append(pool_tokens(rows, own, pool))
+    return tensors

@@ -1,7 +1,6 @@
-"""The fusions as torch modules: plain, readable, trainable. The letters are in `shapes.py`.
+"""The fusions as torch modules: plain, readable, trainable. The letters are in `features/axes.py`.
 
-The arithmetic that `fusecli fuse` runs is in `attention.py` and `pooled.py`; the tests hold it
-to these.
+The arithmetic that `fusecli fuse` runs is in `methods/`; the tests hold it to these.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from torch import Tensor, nn
 
 from fusecli.errors import ShapeError
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.settings import FusionSettings
 
 
 class PairFusion(nn.Module):
     """What all fusions of image and text tokens share: shapes, masks, directions.
 
-    One side asks and gets a fused vector per token of its own, the other answers. A subclass
-    says in `fuse` what that vector is.
+    The query side gets a fused vector for each of its tokens, the other one is the context side.
+    A subclass computes that vector in `fuse`.
 
     Attributes:
         config: what it is.
@@ -43,10 +43,9 @@ class PairFusion(nn.Module):
             image_mask: `[P]` / `[N, P]`, 1 or true is a real token. A masked token has no
                 influence, whatever is stored in it.
             text_mask: `[T]` / `[N, T]`; a masked row of the result is zero.
-            allow_empty_image: a sample whose image (the side that answers) is all masked gets
-                a context of zero.
-            direction: "text", whose tokens ask the image, or "image", whose tokens ask the
-                text with the same weights.
+            allow_empty_image: a sample whose image (the context side) is all masked gets a
+                context of zero.
+            direction: the query side: "text", or "image" with the same weights.
 
         Returns:
             `[T, D]`, in a batch `[N, T, D]`; with direction "image" P instead of T.
@@ -60,13 +59,13 @@ class PairFusion(nn.Module):
         text = text_feat.reshape(-1, *text_feat.shape[-2:])  # [N, T, Dt]
         image = image_feat.reshape(len(text), -1, image_feat.shape[-1])  # [N, P, Di]
         sides = {"text": _masked(text, text_mask), "image": _masked(image, image_mask)}
-        answering = "image" if direction == "text" else "text"
-        (x, x_real), (y, y_real) = sides[direction], sides[answering]
+        context = "image" if direction == "text" else "text"
+        (x, x_real), (y, y_real) = sides[direction], sides[context]
         if y_real is not None and not allow_empty_image:
             empty = ~y_real.any(dim=1)  # [N]
             if bool(empty.any()):
                 sample = int(empty.nonzero()[0])
-                raise ShapeError(f"sample {sample}: every {answering} token is masked")
+                raise ShapeError(f"sample {sample}: every {context} token is masked")
         fused = self.fuse(x, y, x_real, y_real, direction)
         if x_real is not None:
             fused = fused.masked_fill(~x_real.unsqueeze(-1), 0.0)
@@ -79,10 +78,10 @@ class PairFusion(nn.Module):
         """The fused rows of a batch.
 
         Args:
-            x: the side that asks, `[N, T, .]`; masked tokens are zero.
-            y: the side that answers, `[N, P, .]`; masked tokens are zero.
+            x: the query side, `[N, T, .]`; masked tokens are zero.
+            y: the context side, `[N, P, .]`; masked tokens are zero.
             x_real, y_real: bool, true for real tokens; None if all are.
-            direction: which side asks.
+            direction: the query side, "text" or "image".
 
         Returns:
             `[N, T, D]`; masked rows hold anything.
@@ -91,7 +90,7 @@ class PairFusion(nn.Module):
 
 
 class _Projecting(PairFusion):
-    """With a linear layer in front of each side; each side keeps its own, whichever asks."""
+    """With a linear layer in front of each side; each side keeps its own in both directions."""
 
     text_proj: nn.Linear
     image_proj: nn.Linear
@@ -103,13 +102,13 @@ class _Projecting(PairFusion):
 
 
 class ImageTextFusion(_Projecting):
-    """Fuse image features into text features by cross-attention: text asks, image answers.
+    """Fuse image features into text features by cross-attention: text is the query side.
 
     A drop-in for the published `ImageTextFusion(feature_dim, num_heads)`: the same parameter
     names, the same initial weights for the same `torch.manual_seed`, the same numbers.
 
     With one image token every row of the result is the same and holds nothing of the text,
-    because a softmax over one score is 1. `residual`, `null_token` or patch features mend it.
+    because a softmax over one score is 1. Use `residual`, `null_token` or patch features then.
 
     Args:
         feature_dim: D, the width of the module.
@@ -161,7 +160,7 @@ class ImageTextFusion(_Projecting):
         self.gate = nn.Parameter(torch.zeros(1)) if gate else None
 
     @classmethod
-    def from_config(cls, config: FusionConfig) -> ImageTextFusion:
+    def from_config(cls, config: FusionSettings) -> ImageTextFusion:
         """Build the module that a config describes, with torch's initial weights."""
         return cls(
             config.embed_dim,
@@ -201,13 +200,13 @@ class ImageTextFusion(_Projecting):
 class ConcatFusion(PairFusion):
     """[text ; mean of the image's real tokens], projected to D if the config says so.
 
-    Where image tokens ask it is [mean of the text's real tokens ; image], so that text and
+    With direction "image" it is [mean of the text's real tokens ; image], so that text and
     image keep their columns of the projection.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionSettings) -> None:
         super().__init__()
-        self.config = config
+        self.config = FusionConfig.of(config)
         both = config.text_dim + config.image_dim
         self.projection = nn.Linear(both, config.embed_dim) if config.projected else None
 
@@ -222,12 +221,12 @@ class ConcatFusion(PairFusion):
 class SumFusion(_Projecting):
     """alpha * text + (1 - alpha) * mean of the image's real tokens, each projected or neither.
 
-    Where image tokens ask, the image is taken token by token and the text is the mean.
+    With direction "image" the image is taken token by token and the text is the mean.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionSettings) -> None:
         super().__init__()
-        self.config = config
+        self.config = FusionConfig.of(config)
         if config.projected:
             self.text_proj = nn.Linear(config.text_dim, config.embed_dim)
             self.image_proj = nn.Linear(config.image_dim, config.embed_dim)
@@ -242,6 +241,28 @@ class SumFusion(_Projecting):
         return own * x + (1 - own) * pooled
 
 
+class BilinearFusion(_Projecting):
+    """`out_proj(text_proj(text) * image_proj(mean of the image's real tokens))`, of rank R.
+
+    Low-rank bilinear pooling (MLB, arXiv:1610.04325) without the activation. With direction
+    "image" each image token meets the mean of the text.
+    """
+
+    def __init__(self, config: FusionSettings) -> None:
+        super().__init__()
+        self.config = FusionConfig.of(config)
+        self.text_proj = nn.Linear(config.text_dim, config.rank)
+        self.image_proj = nn.Linear(config.image_dim, config.rank)
+        self.out_proj = nn.Linear(config.rank, config.embed_dim)
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+    ) -> Tensor:
+        query, context = self.project(x, _mean(y, y_real), direction)  # [N, T, R], [N, 1, R]
+        fused: Tensor = self.out_proj(query * context)  # [N, T, D]
+        return fused
+
+
 class TransformerFusion(_Projecting):
     """A cross-modal Transformer: self-attention, cross-attention to the image, feed-forward.
 
@@ -249,9 +270,9 @@ class TransformerFusion(_Projecting):
     Its layers start with weights of their own (torch would make all of them copies of one).
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionSettings) -> None:
         super().__init__()
-        self.config = config
+        self.config = FusionConfig.of(config)
         D = config.embed_dim
         self.text_proj = nn.Linear(config.text_dim, D)
         self.image_proj = nn.Linear(config.image_dim, D)
@@ -279,13 +300,13 @@ class TransformerFusion(_Projecting):
             return self._decode(target, memory, padding, ~y_real)
         # Attention over no tokens at all has a context of zero: what it adds is its bias.
         fused = torch.zeros_like(target)
-        for some, tokens, real in ((~empty, memory, y_real), (empty, memory[:, :0], None)):
-            if bool(some.any()):
-                fused[some] = self._decode(
-                    target[some],
-                    tokens[some],
-                    None if padding is None else padding[some],
-                    None if real is None else ~real[some],
+        for group, tokens, real in ((~empty, memory, y_real), (empty, memory[:, :0], None)):
+            if bool(group.any()):
+                fused[group] = self._decode(
+                    target[group],
+                    tokens[group],
+                    None if padding is None else padding[group],
+                    None if real is None else ~real[group],
                 )
         return fused
 
@@ -307,11 +328,7 @@ def build_module(config: FusionConfig) -> PairFusion:
     Args:
         config: of any method.
     """
-    if config.method == "attention":
-        return ImageTextFusion.from_config(config)
-    if config.method == "transformer":
-        return TransformerFusion(config)
-    return ConcatFusion(config) if config.method == "concat" else SumFusion(config)
+    return config.how.build_module(config)
 
 
 def _masked(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -330,7 +347,7 @@ def _mean(y: Tensor, real: Tensor | None) -> Tensor:
     return y.sum(dim=1, keepdim=True) / count[:, None, None]
 
 
-def _check_shapes(config: FusionConfig, image: Tensor, text: Tensor) -> None:
+def _check_shapes(config: FusionSettings, image: Tensor, text: Tensor) -> None:
     shapes = f"image {list(image.shape)} and text {list(text.shape)}"
     if (image.dim(), text.dim()) not in ((1, 2), (2, 2), (3, 3)):
         raise ShapeError(f"{shapes}: expected [P, Di] with [T, Dt], or [N, P, Di] with [N, T, Dt]")

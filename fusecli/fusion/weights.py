@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features.atomic import StagedFile, check_target
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
+from fusecli.fusion.options import ModuleOptions as ModuleOptions
 
 if TYPE_CHECKING:
     from fusecli.fusion.torch_modules import PairFusion
@@ -53,57 +54,6 @@ class WeightsFile:
                 f"{', '.join(sorted(map(shortened, self.file.tensors))[:12])}"
             )
         return stored.shape
-
-
-@dataclass(frozen=True)
-class ModuleOptions:
-    """What the command line says about the module; None is "not said"."""
-
-    dim: int | None = None
-    heads: int | None = None
-    residual: bool | None = None
-    norm: bool | None = None
-    null_token: bool | None = None
-    method: str | None = None
-    gate: bool | None = None
-    alpha: float | None = None
-    layers: int | None = None
-    ffn_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("embed_dim", "num_heads", "layers", "ffn_dim"):
-            # A config's own 0 stands for a size that nobody said.
-            if self.said.get(name, 1) < 1:
-                raise UsageError(f"{option_of(name)} must be at least 1, found {self.said[name]}")
-
-    @property
-    def said(self) -> dict[str, Any]:
-        """What is said, under the names of `FusionConfig`'s fields."""
-        names = {"dim": "embed_dim", "heads": "num_heads"}
-        values = asdict(self).items()
-        return {names.get(name, name): value for name, value in values if value is not None}
-
-    def config(self, image_dim: int, text_dim: int) -> FusionConfig:
-        """The fusion that the options describe by themselves, for features of these widths.
-
-        Concat and sum project where `dim` is said; a sum also where the widths differ.
-
-        Args:
-            image_dim: Di.
-            text_dim: Dt; the width D where `dim` is not said.
-
-        Raises:
-            UsageError: an option is out of range, of another method, or contradicts another.
-        """
-        said = {"embed_dim": text_dim, **self.said}
-        if self.method == "concat" and self.dim is None:
-            said["embed_dim"] = text_dim + image_dim
-        if self.method in ("concat", "sum"):
-            differ = self.method == "sum" and image_dim != text_dim
-            said["projected"] = self.dim is not None or differ
-        config = FusionConfig(image_dim=image_dim, text_dim=text_dim, **said)
-        refuse_foreign(config.method, self.said)
-        return config
 
 
 def open_weights(name: str) -> WeightsFile:
@@ -180,7 +130,7 @@ def config_of(weights: WeightsFile, switches: ModuleOptions) -> tuple[FusionConf
                 f"{switches.method} is saved with save_module, or made by fusecli init"
             )
         config = _config_from_shapes(weights, switches.heads)
-    said, own = switches.said, config.to_dict()
+    said, own = switches.given, config.to_dict()
     for field in ("method", "embed_dim", "num_heads", "layers", "ffn_dim"):
         if field in said and field in own and said[field] != own[field]:
             raise UsageError(

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fusecli.errors import ShapeError, UsageError
+from fusecli.errors import UsageError
 from fusecli.features.atomic import check_target
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
@@ -27,11 +27,17 @@ from fusecli.features.pair_inputs import (
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
-from fusecli.fusion.config import FusionConfig, divisors
-from fusecli.fusion.initial_weights import check_seed
-from fusecli.fusion.options import check_computing, check_origin, check_result
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
+from fusecli.fusion.options import (
+    ModuleOptions,
+    check_computing,
+    check_origin,
+    check_result,
+    initial_config,
+)
 from fusecli.fusion.results import BOTH, query_sides
-from fusecli.fusion.weights import ModuleOptions, WeightsFile, config_of, open_weights
+from fusecli.fusion.weights import WeightsFile, config_of, open_weights
 from fusecli.maps.writer import MapOptions
 from fusecli.report import diagnoses as diagnose
 
@@ -61,11 +67,11 @@ class FuseOptions:
     text: str
     output: str | None = None
     switches: ModuleOptions = field(default_factory=ModuleOptions)
-    direction: str = "text"
-    pool: str | None = None
+    direction: Direction = "text"
+    pool: Pool | None = None
     device: str = "auto"
-    dtype: str = "float32"
-    engine: str = "auto"
+    dtype: Dtype = "float32"
+    engine: Engine = "auto"
     weights: str | None = None
     seed: int | None = None
     image_mask: str | None = None
@@ -74,7 +80,7 @@ class FuseOptions:
     text_key: str | None = None
     image_axes: str | None = None
     text_axes: str | None = None
-    out_dtype: str = "float32"
+    out_dtype: OutDtype = "float32"
     force: bool = False
     strict: bool = False
     allow_empty_image: bool = False
@@ -305,37 +311,6 @@ def _choose_config(
         o.switches, o.seed, shapes.image.width, shapes.text.width, where, swapped
     )
     return config, None, seed, False
-
-
-def initial_config(
-    s: ModuleOptions, seed: int | None, image_dim: int, text_dim: int, where: str, remedy: str = ""
-) -> tuple[FusionConfig, int | None]:
-    """The fusion without a weights file, and the seed of its weights, None where it has none.
-
-    Args:
-        s: what was said of it.
-        seed: that was said.
-        image_dim, text_dim: Di and Dt.
-        where: the text, for errors.
-        remedy: what else could be wrong, for errors.
-
-    Raises:
-        ShapeError: the default number of heads does not divide the text's width.
-        UsageError: the options do not describe a fusion.
-    """
-    with_heads = s.method in (None, "attention", "transformer")
-    if with_heads and s.dim is None and s.heads is None and text_dim % 8:
-        possible = ", ".join(map(str, divisors(text_dim)))
-        raise ShapeError(
-            f"{where} is {text_dim} wide, and 8 heads do not divide that: say --heads with one of "
-            f"{possible}, or --dim{remedy}"
-        )
-    config = s.config(image_dim, text_dim)
-    if config.has_weights:
-        return config, check_seed(seed or 0)
-    if seed is not None:
-        raise UsageError(f"--seed {seed}: --method {config.method} has no weights without --dim")
-    return config, None
 
 
 def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:

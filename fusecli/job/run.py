@@ -18,10 +18,11 @@ from fusecli.features.atomic import StagedFile, publish_all
 from fusecli.features.dtypes import storage_type
 from fusecli.features.token_reader import RowNorms
 from fusecli.features.writer import FeatureWriter
-from fusecli.fusion.build import Fusion, LoadWeights, build_fusion
+from fusecli.fusion.base import Computing, Fusion, LoadWeights
+from fusecli.fusion.build import build_fusion
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.methods.attention.plan import Sizes
 from fusecli.fusion.results import ResultTensor, fuse_chunk, query_sides, result_tensors
+from fusecli.fusion.settings import Sizes
 from fusecli.fusion.weights import read_weights
 from fusecli.job.open import FuseOptions, Job, open_job
 from fusecli.job.pipeline import stream
@@ -79,10 +80,7 @@ def fuse_files(
                 job.config,
                 _loader(job),
                 _planned(job, side),
-                direction=side,
-                device=o.device,
-                dtype=o.dtype,
-                engine=o.engine,
+                Computing(side, o.device, o.dtype, o.engine),
             )
             for side in query_sides(o.direction)
         ]
@@ -179,10 +177,7 @@ def _refuse_if_strict(o: FuseOptions, diagnoses: list[Diagnosis]) -> None:
 
 
 def _sizes(job: Job) -> Sizes:
-    s, c = job.shapes, job.config
-    return Sizes(
-        s.N, s.T, s.P, c.text_dim, c.image_dim, c.embed_dim, c.num_heads, c.null_token, c.residual
-    )
+    return job.config.sizes(job.shapes.N, job.shapes.T, job.shapes.P)
 
 
 def _planned(job: Job, asking: str) -> Sizes:

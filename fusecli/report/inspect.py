@@ -11,7 +11,8 @@ from fusecli.errors import FuseError
 from fusecli.features.axes import Side, read_axes
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.tensor import StoredTensor
-from fusecli.fusion.weights import ModuleOptions, config_of, weights_in
+from fusecli.fusion.options import ModuleOptions
+from fusecli.fusion.weights import config_of, weights_in
 
 _CHUNK_BYTES = 16 << 20
 

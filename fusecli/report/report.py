@@ -10,7 +10,7 @@ import json
 import math
 import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from fusecli.features.axes import Axes
 from fusecli.features.file import FeatureFile, open_regular
 from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.tensor import StoredTensor
+from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.methods.attention.plan import Plan
+from fusecli.fusion.method import Stage
 
 REPORT_VERSION = 1
+_COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim")
 # What only some methods read; null in the report of the others.
-SWITCHES = ("residual", "norm", "null_token", "gate", "projected", "alpha", "layers", "ffn_dim")
+SWITCHES = tuple(field.name for field in fields(FusionConfig) if field.name not in _COMMON)
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,6 @@ class Note:
 
     def __str__(self) -> str:
         return self.message
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The shape at one stage of the module; `formed` is false where the plan avoids it."""
-
-    name: str
-    letters: str
-    shape: tuple[int, ...]
-    formed: bool
 
 
 @dataclass

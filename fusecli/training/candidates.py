@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from fusecli.errors import UsageError
-from fusecli.fusion.config import METHODS, FusionConfig
-from fusecli.fusion.weights import ModuleOptions
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.methods import METHODS
+from fusecli.fusion.options import ModuleOptions
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows, Side
 from fusecli.training.loop import Recipe, default_epochs
 from fusecli.training.model import PairModel
@@ -194,7 +195,7 @@ def fusion_configs(examples: Examples, options: TrainOptions) -> list[FusionConf
 
 
 def _config(method: str, module: ModuleOptions, examples: Examples) -> FusionConfig:
-    given = {k: v for k, v in module.said.items() if k != "method"}
+    given = {k: v for k, v in module.given.items() if k != "method"}
     defaults: dict[str, Any] = {"embed_dim": WIDTH}
     if method in ("attention", "transformer"):
         dim = given.get("embed_dim", WIDTH)

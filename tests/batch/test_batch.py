@@ -301,7 +301,7 @@ def test_a_gate_over_one_side_only_is_refused_before_any_pair(cli, folder):
     np.save("texts/a.npy", np.ones((3, 16), np.float32))
     done = cli("batch", "images", "texts", "-o", "out", "--gate", "--direction", "both")
     assert (done.code, done.out) == (2, "")
-    assert "one width (8 and 16): say --direction text or image\n" in done.err
+    assert "one width (8 and 16): use --direction text or image\n" in done.err
     assert not os.path.exists("out")
 
 

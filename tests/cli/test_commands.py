@@ -130,7 +130,7 @@ def test_selftest_passes_here():
     assert found["passed"]
     assert {check["where"] for check in found["checks"]} >= {"numpy", "torch cpu"}
     checked = {check["check"].split(" ")[0] for check in found["checks"]}
-    assert {"gated", "concat", "sum", "transformer"} <= checked
+    assert {"gated", "concat", "sum", "bilinear", "transformer"} <= checked
 
 
 def test_selftest_fails_when_the_arithmetic_is_wrong(monkeypatch):
@@ -154,7 +154,7 @@ def test_selftest_fails_when_a_method_is_wrong(monkeypatch):
         "fusecli.fusion.methods.pooled.pool_tokens", lambda rows, mask, how: rows.mean(axis=1)
     )
     failed = {r.check.split(" ")[0] for r in selftest_module.run_selftest() if not r.passed}
-    assert failed == {"concat", "sum"}
+    assert failed == {"concat", "sum", "bilinear"}
 
 
 def test_bench_compares_equal_results():

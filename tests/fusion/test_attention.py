@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fusecli import FusionConfig, ImageTextFusion
 from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
-from fusecli.fusion.methods.attention.method import attend
 from fusecli.fusion.methods.attention.operands import prepare
 from fusecli.fusion.methods.attention.plan import Sizes, all_plans, choose_plan
+from fusecli.fusion.methods.attention.products import attend
 
 FLOAT32 = 1e-5  # of the output's scale
 ENGINES = {"numpy": NumpyArrays, "torch": lambda: TorchArrays("cpu", "float32")}
@@ -339,7 +339,7 @@ def test_groups_of_samples_are_put_together_in_their_order(engine, switches, P, 
         weights, grouped_weights = [], []
         whole = case.run(ENGINES[engine](), plan, weights)
         with monkeypatch.context() as patch:
-            patch.setattr("fusecli.fusion.methods.attention.method._GROUP_BYTES", 1)
+            patch.setattr("fusecli.fusion.methods.attention.products._GROUP_BYTES", 1)
             grouped = case.run(ENGINES[engine](), plan, grouped_weights)
         assert np.abs(grouped - whole).max() <= case.tolerance(1e-6), plan
         weights, grouped_weights = (

@@ -43,6 +43,12 @@ def test_projections_cost_what_torch_counts_for_each_side_once():
         assert multiply_adds(config, 3, 5) == products + 5 * 10  # and the mean itself
 
 
+def test_a_bilinear_fusion_costs_what_torch_counts():
+    config = FusionConfig(12, 8, 10, 6, method="bilinear", rank=4)
+    products = counted(build_module(config), torch.zeros(5, 10), torch.zeros(3, 6))
+    assert multiply_adds(config, 3, 5) == products + 5 * 10 + 3 * 4  # the mean, the product
+
+
 def test_attention_costs_no_more_than_the_plain_module():
     for T, P in ((1, 1), (8, 197), (77, 2), (16, 49)):
         config = FusionConfig(16, 4, 10, 6)
@@ -58,6 +64,7 @@ def test_every_way_has_a_row_that_its_options_make():
         "concat --dim 16",
         "sum",
         "sum --dim 16",
+        "bilinear",
         "attention",
         "attention --residual",
         "attention --gate",
@@ -68,6 +75,7 @@ def test_every_way_has_a_row_that_its_options_make():
     for name, switches in {
         "concat --dim 16": Switches(dim=16, method="concat"),
         "sum --dim 16": Switches(dim=16, method="sum"),
+        "bilinear": Switches(method="bilinear"),
         "attention": Switches(heads=4),
         "attention --gate": Switches(heads=4, gate=True),
         "transformer": Switches(heads=4, method="transformer"),
@@ -90,7 +98,7 @@ def test_what_the_shapes_do_not_allow_is_said():
     problems = {row.options: row.problem for row in rows if row.problem}
     assert list(problems) == ["--method attention --gate"]
     assert problems["--method attention --gate"].endswith(
-        "say --dim 16, or --direction image --dim 8"
+        "use --dim 16, or --direction image --dim 8"
     )
 
 
@@ -114,7 +122,7 @@ def test_the_command_takes_shapes_from_options(cli):
     shapes = json.loads(done.out)["shapes"]
     assert shapes == {
         "T": 4, "P": 9, "text_dim": 8, "image_dim": 6,
-        "dim": None, "heads": None, "layers": None, "ffn_dim": None,
+        "dim": None, "heads": None, "layers": None, "ffn_dim": None, "rank": None,
     }  # fmt: skip
     widest = max(map(len, cli("methods").out.splitlines()))
     assert widest <= 80

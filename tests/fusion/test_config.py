@@ -36,8 +36,8 @@ OLD = {
         ({"gate": True, "norm": True}, "--gate keeps the text and --norm changes the text: leave"),
         (
             {"gate": True, "text_dim": 6, "image_dim": 5},
-            "--gate adds attention to the side that asks, and text 6 and image 5 are not 12 wide: "
-            "say --dim 6, or --direction image --dim 5",
+            "--gate adds attention to the query side, and text 6 and image 5 are not 12 wide: "
+            "use --dim 6, or --direction image --dim 5",
         ),
         (
             {"method": "sum", "alpha": 1.5, "projected": True},
@@ -48,16 +48,19 @@ OLD = {
             {"method": "sum", "alpha": float("nan"), "projected": True},
             "--alpha must be from 0 to 1",
         ),
-        ({"method": "sum", "text_dim": 5}, "found text 5 and image 12: say --dim, which projects"),
+        ({"method": "sum", "text_dim": 5}, "found text 5 and image 12: use --dim, which projects"),
         ({"method": "concat"}, "concatenated, are 24 wide, not 12 without a projection"),
         ({"method": "transformer", "num_heads": 5}, "--heads 5 does not divide the width D, 12"),
         ({"method": "transformer", "layers": 0}, "--layers must be from 1 to 256, found 0"),
         ({"method": "transformer", "layers": 257}, "--layers must be from 1 to 256, found 257"),
         ({"method": "transformer", "ffn_dim": -1}, "--ffn-dim must be from 1 to"),
+        ({"rank": 3}, "--rank belongs to --method bilinear, not to attention"),
+        ({"method": "bilinear", "rank": -1}, "--rank must be from 1 to 1,048,576, found -1"),
+        ({"method": "bilinear", "residual": True}, "--residual belongs to --method attention, no"),
     ],
 )
 def test_what_contradicts_itself_is_refused(fields, sentence):
-    heads = {} if fields.get("method") in ("concat", "sum") else {"num_heads": 3}
+    heads = {} if fields.get("method") in ("concat", "sum", "bilinear") else {"num_heads": 3}
     with pytest.raises(UsageError) as caught:
         FusionConfig(12, **(heads | fields))
     assert sentence in str(caught.value)
@@ -76,6 +79,7 @@ def test_old_files_are_read():
         FusionConfig(19, 8, 7, 12, method="concat"),
         FusionConfig(5, 8, 7, 12, method="concat", projected=True),
         FusionConfig(12, 8, 7, 5, method="sum", projected=True, alpha=0.25),
+        FusionConfig(12, 8, 7, 5, method="bilinear", rank=3),
         FusionConfig(12, 3, method="transformer", layers=1, ffn_dim=9),
     ],
     ids=lambda config: config.method,
@@ -83,7 +87,7 @@ def test_old_files_are_read():
 def test_a_file_holds_what_its_method_reads_and_nothing_else(config):
     data = json.loads(json.dumps(config.to_dict()))
     assert FusionConfig.from_dict(data, "w") == config
-    own = {"concat": 5, "sum": 6, "transformer": 7, "attention": 9}
+    own = {"concat": 5, "sum": 6, "bilinear": 5, "transformer": 7, "attention": 9}
     assert len(data) == own[config.method]
     assert ("num_heads" in data) == config.has_heads
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from fusecli import FusionConfig
 from fusecli.errors import ShapeError, UsageError
+from fusecli.fusion.base import Computing
 from fusecli.fusion.build import build_fusion
-from fusecli.fusion.methods.attention.plan import Sizes
+from fusecli.fusion.settings import Sizes
 from fusecli.fusion.torch_modules import build_module
 from tests.oracles import each_pair, oracle, random_weights
 
@@ -22,6 +23,8 @@ CONFIGS = {
     "concat, projected": FusionConfig(D, 8, DI, DT, method="concat", projected=True),
     "sum": FusionConfig(D, method="sum", alpha=0.3),
     "sum, projected": FusionConfig(D, 8, DI, DT, method="sum", projected=True, alpha=0.8),
+    "bilinear": FusionConfig(D, 8, DI, DT, method="bilinear"),
+    "bilinear, low rank": FusionConfig(D, 8, DI, DT, method="bilinear", rank=5),
     "transformer": FusionConfig(D, H, DI, DT, method="transformer"),
     "transformer, deep": FusionConfig(D, 2, DI, DT, method="transformer", layers=3, ffn_dim=7),
 }
@@ -46,7 +49,7 @@ def build(config, weights, n, P, T, direction="text", **options):
         return {name: weights[name][part] for name, part in rows.items()}
 
     options = {"device": "cpu"} | options
-    return build_fusion(config, load, sizes, direction=direction, **options)
+    return build_fusion(config, load, sizes, Computing(direction, **options))
 
 
 def features(config, n, P, T, seed=0):
@@ -259,7 +262,7 @@ def test_a_gate_can_be_over_one_side_only():
     config = FusionConfig(D, H, DI, D, gate=True)  # the text is D wide, the image is not
     weights = random_weights(config.parameter_shapes())
     build(config, weights, 1, 3, 4)
-    message = rf"--gate adds attention to the image itself, which is {DI} wide.* say --dim {DI}"
+    message = rf"--gate adds attention to the image itself, which is {DI} wide.* use --dim {DI}"
     with pytest.raises(UsageError, match=message):
         build(config, weights, 1, 3, 4, "image")
     with pytest.raises(UsageError, match=message):
@@ -269,15 +272,15 @@ def test_a_gate_can_be_over_one_side_only():
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (("--direction", "both"), "one width (5 and 16): say --direction text or image"),
-        (("--direction", "image"), "which is 5 wide, and the module is 16: say --dim 5"),
+        (("--direction", "both"), "one width (5 and 16): use --direction text or image"),
+        (("--direction", "image"), "which is 5 wide, and the module is 16: use --dim 5"),
         (
             ("--direction", "both", "--weights", "g.safetensors"),
-            "one width (5 and 16): say --direction text",
+            "one width (5 and 16): use --direction text",
         ),
         (
             ("--direction", "image", "--weights", "g.safetensors"),
-            "which is 5 wide, and g.safetensors is 16: say --direction text, or give weights made "
+            "which is 5 wide, and g.safetensors is 16: use --direction text, or give weights made "
             "with --dim 5",
         ),
     ],

@@ -24,6 +24,8 @@ CONFIGS = [
     FusionConfig(10, 8, 7, 5, method="concat", projected=True),
     FusionConfig(300, 8, 320, 384, method="concat", projected=True),
     FusionConfig(12, 8, 7, 5, method="sum", projected=True),
+    FusionConfig(12, 8, 7, 5, method="bilinear"),
+    FusionConfig(300, 8, 320, 384, method="bilinear", rank=64),
     FusionConfig(24, 4, 10, 6, method="transformer"),
     FusionConfig(64, 8, method="transformer", layers=3, ffn_dim=100),
     FusionConfig(1, 1, 1, 1, method="transformer", layers=1, ffn_dim=1),

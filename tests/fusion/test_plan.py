@@ -9,13 +9,9 @@ from hypothesis import strategies as st
 
 from fusecli import FusionConfig
 from fusecli.fusion.backend.arrays import NumpyArrays
-from fusecli.fusion.methods.attention.method import attend
+from fusecli.fusion.base import CHUNK_BYTES, CHUNK_ROWS, SMALL_CHUNK_BYTES
 from fusecli.fusion.methods.attention.operands import prepare
 from fusecli.fusion.methods.attention.plan import (
-    CHUNK_BYTES,
-    CHUNK_ROWS,
-    SMALL_CHUNK_BYTES,
-    Sizes,
     all_plans,
     choose_plan,
     chunk_samples,
@@ -23,6 +19,8 @@ from fusecli.fusion.methods.attention.plan import (
     workspace_bytes,
     worth_an_accelerator,
 )
+from fusecli.fusion.methods.attention.products import attend
+from fusecli.fusion.settings import Sizes
 
 many = settings(max_examples=300, deadline=None)
 some = settings(max_examples=60, deadline=None)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fusecli import FuseOptions, FusionConfig, Switches, fuse_files, load_module, save_module
 from fusecli.errors import DiagnosisError, OutputError, ShapeError, UsageError, WeightsError
 from fusecli.features.writer import FeatureWriter
-from fusecli.fusion.methods.pooled import POOLS, pool_tokens
+from fusecli.fusion.literals import POOLS
+from fusecli.fusion.pooling import pool_tokens
 from fusecli.fusion.torch_modules import build_module
 from fusecli.fusion.weights import write_weights
 from tests.oracles import each_pair, oracle, random_weights
@@ -27,6 +28,7 @@ CONFIGS = {
     "gate": FusionConfig(D, H, D, D, gate=True),
     "concat": FusionConfig(D, 8, DI, DT, method="concat", projected=True),
     "sum": FusionConfig(D, 8, DI, DT, method="sum", projected=True, alpha=0.8),
+    "bilinear": FusionConfig(D, 8, DI, DT, method="bilinear", rank=7),
     "transformer": FusionConfig(D, H, DI, DT, method="transformer", ffn_dim=16),
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

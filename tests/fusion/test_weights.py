@@ -443,7 +443,7 @@ def test_weights_are_written_as_safetensors_only(tmp_path):
 def test_one_image_token_needs_the_value_rows_only(residual, tmp_path):
     config = FusionConfig(12, 3, 7, 5, residual=residual)
     plan = choose_plan(Sizes(1, 4, 1, 5, 7, 12, 3, residual=residual))
-    rows = needed_parameters(config, plan)
+    rows = needed_parameters(config, plan, config.parameter_shapes())
     assert rows["attention.in_proj_weight"] == slice(24, 36)
     assert rows["attention.in_proj_bias"] == slice(24, 36)
     assert ("text_proj.weight" in rows) is ("text_proj.bias" in rows) is residual
@@ -463,7 +463,7 @@ def test_one_image_token_needs_the_value_rows_only(residual, tmp_path):
 def test_more_image_tokens_need_every_parameter():
     config = FusionConfig(12, 3, norm=True)
     for sizes in (Sizes(1, 4, 5, 12, 12, 12, 3), Sizes(1, 4, 1, 12, 12, 12, 3, null_token=True)):
-        rows = needed_parameters(config, choose_plan(sizes))
+        rows = needed_parameters(config, choose_plan(sizes), config.parameter_shapes())
         assert rows == dict.fromkeys(config.parameter_shapes(), slice(None))
 
 

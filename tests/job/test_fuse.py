@@ -461,7 +461,9 @@ def test_chunks_are_as_good_as_the_whole(engine, form, axes, monkeypatch):
 def test_chunks_need_not_divide_the_stack(per_chunk, monkeypatch):
     module = trained(residual=True, norm=True)
     image, text = noise(7, 4, DI), noise(7, 5, DT, seed=1)
-    monkeypatch.setattr("fusecli.fusion.build.chunk_samples", lambda *ignored: per_chunk)
+    monkeypatch.setattr(
+        "fusecli.fusion.methods.attention.fusion.chunk_samples", lambda *ignored: per_chunk
+    )
     fused, _ = fuse(image, text)
     assert_close(fused, expected(module, image, text), 1e-4)
 

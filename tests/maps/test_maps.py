@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fusecli import FuseOptions, FusionConfig, ImageTextFusion, fuse_files, save_module
 from fusecli.errors import OutputError, UsageError
 from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
-from fusecli.fusion.build import AttentionFusion
+from fusecli.fusion.methods.attention.fusion import AttentionFusion
 from fusecli.fusion.methods.attention.operands import prepare
 from fusecli.fusion.methods.attention.plan import Sizes, all_plans
 from fusecli.fusion.weights import ModuleOptions as Switches

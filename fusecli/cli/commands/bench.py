@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from fusecli.cli.option_groups import Computing, Dtype, JsonProgram
+from fusecli.cli.option_groups import Computing, JsonProgram
+from fusecli.fusion.literals import Dtype
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

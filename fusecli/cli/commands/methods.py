@@ -94,13 +94,14 @@ def _shapes(inputs: MethodsInput, modules: ModuleSizes) -> "Shapes":
         "--heads": modules.heads,
         "--layers": modules.layers,
         "--ffn-dim": modules.ffn_dim,
+        "--rank": modules.rank,
     }
     for option, size in (inputs.sizes | module_sizes).items():
         if size is not None and size < 1:
             raise UsageError(f"{option} must be at least 1, found {size}")
     if (inputs.image is None) != (inputs.text is None):
         raise UsageError("give both files, IMAGE and TEXT, or none")
-    module = (modules.dim, modules.heads, modules.layers, modules.ffn_dim)
+    module = (modules.dim, modules.heads, modules.layers, modules.ffn_dim, modules.rank)
     if inputs.image is None or inputs.text is None:
         return Shapes(
             inputs.text_tokens or 16,

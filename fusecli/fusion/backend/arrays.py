@@ -1,86 +1,157 @@
 """The few array operations that fusion needs, for numpy and for torch.
 
-Both classes have the same methods, so that `attention.py` is written once. What they hand out
-is workspace: the next call with the same name overwrites it. Fresh memory for every chunk
+`ArrayBackend` is what both have, so that the arithmetic is written once. What its operations
+return is workspace: the next call with the same name overwrites it. New memory for every chunk
 would cost more than the products that fill it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.fusion.literals import Dtype, Engine
+
 Array = Any  # numpy.ndarray or torch.Tensor, never both in one job
+
+
+class ArrayBackend(Protocol):
+    """The operations, on one device and in one type.
+
+    Attributes:
+        name: "numpy" or "torch".
+    """
+
+    name: Engine
+
+    def workspace(self, name: str, *shape: int) -> Array:
+        """Workspace of a shape; the contents are undefined."""
+
+    def detach(self, name: str) -> None:
+        """Leave workspace to the caller who has it: the next call gets other memory."""
+
+    def empty(self, *shape: int) -> Array:
+        """New memory, which is not workspace; the contents are undefined."""
+
+    def load(self, array: NDArray[Any]) -> Array:
+        """Bring an array to the device."""
+
+    def unload(self, array: Array) -> NDArray[np.float32]:
+        """Bring a result back, as float32."""
+
+    def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
+        """`[R, in]` by `[out, in]` to `[R, out]`."""
+
+    def per_head(self, name: str, rows: Array, weight: Array) -> Array:
+        """`[R, H, a]` by `[H, a, b]` to `[R, H, b]`, head by head."""
+
+    def batched(self, left: Array, right: Array, out: Array) -> Array:
+        """`[n, a, b]` by `[n, b, c]` into `out` `[n, a, c]`."""
+
+    def heads_to_scores(self, q: Array, k: Array) -> Array:
+        """q `[n, T, H, d]`, k `[n, P, H, d]` to `[n, H, T, P]`."""
+
+    def heads_to_context(self, a: Array, v: Array, out: Array) -> Array:
+        """a `[n, H, T, P]`, v `[n, P, H, d]` into `out` `[n, T, H, d]`."""
+
+    def softmax(self, scores: Array, axis: int, real: Array | None, null: bool) -> Array:
+        """Softmax over one axis.
+
+        Args:
+            scores: may be overwritten.
+            axis: of the tokens to choose from.
+            real: bool, broadcast to `scores`: true for tokens that take part; None if all do.
+            null: one more token takes part, whose score is 0.
+        """
+
+    def rearranged(self, name: str, array: Array, order: tuple[int, ...]) -> Array:
+        """A contiguous copy with the axes in another order."""
+
+    def permuted(self, array: Array, order: tuple[int, ...]) -> Array:
+        """A view with the axes in another order."""
+
+    def copied(self, array: Array) -> Array:
+        """A copy that no later call overwrites."""
+
+    def ones(self, *shape: int) -> Array:
+        """New memory, all ones."""
+
+    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array | None:
+        """Softmax(q k') v in one kernel that never stores the weights.
+
+        Args:
+            q: `[n, T, H, d]`, scaled.
+            k, v: `[n, P, H, d]`.
+            real: bool `[n, P]` or `[n, T, P]`, or None if all tokens take part.
+
+        Returns:
+            `[n, T, H, d]`, or None where there is no such kernel or it is not usable for these
+            numbers.
+        """
+
+    def repeated(self, name: str, rows: Array, times: int) -> Array:
+        """`[n, D]` to `[n, times, D]`."""
+
+    def layer_norm(self, rows: Array, weight: Array, bias: Array) -> Array:
+        """Over the last axis, with eps 1e-5 as in torch."""
 
 
 class NumpyArrays:
     """float32 on the CPU."""
 
-    name = "numpy"
-    one_kernel = False  # whether `attention` exists
+    name: Engine = "numpy"
 
     def __init__(self) -> None:
         self._flat: dict[str, NDArray[np.float32]] = {}
 
-    def give(self, name: str, *shape: int) -> Array:
-        """Workspace of a shape; the contents are whatever was there."""
+    def workspace(self, name: str, *shape: int) -> Array:
         size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.size < size:
             flat = self._flat[name] = np.empty(size, np.float32)
         return flat[:size].reshape(shape)
 
-    def release(self, name: str) -> None:
-        """Leave workspace to whoever was handed it: the next call gets other memory."""
+    def detach(self, name: str) -> None:
         self._flat.pop(name, None)
 
-    def fresh(self, *shape: int) -> Array:
-        """Memory of its own; the contents are whatever was there."""
+    def empty(self, *shape: int) -> Array:
         return np.empty(shape, np.float32)
 
     def load(self, array: NDArray[Any]) -> Array:
-        """Bring an array to where it is computed with."""
         return array
 
     def unload(self, array: Array) -> NDArray[np.float32]:
-        """Bring a result back, as float32."""
         result: NDArray[np.float32] = array
         return result
 
     def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
-        """`[R, in]` by `[out, in]` to `[R, out]`."""
-        out = self.give(name, rows.shape[0], weight.shape[0])
+        out = self.workspace(name, rows.shape[0], weight.shape[0])
         np.matmul(rows, weight.T, out=out)
         if bias is not None:
             out += bias
         return out
 
     def per_head(self, name: str, rows: Array, weight: Array) -> Array:
-        """`[R, H, a]` by `[H, a, b]` to `[R, H, b]`, head by head."""
-        out = self.give(name, rows.shape[0], rows.shape[1], weight.shape[2])
+        out = self.workspace(name, rows.shape[0], rows.shape[1], weight.shape[2])
         np.matmul(rows.swapaxes(0, 1), weight, out=out.swapaxes(0, 1))
         return out
 
     def batched(self, left: Array, right: Array, out: Array) -> Array:
-        """`[n, a, b]` by `[n, b, c]` into `out` `[n, a, c]`."""
         return np.matmul(left, right, out=out)
 
     def heads_to_scores(self, q: Array, k: Array) -> Array:
-        """q `[n, T, H, d]`, k `[n, P, H, d]` to `[n, H, T, P]`."""
         (n, T, H, _), P = q.shape, k.shape[1]
-        out = self.give("scores", n, H, T, P)
+        out = self.workspace("scores", n, H, T, P)
         return np.matmul(q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), out=out)
 
     def heads_to_context(self, a: Array, v: Array, out: Array) -> Array:
-        """a `[n, H, T, P]`, v `[n, P, H, d]` into `out` `[n, T, H, d]`."""
         np.matmul(a, v.swapaxes(1, 2), out=out.swapaxes(1, 2))
         return out
 
     def softmax(self, scores: Array, axis: int, real: Array | None, null: bool) -> Array:
-        """In place, over one axis; `real` (broadcast) tells which tokens take part."""
         if real is not None:
             np.copyto(scores, -np.inf, where=~real)
         top = scores.max(axis=axis, keepdims=True)
@@ -95,39 +166,29 @@ class NumpyArrays:
         return scores
 
     def rearranged(self, name: str, array: Array, order: tuple[int, ...]) -> Array:
-        """A contiguous copy with the axes in another order."""
         view = array.transpose(order)
-        out = self.give(name, *view.shape)
+        out = self.workspace(name, *view.shape)
         np.copyto(out, view)
         return out
 
     def permuted(self, array: Array, order: tuple[int, ...]) -> Array:
-        """A view with the axes in another order."""
         return array.transpose(order)
 
     def copied(self, array: Array) -> Array:
-        """A copy that no later call overwrites."""
         return array.copy()
 
     def ones(self, *shape: int) -> Array:
         return np.ones(shape, np.float32)
 
-    def all_finite(self, *arrays: Array) -> bool:
-        """Whether no number is NaN or infinite (false alarms are possible)."""
-        raise NotImplementedError
-
-    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array:
-        """Softmax(q k') v in one kernel that never stores the weights, where there is one."""
-        raise NotImplementedError
+    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array | None:
+        return None  # numpy has no such kernel
 
     def repeated(self, name: str, rows: Array, times: int) -> Array:
-        """`[n, D]` to `[n, times, D]`."""
-        out = self.give(name, rows.shape[0], times, rows.shape[1])
+        out = self.workspace(name, rows.shape[0], times, rows.shape[1])
         np.copyto(out, rows[:, None, :])
         return out
 
     def layer_norm(self, rows: Array, weight: Array, bias: Array) -> Array:
-        """Over the last axis, eps 1e-5 as torch has it."""
         centred = rows - rows.mean(axis=-1, keepdims=True)
         variance = np.mean(centred * centred, axis=-1, keepdims=True)
         return centred / np.sqrt(variance + 1e-5) * weight + bias
@@ -141,10 +202,9 @@ class TorchArrays:
         dtype: "float32", "bfloat16" or "float16".
     """
 
-    name = "torch"
-    one_kernel = True
+    name: Engine = "torch"
 
-    def __init__(self, device: str, dtype: str) -> None:
+    def __init__(self, device: str, dtype: Dtype) -> None:
         import torch
 
         self._torch = torch
@@ -153,7 +213,7 @@ class TorchArrays:
         self._narrow = dtype != "float32"
         self._flat: dict[str, Any] = {}
 
-    def give(self, name: str, *shape: int) -> Array:
+    def workspace(self, name: str, *shape: int) -> Array:
         size = math.prod(shape)
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size:
@@ -161,10 +221,10 @@ class TorchArrays:
             self._flat[name] = flat
         return flat[:size].view(shape)
 
-    def release(self, name: str) -> None:
+    def detach(self, name: str) -> None:
         self._flat.pop(name, None)
 
-    def fresh(self, *shape: int) -> Array:
+    def empty(self, *shape: int) -> Array:
         return self._torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def load(self, array: NDArray[Any]) -> Array:
@@ -178,13 +238,13 @@ class TorchArrays:
         return result
 
     def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
-        out = self.give(name, rows.shape[0], weight.shape[0])
+        out = self.workspace(name, rows.shape[0], weight.shape[0])
         if bias is None:
             return self._torch.mm(rows, weight.t(), out=out)
         return self._torch.addmm(bias, rows, weight.t(), out=out)
 
     def per_head(self, name: str, rows: Array, weight: Array) -> Array:
-        out = self.give(name, rows.shape[0], rows.shape[1], weight.shape[2])
+        out = self.workspace(name, rows.shape[0], rows.shape[1], weight.shape[2])
         if self._narrow or self._device.type != "cpu":
             # Only the CPU's float32 products write into rows that lie apart.
             return out.copy_(self._torch.bmm(rows.transpose(0, 1), weight).transpose(0, 1))
@@ -226,20 +286,22 @@ class TorchArrays:
     def ones(self, *shape: int) -> Array:
         return self._torch.ones(shape, device=self._device)
 
-    def all_finite(self, *arrays: Array) -> bool:
-        # One pass and one number; a sum that overflows by itself only costs the other path.
-        total = sum(array.sum(dtype=self._torch.float32) for array in arrays)
-        return bool(self._torch.isfinite(total))
-
-    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array:
-        mask = None if real is None else real[:, None, None, :]
+    def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array | None:
+        # The kernel turns a query that is not finite into a row of zeros, and so hides it. One
+        # sum tells; a sum that overflows by itself only means that the kernel is not used.
+        total = q.sum(dtype=self._torch.float32) + k.sum(dtype=self._torch.float32)
+        if not bool(self._torch.isfinite(total)):
+            return None
+        mask = None
+        if real is not None:
+            mask = real.reshape(len(real), 1, -1, real.shape[-1])  # [n, 1, T or 1, P]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         kernel = self._torch.nn.functional.scaled_dot_product_attention
         # The scale is in the query's weights already.
         return kernel(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2)
 
     def repeated(self, name: str, rows: Array, times: int) -> Array:
-        out = self.give(name, rows.shape[0], times, rows.shape[1])
+        out = self.workspace(name, rows.shape[0], times, rows.shape[1])
         return out.copy_(rows[:, None, :].expand(out.shape))
 
     def layer_norm(self, rows: Array, weight: Array, bias: Array) -> Array:

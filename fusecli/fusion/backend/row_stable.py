@@ -10,7 +10,7 @@ caller has to leave pairs by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +29,7 @@ class RowStableArrays(NumpyArrays):
 
     def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
         """`[R, in]` by `[out, in]` to `[R, out]`."""
-        out = self.give(name, rows.shape[0], weight.shape[0])
+        out = self.workspace(name, rows.shape[0], weight.shape[0])
         for block, part in _cuts(rows.shape[0], blocks_of(weight.shape)):
             if len(rows[part]) == block:
                 np.matmul(rows[part], weight.T, out=out[part])
@@ -41,7 +41,7 @@ class RowStableArrays(NumpyArrays):
 
     def per_head(self, name: str, rows: Array, weight: Array) -> Array:
         """`[R, H, a]` by `[H, a, b]` to `[R, H, b]`, head by head."""
-        out = self.give(name, rows.shape[0], rows.shape[1], weight.shape[2])
+        out = self.workspace(name, rows.shape[0], rows.shape[1], weight.shape[2])
         for block, part in _cuts(rows.shape[0], blocks_of(weight.shape)):
             if len(rows[part]) == block:
                 np.matmul(rows[part].swapaxes(0, 1), weight, out=out[part].swapaxes(0, 1))
@@ -52,21 +52,19 @@ class RowStableArrays(NumpyArrays):
         return out
 
     def _filled(self, rows: Array, block: int) -> Array:
-        filled = self.give("filled", block, *rows.shape[1:])
+        filled = self.workspace("filled", block, *rows.shape[1:])
         filled[: len(rows)] = rows
         filled[len(rows) :] = 0
         return filled
 
 
-def is_row_stable(weights: dict[str, Array | None]) -> bool:
+def is_row_stable(weights: Iterable[Array]) -> bool:
     """Whether products with these weights can be row-stable on this machine.
 
     Args:
-        weights: by name; vectors and None among them are not multiplied with.
+        weights: of all layers; vectors among them are only added.
     """
-    return all(
-        weight is None or weight.ndim < 2 or blocks_of(weight.shape) for weight in weights.values()
-    )
+    return all(weight.ndim < 2 or blocks_of(weight.shape) for weight in weights)
 
 
 @lru_cache(256)

@@ -1,1 +1,41 @@
-"""One module a fusion method."""
+"""The fusion methods, one module for each.
+
+To add a method: write `fusecli/fusion/methods/NAME.py` with a `METHOD`, an instance of a
+`fusecli.fusion.method.Method`, and add NAME to `MethodName`. A method's module is imported when
+the method is used, so that this list costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, get_args
+
+from fusecli.errors import UsageError
+
+if TYPE_CHECKING:
+    from fusecli.fusion.method import Method
+
+MethodName = Literal["attention", "concat", "sum", "transformer", "bilinear"]
+METHODS: tuple[str, ...] = get_args(MethodName)
+
+
+def method_named(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown fusion method {name!r}: there is {', '.join(METHODS)}")
+    method: Method = import_module(f"{__name__}.{name}").METHOD
+    return method
+
+
+def all_methods() -> list[Method]:
+    """All methods, in the order of `METHODS`."""
+    return [method_named(name) for name in METHODS]
+
+
+def methods_with(field: str) -> list[str]:
+    """Names of the methods that read a field of `FusionSettings`."""
+    return [method.name for method in all_methods() if field in method.fields]

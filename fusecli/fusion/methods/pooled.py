@@ -1,113 +1,89 @@
-"""Fusion with the mean of one side: concat and sum, and the pooling of tokens to one vector.
+"""What concat, sum and bilinear share: each token of the query side meets the mean of the other.
 
-Both are one arithmetic. With a projection W = [Wt Wi] of [text ; mean of the image], or with a
-sum of two projections, a fused row is `A x + (B m + c)`: x the token that asks, m the mean of the
-side that answers, formed in float32 before any narrower type, and the bracket once a pair.
+The mean of the context side's real tokens is formed in float32 before any narrower type, once
+for each pair.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
+from fusecli.fusion.backend.arrays import Array, ArrayBackend, NumpyArrays, TorchArrays
 from fusecli.fusion.backend.device import numpy_threads, one_thread_a_product, resolve_device
-from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.methods.attention.method import WeightsOut
-from fusecli.fusion.methods.attention.plan import Plan, Sizes, samples_within
-
-POOLS = ("mean", "max", "first")
-
-
-def pool_tokens(
-    rows: NDArray[np.float32], mask: NDArray[np.bool_] | None, how: str
-) -> NDArray[np.float32]:
-    """One vector for the tokens of each sample.
-
-    Args:
-        rows: `[n, T, D]`.
-        mask: `[n, T]` or `[1, T]`, true for real tokens; None if all are.
-        how: "mean" or "max" over the real tokens, or the "first" real one.
-
-    Returns:
-        `[n, D]`; zero where no token is real.
-    """
-    pooled: NDArray[np.float32]
-    if mask is None or mask.all():
-        if how == "mean":
-            pooled = rows.mean(axis=1)
-        else:
-            pooled = rows.max(axis=1) if how == "max" else rows[:, 0].copy()
-        return pooled
-    mask = np.broadcast_to(mask, rows.shape[:2])
-    if how == "first":
-        pooled = rows[np.arange(len(rows)), mask.argmax(axis=1)]
-    elif how == "mean":
-        # What is stored in padding, NaN included, must not matter.
-        total = np.where(mask[..., None], rows, np.float32(0)).sum(axis=1)
-        pooled = total / np.maximum(mask.sum(axis=1, keepdims=True), 1).astype(np.float32)
-    else:
-        pooled = np.where(mask[..., None], rows, np.float32(-np.inf)).max(axis=1)
-    return np.where(mask.any(axis=1, keepdims=True), pooled, np.float32(0))
+from fusecli.fusion.base import Computing, LoadWeights, Plan, WeightsOut, samples_within
+from fusecli.fusion.literals import Side
+from fusecli.fusion.pooling import pool_tokens
+from fusecli.fusion.settings import FusionSettings, Sizes
 
 
-class PooledFusion:
-    """Concat or sum of each token of one side with the mean of the other.
+class PooledFusion(ABC):
+    """Fuses each token of the query side with one vector of the context side.
+
+    A subclass says in `place` which weights it wants, and in `combine` what a fused row is.
 
     Args:
-        config: of method concat or sum.
-        weights: all its parameters; none without a projection.
-        direction: the side that asks.
-        device: auto (the CPU), cpu, cuda, cuda:i or mps.
-        dtype: float32, bfloat16 or float16.
-        engine: auto (numpy where it can), numpy or torch.
+        config: the fusion.
+        load: gives its parameters.
+        names: of all its parameters.
+        computing: where and in what; device auto is the CPU.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device is not on this machine.
     """
 
     plan: Plan | None = None
+    row_stable = False
+    gives_weights = False
 
     def __init__(
-        self,
-        config: FusionConfig,
-        weights: Mapping[str, NDArray[np.float32]],
-        direction: str,
-        device: str,
-        dtype: str,
-        engine: str,
+        self, config: FusionSettings, load: LoadWeights, names: list[str], computing: Computing
     ) -> None:
-        self.config, self.direction = config, direction
-        self._arrays: NumpyArrays | TorchArrays
-        if engine != "torch" and device in ("auto", "cpu") and dtype == "float32":
-            self._arrays, self.device, self.threads = NumpyArrays(), "cpu", numpy_threads()
+        self.config: FusionSettings = config
+        self.direction: Side = computing.direction
+        self.arrays: ArrayBackend
+        if computing.fits_numpy:
+            self.arrays, self.device, self.threads = NumpyArrays(), "cpu", numpy_threads()
         else:
             import torch
 
-            self.device = resolve_device("cpu" if device == "auto" else device)
-            self._arrays, self.threads = TorchArrays(self.device, dtype), torch.get_num_threads()
-        self.engine = self._arrays.name
-        self._own, self._other, self._bias = self._layers(weights)
+            device = "cpu" if computing.device == "auto" else computing.device
+            self.device, self.threads = resolve_device(device), torch.get_num_threads()
+            self.arrays = TorchArrays(self.device, computing.dtype)
+        self.engine = self.arrays.name
+        self._has_products = bool(names)
+        self.place(load(dict.fromkeys(names, slice(None))))
 
-    def _layers(self, weights: Mapping[str, NDArray[np.float32]]) -> tuple[Any, Any, Any]:
-        """A, B and c; None where nothing is projected."""
-        c = self.config
-        if not c.projected:
-            return None, None, None
-        if c.method == "concat":
-            text, image = np.split(weights["projection.weight"], [c.text_dim], axis=1)
-            bias = weights["projection.bias"]
-        else:
-            alpha, rest = np.float32(c.alpha), np.float32(1 - c.alpha)
-            text, image = alpha * weights["text_proj.weight"], rest * weights["image_proj.weight"]
-            bias = alpha * weights["text_proj.bias"] + rest * weights["image_proj.bias"]
-        own, other = (text, image) if self.direction == "text" else (image, text)
-        load = self._arrays.load
-        return load(np.ascontiguousarray(own)), load(np.ascontiguousarray(other)), load(bias)
+    @abstractmethod
+    def place(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Keep the weights where `combine` computes with them; `load_all` brings them there."""
+
+    @abstractmethod
+    def combine(self, x: Array, context: Array, n: int) -> Array:
+        """The fused rows.
+
+        Args:
+            x: the query side, `[n, T, .]`, or `[1, T, .]` where one serves all.
+            context: `[n, .]`, or `[1, .]` where one serves all.
+            n: samples.
+
+        Returns:
+            `[n, T, D]`.
+        """
+
+    def context(
+        self, y: NDArray[np.float32], mask: NDArray[np.bool_] | None
+    ) -> NDArray[np.float32]:
+        """The context side `[n, P, .]` as one vector a sample, `[n, .]`."""
+        return pool_tokens(y, mask, "mean")
+
+    def load_all(self, *arrays: NDArray[np.float32]) -> list[Array]:
+        """Bring weights to the device."""
+        return [self.arrays.load(np.ascontiguousarray(array)) for array in arrays]
 
     @property
     def workers(self) -> int:
@@ -115,14 +91,18 @@ class PooledFusion:
         return self.threads if self.engine == "numpy" else 2
 
     def in_parallel(self, workers: int) -> AbstractContextManager[object]:
-        many = self.engine == "numpy" and workers > 1 and self.config.projected
+        many = self.engine == "numpy" and workers > 1 and self._has_products
         return one_thread_a_product() if many else nullcontext()
 
     def chunk_samples(self, sizes: Sizes, max_memory: int | None) -> int:
-        s = sizes
-        T = s.T if self.direction == "text" else s.P
-        each = 4 * (2 * (s.P * s.Di + s.T * s.Dt) + 3 * T * s.D)
-        return samples_within(each, T, s.N, max_memory, self.workers)
+        T = sizes.T if self.direction == "text" else sizes.P
+        features = sizes.P * sizes.Di + sizes.T * sizes.Dt
+        each = 4 * (2 * features + self.floats_a_row() * T)
+        return samples_within(each, T, sizes.N, max_memory, self.workers)
+
+    def floats_a_row(self) -> int:
+        """Numbers that one query token takes in memory besides its features."""
+        return 3 * self.config.embed_dim
 
     def fuse(
         self,
@@ -131,27 +111,13 @@ class PooledFusion:
         image_mask: NDArray[np.bool_] | None = None,
         text_mask: NDArray[np.bool_] | None = None,
         weights_out: WeightsOut | None = None,
+        attention_mask: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         x, y, x_mask, y_mask = text, image, text_mask, image_mask
         if self.direction == "image":
             x, y, x_mask, y_mask = image, text, image_mask, text_mask
-        n, arrays = max(len(x), len(y)), self._arrays
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = pool_tokens(y, y_mask, "mean")  # [n, .], or [1, .] of a side that serves all
-            made = self._fused(arrays.load(x), arrays.load(mean), n)  # [n, T, D]
-        fused = arrays.unload(made)
+            context = self.context(y, y_mask)
+            rows = self.combine(self.arrays.load(x), self.arrays.load(context), max(len(x), len(y)))
+        fused = self.arrays.unload(rows)
         return fused if x_mask is None else np.where(x_mask[..., None], fused, np.float32(0))
-
-    def _fused(self, x: Any, mean: Any, n: int) -> Any:
-        T, config = x.shape[1], self.config
-        if config.projected:
-            rows = (x.reshape(len(x) * T, -1) @ self._own.T).reshape(len(x), T, -1)
-            return rows + (mean @ self._other.T + self._bias)[:, None]
-        if config.method == "sum":
-            own = config.alpha if self.direction == "text" else 1 - config.alpha
-            return own * x + ((1 - own) * mean)[:, None]
-        made = self._arrays.fresh(n, T, config.embed_dim)
-        left, right = (x, mean[:, None]) if self.direction == "text" else (mean[:, None], x)
-        made[..., : config.text_dim] = left
-        made[..., config.text_dim :] = right
-        return made

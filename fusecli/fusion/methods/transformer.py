@@ -1,55 +1,126 @@
-"""The transformer at work: the torch module of `module.py`, chunk by chunk."""
+"""Transformer: `nn.TransformerDecoder` over projected tokens, text tokens see each other too.
+
+It runs as the torch module, chunk by chunk, on any device and in any type that torch has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.fusion.backend.device import resolve_device
-from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.methods.attention.method import WeightsOut
-from fusecli.fusion.methods.attention.plan import Plan, Sizes, samples_within
+from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan, WeightsOut, samples_within
+from fusecli.fusion.layers import Layer, layer_norm, linear, multihead_attention
+from fusecli.fusion.literals import Engine
+from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.settings import FusionSettings, Sizes
+
+if TYPE_CHECKING:
+    import torch
+
+    from fusecli.fusion.torch_modules import PairFusion
+
+
+class Transformer(Method):
+    """Layers of self-attention, cross-attention to the context side, and feed-forward."""
+
+    def defaults(self, config: FusionSettings) -> dict[str, int]:
+        return {"ffn_dim": 4 * config.embed_dim}
+
+    def layers(self, config: FusionSettings) -> list[Layer]:
+        D, F = config.embed_dim, config.ffn_dim
+        layers = projections(config, D)
+        for index in range(config.layers):
+            name = f"decoder.layers.{index}"
+            layers += [
+                multihead_attention(f"{name}.self_attn", D),
+                multihead_attention(f"{name}.multihead_attn", D),
+                linear(f"{name}.linear1", D, F),
+                linear(f"{name}.linear2", F, D),
+            ]
+            layers += [layer_norm(f"{name}.norm{k}", D) for k in (1, 2, 3)]
+        return [*layers, layer_norm("decoder.norm", D)]
+
+    def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
+        D = config.embed_dim
+        self_attention = 4 * T * D * D + 2 * T * T * D
+        cross_attention = 2 * T * D * D + 2 * P * D * D + 2 * T * P * D
+        layer = self_attention + cross_attention + 2 * T * D * config.ffn_dim
+        return T * config.text_dim * D + P * config.image_dim * D + config.layers * layer
+
+    def stages(
+        self,
+        N: int,
+        query: TokenSide,
+        context: TokenSide,
+        config: FusionSettings,
+        plan: Plan | None,
+    ) -> Iterator[Stage]:
+        D, H, Q, queries = config.embed_dim, config.num_heads, query.letter, query.tokens
+        each = f", each of {config.layers} layers" if config.layers > 1 else ""
+        for side in sorted((query, context), key=lambda side: side.name, reverse=True):
+            letters, shape = f"N, {side.letter}, D", (N, side.tokens, D)
+            yield Stage(f"projected {side.name}", letters, shape, True)
+        for name, other in (("self", query), ("cross", context)):
+            yield Stage(
+                f"{name}-attention scores{each}",
+                f"N, H, {Q}, {other.letter}",
+                (N, H, queries, other.tokens),
+                True,
+            )
+        yield Stage(f"feed-forward{each}", f"N, {Q}, F", (N, queries, config.ffn_dim), True)
+
+    def build(
+        self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
+    ) -> Fusion:
+        names = [name for layer in self.layers(config) for name in layer.shapes]
+        weights = load(dict.fromkeys(names, slice(None)))
+        return DecoderFusion(config, weights, computing)
+
+    def build_module(self, config: FusionSettings) -> PairFusion:
+        from fusecli.fusion.torch_modules import TransformerFusion
+
+        return TransformerFusion(config)
 
 
 class DecoderFusion:
-    """A `TransformerFusion` in inference, on any device and in any type that torch has.
+    """A `TransformerFusion` in inference.
 
     Several threads may call `fuse`; they take turns, since torch uses all cores for one call.
 
     Args:
         config: of method transformer.
         weights: all its parameters.
-        direction: the side that asks.
-        device: auto (the best there is), cpu, cuda, cuda:i or mps.
-        dtype: float32, bfloat16 or float16.
+        computing: where and in what; device auto is the best device there is.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device is not on this machine.
     """
 
     plan: Plan | None = None
-    engine = "torch"
+    engine: Engine = "torch"
     workers = 2  # one computes while another reads
+    row_stable = False
+    gives_weights = False
 
     def __init__(
         self,
-        config: FusionConfig,
+        config: FusionSettings,
         weights: Mapping[str, NDArray[np.float32]],
-        direction: str,
-        device: str,
-        dtype: str,
+        computing: Computing,
     ) -> None:
         import torch
 
         from fusecli.fusion.torch_modules import TransformerFusion
 
-        self.config, self.direction = config, direction
-        self.device, self.threads = resolve_device(device), torch.get_num_threads()
-        self._dtype = getattr(torch, dtype)
+        self.config, self.direction = config, computing.direction
+        self.device, self.threads = resolve_device(computing.device), torch.get_num_threads()
+        self._dtype: torch.dtype = getattr(torch, computing.dtype)
         with torch.device("meta"):  # the initial weights would be drawn only to be replaced
             module = TransformerFusion(config)
         state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
@@ -61,11 +132,11 @@ class DecoderFusion:
         return nullcontext()
 
     def chunk_samples(self, sizes: Sizes, max_memory: int | None) -> int:
-        s, c = sizes, self.config
-        T, P = (s.T, s.P) if self.direction == "text" else (s.P, s.T)
-        floats = 2 * (s.T * s.Dt + s.P * s.Di) + 3 * P * c.embed_dim
+        c = self.config
+        T, P = (sizes.T, sizes.P) if self.direction == "text" else (sizes.P, sizes.T)
+        floats = 2 * (sizes.T * sizes.Dt + sizes.P * sizes.Di) + 3 * P * c.embed_dim
         floats += T * (8 * c.embed_dim + 2 * c.ffn_dim) + 2 * c.num_heads * T * (T + P)
-        return samples_within(4 * floats, min(T, P), s.N, max_memory, self.workers)
+        return samples_within(4 * floats, min(T, P), sizes.N, max_memory, self.workers)
 
     def fuse(
         self,
@@ -74,10 +145,11 @@ class DecoderFusion:
         image_mask: NDArray[np.bool_] | None = None,
         text_mask: NDArray[np.bool_] | None = None,
         weights_out: WeightsOut | None = None,
+        attention_mask: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         import torch
 
-        n = len(text)
+        n = max(len(image), len(text))
 
         def placed(array: NDArray[np.float32]) -> torch.Tensor:
             whole = np.broadcast_to(array, (n, *array.shape[1:]))
@@ -100,5 +172,14 @@ class DecoderFusion:
                 allow_empty_image=True,
                 direction=self.direction,
             )
-            made: NDArray[np.float32] = fused.float().cpu().numpy()
-        return made
+            result: NDArray[np.float32] = fused.float().cpu().numpy()
+        return result
+
+
+METHOD = Transformer(
+    "transformer",
+    fields=("num_heads", "layers", "ffn_dim"),
+    required=("num_heads",),
+    engines=("torch",),
+    ways=(Way("weighed", "projected"),),
+)

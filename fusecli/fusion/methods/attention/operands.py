@@ -1,6 +1,6 @@
 """The weights as one order of products wants them: folded, scaled, per head, and placed.
 
-Two facts save work beyond the order (exact in real arithmetic, letters in `shapes.py`):
+Two facts save work beyond the order (exact in real arithmetic, letters in `features/axes.py`):
 
 - Two linear layers in a row are one. It is formed in float64 and rounded once.
 - A bias on the keys adds the same to all scores of a query, and softmax does not see it.
@@ -13,18 +13,50 @@ Matrices are `[out, in]` as in torch, and per head `[H, d, in]`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.fusion.backend.arrays import Array, NumpyArrays, TorchArrays
-from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.methods.attention.plan import Plan
+from fusecli.fusion.backend.arrays import Array, ArrayBackend
+from fusecli.fusion.base import Plan
+from fusecli.fusion.settings import FusionSettings
 
-Arrays = NumpyArrays | TorchArrays
+
+@dataclass(frozen=True)
+class Matrices:
+    """Weights and biases; None where the plan does not form that layer or has nothing to add.
+
+    Attributes:
+        text, image: the projections `[D, Dt]`, `[D, Di]`, where their results are formed.
+        query, key, value: the input layers of attention, `[D, .]`, scaled and folded.
+        query_heads, key_heads: the same by head, `[H, d, .]`, for the key and query orders.
+        value_heads: value weights by head, `[H, Di, d]`, for values in the context order.
+        out: the output layer, `[D, D]`; `out_heads` by head, `[H, d, D]`.
+        empty: `[D]`, the fused row where no image token takes part.
+        norm: weight of the LayerNorm, `[D]`.
+    """
+
+    text: Array | None = None
+    text_bias: Array | None = None
+    image: Array | None = None
+    query: Array | None = None
+    query_bias: Array | None = None
+    query_heads: Array | None = None
+    key: Array | None = None
+    key_bias: Array | None = None
+    key_heads: Array | None = None
+    value: Array | None = None
+    value_bias: Array | None = None
+    value_heads: Array | None = None
+    out: Array | None = None
+    out_bias: Array | None = None
+    out_heads: Array | None = None
+    empty: Array | None = None
+    norm: Array | None = None
+    norm_bias: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -33,31 +65,38 @@ class Operands:
 
     Attributes:
         config, plan: what they were made for.
-        matrices: by name; None where there is nothing to add or multiply.
+        matrices: the weights.
     """
 
-    config: FusionConfig
+    config: FusionSettings
     plan: Plan
-    matrices: dict[str, Array | None]
+    matrices: Matrices
 
 
-def needed_parameters(config: FusionConfig, plan: Plan) -> dict[str, slice]:
+def needed_parameters(config: FusionSettings, plan: Plan, names: Iterable[str]) -> dict[str, slice]:
     """The parameters that a plan uses, and which of their rows.
 
     With one image token neither query nor key is among them.
+
+    Args:
+        config: the fusion.
+        plan: its order of products.
+        names: of all its parameters.
     """
-    everything = slice(None)
-    names = dict.fromkeys(config.parameter_shapes(), everything)
+    needed = dict.fromkeys(names, slice(None))
     if plan.scores == "none":
         value = slice(2 * config.embed_dim, 3 * config.embed_dim)
-        names |= {"attention.in_proj_weight": value, "attention.in_proj_bias": value}
+        needed |= {"attention.in_proj_weight": value, "attention.in_proj_bias": value}
         if not config.residual:
-            del names["text_proj.weight"], names["text_proj.bias"]
-    return names
+            del needed["text_proj.weight"], needed["text_proj.bias"]
+    return needed
 
 
 def prepare(
-    weights: Mapping[str, NDArray[np.float32]], config: FusionConfig, plan: Plan, arrays: Arrays
+    weights: Mapping[str, NDArray[np.float32]],
+    config: FusionSettings,
+    plan: Plan,
+    arrays: ArrayBackend,
 ) -> Operands:
     """Fold, scale and place the weights for one plan.
 
@@ -75,22 +114,22 @@ def prepare(
     null = config.null_token
     # Biases are carried in float64 to the place where they are added once.
     v_bias = _product(Wv, bi) + bv
-    made: dict[str, NDArray[Any] | None] = {
+    formed: dict[str, NDArray[Any] | None] = {
         "out_bias": bo if null else _product(Wo, v_bias) + bo,
         "empty": bo,  # an image without a real token has a context of zero
         "out": None if plan.fold_output else Wo,
     }
     V = _product(Wv, Wi) if plan.fold_value else Wv
     if plan.values == "context":
-        made["value_heads"] = V.reshape(H, d, -1).swapaxes(1, 2)  # [H, Di, d]
-        made["value_bias"] = v_bias.reshape(H, d) if null else None
+        formed["value_heads"] = V.reshape(H, d, -1).swapaxes(1, 2)  # [H, Di, d]
+        formed["value_bias"] = v_bias.reshape(H, d) if null else None
     else:
-        made["value"] = _product(Wo, V) if plan.fold_output else V
-        made["value_bias"] = v_bias if null else None
+        formed["value"] = _product(Wo, V) if plan.fold_output else V
+        formed["value_bias"] = v_bias if null else None
         if plan.fold_output:  # what it gives is the result, so the output bias is its own
-            made["value_bias"] = made["out_bias"]
+            formed["value_bias"] = formed["out_bias"]
     if plan.values == "output":
-        made["out_heads"] = Wo.reshape(D, H, d).transpose(1, 2, 0)  # [H, d, D]
+        formed["out_heads"] = Wo.reshape(D, H, d).transpose(1, 2, 0)  # [H, d, D]
     if plan.scores != "none":
         scale = 1 / math.sqrt(d)
         Wt, bt = weights["text_proj.weight"], weights["text_proj.bias"]
@@ -100,31 +139,31 @@ def prepare(
         q_bias = (_product(Wq, bt) + bq) * scale
         k_bias = _product(Wk, bi) + bk
         if plan.scores == "key":
-            made["query_heads"] = Q.reshape(H, d, -1)  # [H, d, Dt]
-            made["query_bias"] = q_bias.reshape(H, d, 1)
+            formed["query_heads"] = Q.reshape(H, d, -1)  # [H, d, Dt]
+            formed["query_bias"] = q_bias.reshape(H, d, 1)
         else:
-            made["query"] = Q
-            made["query_bias"] = q_bias if plan.fold_query else bq * scale
+            formed["query"] = Q
+            formed["query_bias"] = q_bias if plan.fold_query else bq * scale
         if plan.scores == "query":
-            made["key_heads"] = K.reshape(H, d, -1)  # [H, d, Di]
-            made["key_bias"] = k_bias.reshape(H, d, 1) if null else None
+            formed["key_heads"] = K.reshape(H, d, -1)  # [H, d, Di]
+            formed["key_bias"] = k_bias.reshape(H, d, 1) if null else None
         else:
-            made["key"] = K
-            made["key_bias"] = k_bias if null else None
+            formed["key"] = K
+            formed["key_bias"] = k_bias if null else None
     if uses_projected_text(config, plan):
-        made["text"], made["text_bias"] = weights["text_proj.weight"], weights["text_proj.bias"]
+        formed["text"], formed["text_bias"] = weights["text_proj.weight"], weights["text_proj.bias"]
     if uses_projected_image(plan):
-        made["image"] = Wi  # its bias is in those behind it
+        formed["image"] = Wi  # its bias is in those behind it
     if config.norm:
-        made["norm"], made["norm_bias"] = weights["norm.weight"], weights["norm.bias"]
+        formed["norm"], formed["norm_bias"] = weights["norm.weight"], weights["norm.bias"]
     placed = {
         name: None if array is None else arrays.load(np.ascontiguousarray(array, np.float32))
-        for name, array in made.items()
+        for name, array in formed.items()
     }
-    return Operands(config, plan, placed)
+    return Operands(config, plan, Matrices(**placed))
 
 
-def uses_projected_text(config: FusionConfig, plan: Plan) -> bool:
+def uses_projected_text(config: FusionSettings, plan: Plan) -> bool:
     """Whether t = text_proj(x) itself is formed."""
     chained = plan.scores in ("projected", "query") and not plan.fold_query
     return chained or config.residual

@@ -12,21 +12,24 @@ the attention's own input layers meet, the order decides the cost:
 
 Two linear layers in a row can be folded into one beforehand (in float64, counted twice) or be
 run as a chain. With one image token (and no null token) softmax over one score is 1: neither
-scores nor weights are needed. The letters are in `shapes.py`.
+scores nor weights are needed. The letters are in `features/axes.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 
-SCORE_ORDERS = ("projected", "query", "key")
-VALUE_ORDERS = ("projected", "context", "output")
+from fusecli.fusion.base import Plan, samples_within
+from fusecli.fusion.literals import Dtype, ScoreOrder, ValueOrder
+from fusecli.fusion.settings import Sizes
+
+SCORE_ORDERS: tuple[ScoreOrder, ...] = ("projected", "query", "key")
+VALUE_ORDERS: tuple[ValueOrder, ...] = ("projected", "context", "output")
 # The orders a narrow type is as exact in as the plain module. Measured against float64: in
 # float32 all are; in bfloat16 the key order loses up to twice as much; in float16 scores that
 # are not formed head by head in float32 overflow (NaN at feature norms of 2,000).
-_EXACT_ORDERS = {
+_EXACT_ORDERS: dict[Dtype, tuple[tuple[ScoreOrder, ...], tuple[ValueOrder, ...]]] = {
     "float32": (SCORE_ORDERS, VALUE_ORDERS),
     "bfloat16": (("projected", "query"), ("projected", "context")),
     "float16": (("projected",), ("projected",)),
@@ -35,76 +38,10 @@ _EXACT_ORDERS = {
 FOLDING = 2.0
 TORCH_IMPORT_S = 1.7
 PRODUCTS_A_SECOND = 4.5e10  # multiply-adds, a core
-CHUNK_ROWS = 512  # products over fewer rows run at a lower rate
-SMALL_CHUNK_BYTES = 16 << 20  # below this a larger chunk costs nothing
-CHUNK_BYTES = 96 << 20  # no chunk takes more, unless one sample does
 SHARED_COST = 1e9  # multiply-adds; starting threads for less takes longer than the products
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What the cost depends on: one letter each, and the switches that add products."""
-
-    N: int
-    T: int
-    P: int
-    Dt: int
-    Di: int
-    D: int
-    H: int
-    null_token: bool = False
-    residual: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way to the result.
-
-    Attributes:
-        scores: "projected", "query", "key", or "none" for one image token.
-        values: "projected", "context", "output", or "none" for one image token.
-        fold_query, fold_key, fold_value: that layer is folded with the projection before it.
-        fold_output: with one image token, the whole way from image to result is one matrix.
-        multiply_adds: of the job, folding included (each once).
-        plain: multiply-adds of the plain module for the same job.
-        cost: multiply-adds weighed by what each kind takes; what the choice goes by.
-    """
-
-    scores: str
-    values: str
-    fold_query: bool
-    fold_key: bool
-    fold_value: bool
-    fold_output: bool
-    multiply_adds: int
-    plain: int
-    cost: float
-
-    @property
-    def why(self) -> str:
-        """The choice in words, for the report."""
-        share = self.plain / max(self.multiply_adds, 1)
-        saved = f"{share:.1f} times fewer multiply-adds than the plain module"
-        if share < 1.05:
-            saved = "as many multiply-adds as the plain module"
-        if self.scores == "none":
-            how = "one image token: its weight is 1, so neither query nor key is formed"
-        else:
-            score = {
-                "projected": "query and key projected",
-                "query": "key weights taken into the query (no key is formed)",
-                "key": "query weights taken into the key (no query is formed)",
-            }[self.scores]
-            value = {
-                "projected": "values projected",
-                "context": "attention over the image as it is, value weights after (no value)",
-                "output": "output weights taken into the values",
-            }[self.values]
-            how = f"{score}; {value}"
-        return f"{how}; {saved}"
-
-
-def choose_plan(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32") -> Plan:
+def choose_plan(sizes: Sizes, *, prepared: bool = False, dtype: Dtype = "float32") -> Plan:
     """Pick the cheapest order for a job.
 
     Args:
@@ -156,21 +93,7 @@ def chunk_samples(sizes: Sizes, plan: Plan, max_memory: int | None, workers: int
     return -(-sizes.N // (-(-chunks // workers) * workers))
 
 
-def samples_within(each: int, rows: int, N: int, max_memory: int | None, workers: int) -> int:
-    """Samples to compute at once, for any method.
-
-    Args:
-        each: bytes a sample takes.
-        rows: of the smallest product of a sample.
-        N: samples of the job.
-        max_memory, workers: as for `chunk_samples`.
-    """
-    budget = CHUNK_BYTES if max_memory is None else min(CHUNK_BYTES, max_memory // workers)
-    wanted = max(-(-CHUNK_ROWS // rows), SMALL_CHUNK_BYTES // each)
-    return max(1, min(N, wanted, budget // each))
-
-
-def all_plans(sizes: Sizes, *, prepared: bool = False, dtype: str = "float32") -> Iterator[Plan]:
+def all_plans(sizes: Sizes, *, prepared: bool = False, dtype: Dtype = "float32") -> Iterator[Plan]:
     """Every possible order with its cost, the simplest first (which a tie goes to)."""
     plain = plain_multiply_adds(sizes)
     flags = (False, True)
@@ -209,8 +132,8 @@ def _one_token(s: Sizes, fold_value: bool, fold_output: bool, plain: int, prepar
 
 def _with_scores(
     s: Sizes,
-    scores: str,
-    values: str,
+    scores: ScoreOrder,
+    values: ValueOrder,
     folds: tuple[bool, bool, bool],
     plain: int,
     prepared: bool,

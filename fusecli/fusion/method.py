@@ -1,0 +1,214 @@
+"""What a fusion method says of itself: one subclass of `Method` in one module of `methods/`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
+from fusecli.fusion.layers import Layer, linear
+from fusecli.fusion.literals import Side
+from fusecli.fusion.settings import FusionSettings, Sizes
+
+if TYPE_CHECKING:
+    from fusecli.fusion.torch_modules import PairFusion
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row of `fusecli methods`: a method with some of its switches.
+
+    Attributes:
+        patches: what the fused vector takes from the image tokens: their "mean", or all of them
+            "weighed" for each text token and head.
+        text: what of the text is in the result: "unchanged" (beside the image, or with the
+            image added), "projected", "times alpha", or "not kept" (it is only the query).
+        switches: that are on.
+        projected: both sides are projected to D by `--dim`; None where the method has no
+            `projected`.
+    """
+
+    patches: str
+    text: str
+    switches: tuple[str, ...] = ()
+    projected: bool | None = None
+
+
+@dataclass(frozen=True)
+class TokenSide:
+    """One side of a job, for the list of stages.
+
+    Attributes:
+        name: "text" or "image".
+        letter: of its tokens, T or P.
+        tokens: their number.
+        width: of its features, Dt or Di.
+        width_letters: "Dt" or "Di".
+    """
+
+    name: Side
+    letter: str
+    tokens: int
+    width: int
+    width_letters: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The shape at one stage of the module; `formed` is false where the plan avoids it."""
+
+    name: str
+    letters: str
+    shape: tuple[int, ...]
+    formed: bool
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the names and shapes in a state dict say of the module it was saved from.
+
+    Attributes:
+        fields: of `FusionSettings`.
+        unknown: fields that the method reads and a state dict cannot tell; they are assumed to
+            be what `FusionSettings` has as a default.
+        open_question: anything else about the training that cannot be told, in words, or "".
+    """
+
+    fields: dict[str, Any]
+    unknown: tuple[str, ...] = ()
+    open_question: str = ""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to fuse: its options and their checks, its parameters, its cost, its stages for the
+    report, its arithmetic, and its torch module.
+
+    Attributes:
+        name: as `--method` names it.
+        fields: of `FusionSettings`, which this method reads besides the widths; it refuses
+            the others.
+        required: those of `fields` that a weights file has to say.
+        engines: that can compute it.
+        gives_weights: it has attention weights, for `--attention` and `--plot`.
+        ways: the rows it has in `fusecli methods`.
+    """
+
+    name: str
+    fields: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ("numpy", "torch")
+    gives_weights: bool = False
+    ways: tuple[Way, ...] = field(default=())
+
+    def complete(self, given: Mapping[str, Any], image_dim: int, text_dim: int) -> dict[str, Any]:
+        """Add to the given fields what the widths of the features determine.
+
+        Args:
+            given: the fields that options say.
+            image_dim, text_dim: Di and Dt.
+        """
+        return {"embed_dim": text_dim, **given}
+
+    def defaults(self, config: FusionSettings) -> dict[str, int]:
+        """Values of the fields for which 0 stands for a size that follows from others."""
+        return {}
+
+    def check(self, config: FusionSettings) -> None:  # noqa: B027 - most have nothing to check
+        """Raises:
+        UsageError: the fields contradict each other.
+        """
+
+    def check_sides(  # noqa: B027 - most methods can take any side
+        self, config: FusionSettings, sides: Sequence[Side], weights: str | None
+    ) -> None:
+        """Whether tokens of all these sides can be the query side, one after the other.
+
+        Args:
+            config: the fusion.
+            sides: "text", "image" or both.
+            weights: the file that fixes the widths, for the error; None where options do.
+
+        Raises:
+            UsageError: the result cannot have that side's tokens.
+        """
+
+    def offers(self, way: Way, image_dim: int, text_dim: int) -> bool:
+        """Whether `fusecli methods` lists this way for features of these widths."""
+        return True
+
+    @abstractmethod
+    def layers(self, config: FusionSettings) -> list[Layer]:
+        """The parameters, in the order of creation."""
+
+    @abstractmethod
+    def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
+        """Multiply-adds of one pair, without what is done once for a long stack.
+
+        Args:
+            config: the fusion; the text is the query side.
+            T, P: text and image tokens.
+        """
+
+    @abstractmethod
+    def stages(
+        self,
+        N: int,
+        query: TokenSide,
+        context: TokenSide,
+        config: FusionSettings,
+        plan: Plan | None,
+    ) -> Iterable[Stage]:
+        """The stages between the features and the fused rows.
+
+        Args:
+            N: pairs.
+            query, context: the two sides.
+            config: the fusion.
+            plan: the order of products, where there is a choice.
+        """
+
+    @abstractmethod
+    def build(
+        self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
+    ) -> Fusion:
+        """Load the weights that a job needs, and get ready to fuse.
+
+        Args:
+            config: the fusion.
+            load: gives the parameters that are asked for, and of each the rows.
+            sizes: of the whole job.
+            computing: where and in what.
+
+        Raises:
+            DeviceError: the device is not on this machine.
+            WeightsError: a weight is NaN or infinite.
+        """
+
+    @abstractmethod
+    def build_module(self, config: FusionSettings) -> PairFusion:
+        """The torch module with torch's initial weights. Imports torch."""
+
+    def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
+        """The module that a state dict without metadata was saved from.
+
+        Args:
+            shapes: of all its tensors.
+            image_dim: Di of the features at hand, or None where none are.
+
+        Returns:
+            None where these are not this method's parameters.
+        """
+        return None
+
+
+def projections(config: FusionSettings, width: int) -> list[Layer]:
+    """A linear layer in front of each side, `text_proj` and `image_proj`."""
+    return [
+        linear("text_proj", config.text_dim, width),
+        linear("image_proj", config.image_dim, width),
+    ]

@@ -1,0 +1,94 @@
+"""Bilinear: the product of each projected text token and the projected mean of the image tokens.
+
+Low-rank bilinear pooling (MLB, arXiv:1610.04325, equation 8 without the activation):
+
+    fused = Wo ((Wt text + bt) * (Wi mean + bi)) + bo      Wt [R, Dt]   Wi [R, Di]   Wo [D, R]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.fusion.backend.arrays import Array
+from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
+from fusecli.fusion.layers import Layer, linear
+from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.methods.pooled import PooledFusion
+from fusecli.fusion.settings import FusionSettings, Sizes
+
+if TYPE_CHECKING:
+    from fusecli.fusion.torch_modules import PairFusion
+
+
+class Bilinear(Method):
+    """`out_proj(text_proj(text) * image_proj(mean of the image))`, of rank R."""
+
+    def defaults(self, config: FusionSettings) -> dict[str, int]:
+        return {"rank": config.embed_dim}
+
+    def layers(self, config: FusionSettings) -> list[Layer]:
+        R = config.rank
+        return [*projections(config, R), linear("out_proj", R, config.embed_dim)]
+
+    def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
+        Dt, Di, D, R = config.text_dim, config.image_dim, config.embed_dim, config.rank
+        return P * Di + (T * Dt + Di) * R + T * R + T * R * D
+
+    def stages(
+        self,
+        N: int,
+        query: TokenSide,
+        context: TokenSide,
+        config: FusionSettings,
+        plan: Plan | None,
+    ) -> Iterator[Stage]:
+        R, letters, shape = config.rank, f"N, {query.letter}, R", (N, query.tokens, config.rank)
+        yield Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+        yield Stage(f"projected {query.name}", letters, shape, True)
+        yield Stage(f"projected mean {context.name}", "N, R", (N, R), True)
+        yield Stage("product", letters, shape, True)
+
+    def build(
+        self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
+    ) -> Fusion:
+        names = [name for layer in self.layers(config) for name in layer.shapes]
+        return BilinearFusion(config, load, names, computing)
+
+    def build_module(self, config: FusionSettings) -> PairFusion:
+        from fusecli.fusion.torch_modules import BilinearFusion
+
+        return BilinearFusion(config)
+
+
+class BilinearFusion(PooledFusion):
+    """The projected mean is formed once for each pair and multiplies all its query tokens."""
+
+    def place(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        other = "image" if self.direction == "text" else "text"
+        own = self.load_all(*(weights[f"{self.direction}_proj.{part}"] for part in _PARTS))
+        context = self.load_all(*(weights[f"{other}_proj.{part}"] for part in _PARTS))
+        out = self.load_all(*(weights[f"out_proj.{part}"] for part in _PARTS))
+        self._own, self._context, self._out = own, context, out
+
+    def combine(self, x: Array, context: Array, n: int) -> Array:
+        T = x.shape[1]
+        weight, bias = self._own
+        rows = (x.reshape(len(x) * T, -1) @ weight.T + bias).reshape(len(x), T, -1)  # [., T, R]
+        weight, bias = self._context
+        rows = rows * (context @ weight.T + bias)[:, None]  # [n, T, R]
+        weight, bias = self._out
+        return (rows.reshape(n * T, -1) @ weight.T + bias).reshape(n, T, -1)
+
+    def floats_a_row(self) -> int:
+        return 3 * self.config.embed_dim + 3 * self.config.rank
+
+
+_PARTS = ("weight", "bias")
+
+METHOD = Bilinear(
+    "bilinear", fields=("rank",), required=("rank",), ways=(Way("mean", "projected"),)
+)

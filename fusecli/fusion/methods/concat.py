@@ -1,0 +1,105 @@
+"""Concat: each text token beside the mean of the image tokens, projected to D or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import UsageError
+from fusecli.fusion.backend.arrays import Array
+from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
+from fusecli.fusion.layers import Layer, linear
+from fusecli.fusion.method import Method, Stage, TokenSide, Way
+from fusecli.fusion.methods.pooled import PooledFusion
+from fusecli.fusion.settings import FusionSettings, Sizes
+
+if TYPE_CHECKING:
+    from fusecli.fusion.torch_modules import PairFusion
+
+
+class Concat(Method):
+    """[text ; mean of the image], `Dt + Di` wide, or `W [text ; mean] + b`, D wide."""
+
+    def complete(self, given: Mapping[str, Any], image_dim: int, text_dim: int) -> dict[str, Any]:
+        width = {"embed_dim": text_dim + image_dim, "projected": "embed_dim" in given}
+        return {**width, **given}
+
+    def check(self, config: FusionSettings) -> None:
+        text, image = config.text_dim, config.image_dim
+        if not config.projected and config.embed_dim != text + image:
+            raise UsageError(
+                f"text {text} and image {image} wide, concatenated, are {text + image} wide, "
+                f"not {config.embed_dim} without a projection"
+            )
+
+    def layers(self, config: FusionSettings) -> list[Layer]:
+        if not config.projected:
+            return []
+        return [linear("projection", config.text_dim + config.image_dim, config.embed_dim)]
+
+    def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
+        mean = P * config.image_dim
+        if not config.projected:
+            return mean
+        return mean + (T * config.text_dim + config.image_dim) * config.embed_dim
+
+    def stages(
+        self,
+        N: int,
+        query: TokenSide,
+        context: TokenSide,
+        config: FusionSettings,
+        plan: Plan | None,
+    ) -> Iterator[Stage]:
+        yield Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+        if config.projected:
+            both = query.width + context.width
+            # The two halves of the projection are applied each to its own side.
+            letters = f"N, {query.letter}, Dt+Di"
+            yield Stage("text and image", letters, (N, query.tokens, both), False)
+
+    def build(
+        self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
+    ) -> Fusion:
+        names = [name for layer in self.layers(config) for name in layer.shapes]
+        return ConcatFusion(config, load, names, computing)
+
+    def build_module(self, config: FusionSettings) -> PairFusion:
+        from fusecli.fusion.torch_modules import ConcatFusion
+
+        return ConcatFusion(config)
+
+
+class ConcatFusion(PooledFusion):
+    """A projection W = [Wt Wi] of [text ; mean] is Wt text + (Wi mean + b), the bracket once."""
+
+    def place(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        if not self.config.projected:
+            return
+        text, image = np.split(weights["projection.weight"], [self.config.text_dim], axis=1)
+        query, context = (text, image) if self.direction == "text" else (image, text)
+        self._query, self._context, self._bias = self.load_all(
+            query, context, weights["projection.bias"]
+        )
+
+    def combine(self, x: Array, context: Array, n: int) -> Array:
+        T, config = x.shape[1], self.config
+        if config.projected:
+            rows = (x.reshape(len(x) * T, -1) @ self._query.T).reshape(len(x), T, -1)
+            return rows + (context @ self._context.T + self._bias)[:, None]
+        made = self.arrays.empty(n, T, config.embed_dim)
+        query = self.direction == "text"
+        left, right = (x, context[:, None]) if query else (context[:, None], x)
+        made[..., : config.text_dim] = left
+        made[..., config.text_dim :] = right
+        return made
+
+
+METHOD = Concat(
+    "concat",
+    fields=("projected",),
+    ways=(Way("mean", "unchanged", projected=False), Way("mean", "projected", projected=True)),
+)

@@ -1,0 +1,103 @@
+"""Sum: each text token and the mean of the image tokens, weighed by alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import UsageError
+from fusecli.fusion.backend.arrays import Array
+from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
+from fusecli.fusion.layers import Layer
+from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.methods.pooled import PooledFusion
+from fusecli.fusion.settings import FusionSettings, Sizes
+
+if TYPE_CHECKING:
+    from fusecli.fusion.torch_modules import PairFusion
+
+
+class Sum(Method):
+    """alpha * text + (1 - alpha) * mean of the image, each projected to D or neither."""
+
+    def complete(self, given: Mapping[str, Any], image_dim: int, text_dim: int) -> dict[str, Any]:
+        projected = "embed_dim" in given or image_dim != text_dim
+        return {"embed_dim": text_dim, "projected": projected, **given}
+
+    def check(self, config: FusionSettings) -> None:
+        if not 0 <= config.alpha <= 1:
+            raise UsageError(f"--alpha must be from 0 to 1, found {config.alpha:g}")
+        if not config.projected and not config.text_dim == config.image_dim == config.embed_dim:
+            raise UsageError(
+                f"a sum without a projection takes sides of one width, found text "
+                f"{config.text_dim} and image {config.image_dim}: use --dim, which projects both"
+            )
+
+    def offers(self, way: Way, image_dim: int, text_dim: int) -> bool:
+        return bool(way.projected) or image_dim == text_dim  # other widths are projected
+
+    def layers(self, config: FusionSettings) -> list[Layer]:
+        return projections(config, config.embed_dim) if config.projected else []
+
+    def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
+        mean, D = P * config.image_dim, config.embed_dim
+        if config.projected:
+            return mean + (T * config.text_dim + config.image_dim) * D
+        return mean + T * D
+
+    def stages(
+        self,
+        N: int,
+        query: TokenSide,
+        context: TokenSide,
+        config: FusionSettings,
+        plan: Plan | None,
+    ) -> Iterator[Stage]:
+        D = config.embed_dim
+        yield Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+        if config.projected:
+            letters, shape = f"N, {query.letter}, D", (N, query.tokens, D)
+            yield Stage(f"projected {query.name}", letters, shape, True)
+            yield Stage(f"projected mean {context.name}", "N, D", (N, D), True)
+
+    def build(
+        self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
+    ) -> Fusion:
+        names = [name for layer in self.layers(config) for name in layer.shapes]
+        return SumFusion(config, load, names, computing)
+
+    def build_module(self, config: FusionSettings) -> PairFusion:
+        from fusecli.fusion.torch_modules import SumFusion
+
+        return SumFusion(config)
+
+
+class SumFusion(PooledFusion):
+    """A fused row is A x + (B m + c): x the query token, m the mean of the context side."""
+
+    def place(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        if not self.config.projected:
+            return
+        alpha, rest = np.float32(self.config.alpha), np.float32(1 - self.config.alpha)
+        text, image = alpha * weights["text_proj.weight"], rest * weights["image_proj.weight"]
+        bias = alpha * weights["text_proj.bias"] + rest * weights["image_proj.bias"]
+        query, context = (text, image) if self.direction == "text" else (image, text)
+        self._query, self._context, self._bias = self.load_all(query, context, bias)
+
+    def combine(self, x: Array, context: Array, n: int) -> Array:
+        if self.config.projected:
+            T = x.shape[1]
+            rows = (x.reshape(len(x) * T, -1) @ self._query.T).reshape(len(x), T, -1)
+            return rows + (context @ self._context.T + self._bias)[:, None]
+        own = self.config.alpha if self.direction == "text" else 1 - self.config.alpha
+        return own * x + ((1 - own) * context)[:, None]
+
+
+METHOD = Sum(
+    "sum",
+    fields=("projected", "alpha"),
+    ways=(Way("mean", "times alpha", projected=False), Way("mean", "projected", projected=True)),
+)
