@@ -70,6 +70,21 @@ class Measurements:
             metavar="N", help="Only time 'fusecli batch' on N pairs, without and with --ray."
         ),
     ] = 0
+    train: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Only time training on N pairs [49, 384] with [4..16, 384] in .npy files, against "
+            "a PyTorch loop (0.09 MB a pair in the temporary folder).",
+        ),
+    ] = 0
+    train_table: Annotated[
+        bool,
+        typer.Option(
+            "--train-table/--no-train-table",
+            help="With --train, also train everything that 'fusecli train' trains.",
+        ),
+    ] = False
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -106,20 +121,46 @@ def bench(
         measurements.batch,
         measurements.batch_memory,
         measurements.batch_ray,
+        measurements.train,
     )
     if min(shapes.pairs, measurements.turns) < 1 or min(other) < 0:
-        raise UsageError("--pairs, --turns, --stack, --batch, -memory and -ray must be positive")
+        raise UsageError(
+            "--pairs, --turns, --stack, --batch, -memory, -ray and --train must be positive"
+        )
     FusionConfig(shapes.dim, shapes.heads)
     image_tokens = _numbers("--P", shapes.image_tokens)
     text_tokens = _numbers("--T", shapes.text_tokens)
-    if any(other[1:]):
-        _bench_batch(*other[1:], program.as_json)
+    if measurements.train:
+        _bench_train(measurements.train, measurements.train_table, program.as_json)
+    elif any(other[1:]):
+        _bench_batch(*other[1:4], program.as_json)
     elif measurements.stack:
         _bench_stack(measurements.stack, program.as_json)
     else:
         _bench_in_memory(
             (image_tokens, text_tokens), shapes, measurements, computing, program.as_json
         )
+
+
+def _bench_train(pairs: int, table: bool, as_json: bool) -> None:
+    from fusecli.bench.train import bench_train
+
+    result = bench_train(pairs, table, 4 << 30, lambda text: typer.echo(text, err=True))
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(result), indent=2) + "\n")
+        return
+    plain = ", ".join(f"{rate:.0f} with {n} workers" for n, rate in result.plain_rates.items())
+    typer.echo(f"{pairs:,} pairs [49, 384] with [4..16, 384] in .npy files")
+    typer.echo(f"a PyTorch loop: {plain} (pairs/s of an epoch)")
+    typer.echo(
+        f"fusecli: {result.rate:.0f} pairs/s one model on one thread, "
+        f"{result.side_by_side_rate:.0f} two side by side: {result.ratio:.2f} times the loop; "
+        f"{result.read_seconds:.1f} s to read the files once"
+    )
+    if result.table_seconds is not None:
+        typer.echo(f"from files to all models of the table: {result.table_seconds:.0f} s")
+    if result.resident_mb is not None:
+        typer.echo(f"{result.resident_mb:.0f} MB resident at most")
 
 
 def _bench_stack(pairs: int, as_json: bool) -> None:
