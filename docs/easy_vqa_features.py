@@ -5,12 +5,14 @@
     python docs/easy_vqa_features.py sample --pictures 240     # a sample with test pictures apart
 
 The pictures and questions are those of the package easy-vqa (MIT, Victor Zhou). Nothing is
-downloaded. A picture of 64 x 64 pixels becomes 64 patches `[64, 17]`: for each patch of 8 x 8
-the mean and the spread of the three colours and of their differences across and down, and the
-place of the patch. A question becomes one vector a word `[words, 32]`: a random vector that
-follows from the word by a hash, and the word's place.
+downloaded. A picture of 64 x 64 pixels becomes 64 patches `[64, 16]`: for each patch of 8 x 8
+the mean, spread and range of the three colours, the differences across and down, and the place
+of the patch. The mean over the patches is subtracted, so that what a picture shows lies in
+single patches and has to be looked for: a model of the mean of the patches sees nothing of it.
+A question becomes one vector a word `[words, 32]`: a random vector that follows from the word by
+a hash, and the word's place.
 
-Written are `images.npy` `[pictures, 64, 17]`, `texts.npz` (the distinct questions), and
+Written are `images.npy` `[pictures, 64, 16]`, `texts.npz` (the distinct questions), and
 `pairs.csv` with the columns id, image, image_row, text, text_key, label, group and split.
 """
 
@@ -39,7 +41,7 @@ def patches(pixels: NDArray[np.uint8]) -> Floats:
         pixels: `[64, 64, 3]`.
 
     Returns:
-        float32 `[64, 17]`.
+        float32 `[64, 16]`.
     """
     x = pixels.astype(np.float32) / 255
     across = np.abs(np.diff(x, axis=1, append=x[:, -1:])).mean(axis=2)
@@ -61,10 +63,10 @@ def patches(pixels: NDArray[np.uint8]) -> Floats:
         np.stack([e.std(axis=1) for e in edges], axis=1),
         corner[:, None],
         np.stack([rows, columns], axis=1) / side,
-        np.ones((side * side, 1)),
     ]
-    found: Floats = np.concatenate(parts, axis=1).astype(np.float32)
-    return found
+    found = np.concatenate(parts, axis=1).astype(np.float64)
+    centred: Floats = (found - found.mean(axis=0)).astype(np.float32)
+    return centred
 
 
 def words(question: str) -> Floats:

@@ -24,6 +24,7 @@ Rows = NDArray[np.int64]
 
 _READ_AT_ONCE = 64  # pairs that the reading threads have in hand together
 _READERS = 2
+_ROUNDING = 1e-5  # of the size of the features; float32 rounds at 6e-8
 _CHUNK_BYTES = 16 << 20  # tokens that statistics are made of at a time
 
 
@@ -141,6 +142,7 @@ class _SideIndex:
         hashes: of the content of each distinct sample.
         means: float32 `[U, D]`, or None if they do not fit into memory.
         holes: masks of the distinct samples that have padding between real tokens.
+        size: root of the mean square of all numbers, the scale of their rounding errors.
     """
 
     of: Rows
@@ -149,6 +151,7 @@ class _SideIndex:
     hashes: list[str]
     means: Floats | None
     holes: dict[int, Mask]
+    size: float
 
 
 class _SideScan:
@@ -165,6 +168,7 @@ class _SideScan:
         if n * width * 4 <= max_memory // 10:
             self.means = np.empty((n, width), np.float32)
         self.holes: dict[int, Mask] = {}
+        self.squares, self.count = 0.0, 0
 
     def add(self, row: int, tokens: Floats, real: Mask | None, packed: _Packed | None) -> bool:
         """Note one pair's side; False if `packed` is full."""
@@ -180,6 +184,9 @@ class _SideScan:
         self.of[row] = index
         self.first.append(row)
         self.lengths.append(len(tokens))
+        flat = np.ascontiguousarray(tokens).reshape(-1)
+        self.squares += float(np.dot(flat, flat))
+        self.count += len(flat)
         if real is not None:
             self.holes[index] = real
         if self.means is not None:
@@ -195,6 +202,7 @@ class _SideScan:
             list(self.known),
             means,
             self.holes,
+            (self.squares / max(self.count, 1)) ** 0.5,
         )
 
 
@@ -337,7 +345,9 @@ class Examples:
         mean = total / max(count, 1)
         std = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0))
         floor = 0.1 * std.mean()
-        std = np.maximum(std, floor) if floor > 0 else np.ones(width)
+        std = np.maximum(std, floor)
+        # What is equal but for rounding stays as it is, instead of being blown up to noise.
+        std = np.where(std <= _ROUNDING * index.size, 1.0, std)
         mean = mean if shift is None else mean + shift
         return ChannelStatistics(mean.astype(np.float32), std.astype(np.float32))
 
