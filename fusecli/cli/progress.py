@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fusecli.errors import StdoutError, printable
@@ -14,8 +16,12 @@ _PLAIN_EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 
 def print_path(path: str) -> None:
-    """The one line a script reads: the path's own bytes, whatever the locale."""
-    print_about(path, os.fsencode(path) + b"\n")
+    """The one line a script reads: the path's own bytes, whatever the locale.
+
+    On a terminal, which would obey escape sequences in a file's name, they are escaped.
+    """
+    name = printable(path).encode() if sys.stdout.isatty() else os.fsencode(path)
+    print_about(path, name + b"\n")
 
 
 def print_about(path: str, data: bytes) -> None:
@@ -57,9 +63,18 @@ class Progress:
             self._waiting.append(printable(line))
 
     def _say(self) -> None:
-        for line in self._waiting:
-            print(line, file=sys.stderr, flush=True)
+        with self._whatever_stderr_does():
+            for line in self._waiting:
+                print(line, file=sys.stderr, flush=True)
         self._waiting.clear()
+
+    @contextlib.contextmanager
+    def _whatever_stderr_does(self) -> Iterator[None]:
+        """A closed terminal or a full disk behind stderr silences notes; the job goes on."""
+        try:
+            yield
+        except OSError:
+            self._quiet = True
 
     def update(self, done: int, total: int) -> None:
         """So many of so many samples are done."""
@@ -68,22 +83,27 @@ class Progress:
             return
         self._say()
         if sys.stderr.isatty():
-            if self._bar is None:
-                from fusecli.cli.render import ProgressBar
-
-                self._bar = ProgressBar(self._verb, total)
-            self._bar.update(done)
+            with self._whatever_stderr_does():
+                self._draw(done, total)
         elif now - self._said >= _PLAIN_EVERY:
             self._said = now
             rate = done / (now - self._began)
             left = f", {rate:,.0f}/s, {(total - done) / rate:,.0f} s left" if done else ""
             self.tell(f"{self._verb}: {done:,} of {total:,} pairs{left}")
 
+    def _draw(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from fusecli.cli.console import ProgressBar
+
+            self._bar = ProgressBar(self._verb, total)
+        self._bar.update(done)
+
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with self._whatever_stderr_does():
+                self._bar.close()
         if error[0] is None:
             self._say()

@@ -137,11 +137,11 @@ def fuse(
     with Progress("fuse", program.quiet, warnings=not program.table) as progress:
         report = fuse_files(options, progress.tell, progress.update, views.append)
     if program.table:
-        from fusecli.cli.render import print_report
+        from fusecli.cli.tables import print_report
 
         print_report(report)
     for view in views:
-        from fusecli.cli.render import print_map
+        from fusecli.cli.heatmap import print_map
 
         print_map(view)
     if program.as_json:

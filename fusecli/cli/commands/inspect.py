@@ -45,7 +45,7 @@ def inspect(inputs: InspectInput, program: JsonProgram) -> None:
     if program.as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
-        from fusecli.cli.render import print_inspection
+        from fusecli.cli.tables import print_inspection
 
         print_inspection(found)
     for problem in failed:

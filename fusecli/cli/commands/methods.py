@@ -79,7 +79,7 @@ def methods(inputs: MethodsInput, modules: ModuleSizes, program: JsonProgram) ->
         data = {"shapes": asdict(shapes), "methods": [asdict(row) for row in rows]}
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
         return
-    from fusecli.cli.render import print_methods
+    from fusecli.cli.tables import print_methods
 
     print_methods(shapes, rows)
 
