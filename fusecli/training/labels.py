@@ -1,0 +1,295 @@
+"""Labels as they are written, brought to the pairs: which pair has which, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fusecli.errors import PairsError, counted, shortened
+from fusecli.training.label_rows import ID, read_rows
+from fusecli.training.options import LabelOptions
+from fusecli.training.targets import Task
+
+LABEL, GROUP, SPLIT, WEIGHT = "label", "group", "split", "weight"
+_PART_OF = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+# A label as it is written: text, a number, a truth value, a list of tags, or nothing.
+Raw = str | int | float | bool | list[Any] | None
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of the pairs that have one.
+
+    Attributes:
+        source: the file that they come from, for messages.
+        column: their column.
+        rows: numbers of the pairs that have one, ascending.
+        ids: of those pairs.
+        values: their labels as written.
+        group: a name a pair, or None.
+        split: "train", "validation" or "test" a pair, or None.
+        weight: a number a pair, or None.
+    """
+
+    source: str
+    column: str
+    rows: tuple[int, ...]
+    ids: tuple[str, ...]
+    values: tuple[Raw, ...]
+    group: tuple[str, ...] | None
+    split: tuple[str, ...] | None
+    weight: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: Raw
+    group: Any
+    split: Any
+    weight: Any
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns; None: not there."""
+
+    label: str
+    group: str | None
+    split: str | None
+    weight: str | None
+
+
+def columns_wanted(options: LabelOptions) -> tuple[str, str, str, str]:
+    """The columns that are looked for: of the label, the group, the split and the weight."""
+    return options.column or LABEL, options.group or GROUP, SPLIT, WEIGHT
+
+
+def labels_of_file(options: LabelOptions, pair_ids: Sequence[str], tell: Tell) -> Labels:
+    """Read a table of labels and bring it to the pairs by id.
+
+    Args:
+        options: `file` is the table.
+        pair_ids: of all pairs, in their order.
+        tell: receives what is left out.
+
+    Raises:
+        UsageError: the file has another ending than those that can be read.
+        PairsError: a column is missing, an id comes twice, nothing matches, or (strict) not
+            every label has a pair and every pair a label.
+    """
+    file = options.file
+    assert file is not None
+    label, group, split, weight = columns_wanted(options)
+    table: dict[str, _Row] = {}
+    columns: set[str] = set()
+    for record in read_rows(file):
+        columns.update(record)
+        id = _id(record.get(ID), file)
+        if id in table:
+            raise PairsError(f"{file}: has the id {shortened(id)!r} twice: ids must differ")
+        table[id] = _Row(
+            record.get(label), record.get(group), record.get(split), record.get(weight)
+        )
+    if not table:
+        raise PairsError(f"{file}: has no rows")
+    _check_there(options, columns, file)
+    known = set(pair_ids)
+    orphans = [id for id in table if id not in known]
+    if len(orphans) == len(table):
+        raise PairsError(
+            f"{file}: no id is that of a pair: labels are of {shortened(orphans[0])!r}, ..., "
+            f"pairs are {shortened(pair_ids[0])!r}, ..."
+        )
+    unused = sorted(columns - {ID, label, group, split, weight})
+    if unused:
+        tell(f"note: {file}: not used: {shortened(', '.join(unused), 200)}")
+    return _matched(options, file, pair_ids, [table.get(id) for id in pair_ids], orphans, tell)
+
+
+def labels_of_pairs(
+    options: LabelOptions,
+    manifest: str,
+    pair_ids: Sequence[str],
+    extra: Sequence[Sequence[str]],
+    tell: Tell,
+) -> Labels:
+    """Labels from columns of the manifest.
+
+    Args:
+        options: names of columns.
+        manifest: its path, for messages.
+        pair_ids: of all pairs, in their order.
+        extra: of each pair, the values of `columns_wanted`; "" where there is none.
+        tell: receives what is left out.
+
+    Raises:
+        PairsError: as `labels_of_file`.
+    """
+    names = columns_wanted(options)
+    rows = [_Row(*values) for values in extra]
+    there = {
+        name for place, name in enumerate(names) if any(values[place] != "" for values in extra)
+    }
+    _check_there(options, there, manifest)
+    return _matched(options, manifest, pair_ids, list(rows), [], tell)
+
+
+def _check_there(options: LabelOptions, columns: set[str], file: str) -> None:
+    label, group, _, _ = columns_wanted(options)
+    listed = shortened(", ".join(sorted(columns)), 200) or "none"
+    if label not in columns:
+        remedy = "" if options.column else " (--label-column names another)"
+        raise PairsError(f"{file}: has no column {label}{remedy}: columns are {listed}")
+    if options.group is not None and group not in columns:
+        raise PairsError(f"{file}: has no column {group} (--group): columns are {listed}")
+    if label == ID:
+        raise PairsError(f"{file}: --label-column {ID}: an id tells pairs apart and is no label")
+
+
+def _id(value: Any, file: str) -> str:
+    if isinstance(value, str) and value:
+        return value
+    if type(value) is int:
+        return str(value)
+    raise PairsError(f"{file}: an id is {shortened(repr(value))}: expected text or a whole number")
+
+
+def _matched(
+    options: LabelOptions,
+    source: str,
+    pair_ids: Sequence[str],
+    found: list[_Row | None],
+    orphans: list[str],
+    tell: Tell,
+) -> Labels:
+    several = options.task == "multilabel" or (options.task is None and _any_bar(found))
+    kept: list[int] = []
+    missing: list[str] = []
+    empty: list[str] = []
+    for number, row in enumerate(found):
+        if row is None or is_missing(row.label):
+            if row is not None and several and row.label == "":
+                empty.append(pair_ids[number])
+            else:
+                missing.append(pair_ids[number])
+                continue
+        kept.append(number)
+    problems = []
+    if orphans:
+        problems.append(f"{_first(len(orphans), 'label', orphans[0])} without a pair")
+    if missing:
+        problems.append(f"{_first(len(missing), 'pair', missing[0])} without a label")
+    if problems and options.strict:
+        raise PairsError(f"--strict-pairs: {source}: {' and '.join(problems)}")
+    if not kept:
+        raise PairsError(
+            f"{source}: no pair has a label in the column {columns_wanted(options)[0]}"
+        )
+    if problems:
+        tell(f"warning: {source}: {' and '.join(problems)}: left out")
+    if empty:
+        tell(
+            f"note: {source}: {_first(len(empty), 'label', empty[0])} empty: taken as none of "
+            "the classes"
+        )
+    rows = [found[number] or _Row("", None, None, None) for number in kept]
+    ids = tuple(pair_ids[number] for number in kept)
+    return Labels(
+        source,
+        columns_wanted(options)[0],
+        tuple(kept),
+        ids,
+        tuple(row.label if row.label is not None else "" for row in rows),
+        _groups([row.group for row in rows], ids),
+        _splits([row.split for row in rows], ids, source),
+        _weights([row.weight for row in rows], ids, source),
+    )
+
+
+def _first(count: int, what: str, name: str) -> str:
+    return f"{counted(count, what)} (first {shortened(name)!r})"
+
+
+def _any_bar(found: Iterable[_Row | None]) -> bool:
+    return any(row is not None and isinstance(row.label, str) and "|" in row.label for row in found)
+
+
+def is_missing(value: Raw) -> bool:
+    """Whether there is no label: null, or nothing but blanks."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _groups(values: list[Any], ids: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Names of groups; a pair without one is a group of its own."""
+    if all(is_missing(value) for value in values):
+        return None
+    return tuple(
+        f"pair\0{id}" if is_missing(value) else str(value)
+        for value, id in zip(values, ids, strict=True)
+    )
+
+
+def _splits(values: list[Any], ids: tuple[str, ...], source: str) -> tuple[str, ...] | None:
+    if all(is_missing(value) for value in values):
+        return None
+    wrong = [
+        (id, value)
+        for id, value in zip(ids, values, strict=True)
+        if str(value or "").strip().lower() not in _PART_OF
+    ]
+    if wrong:
+        id, value = wrong[0]
+        raise PairsError(
+            f"{source}: {_first(len(wrong), 'pair', id)} with the split "
+            f"{shortened(str(value or ''))!r}: expected train, validation or test"
+        )
+    return tuple(_PART_OF[str(value).strip().lower()] for value in values)
+
+
+def _weights(values: list[Any], ids: tuple[str, ...], source: str) -> tuple[float, ...] | None:
+    if all(is_missing(value) for value in values):
+        return None
+    numbers = []
+    for id, value in zip(ids, values, strict=True):
+        number = number_of(value)
+        if number is None or not math.isfinite(number) or number < 0:
+            raise PairsError(
+                f"{source}: the weight of {shortened(id)!r} is {shortened(str(value))!r}: expected "
+                "a number, 0 or more"
+            )
+        numbers.append(number)
+    if not any(numbers):
+        raise PairsError(f"{source}: all weights are 0")
+    return tuple(numbers)
+
+
+def number_of(value: Any) -> float | None:
+    """The number that a value is or spells, NaN included; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def task_said(task: Task, told: bool, names: Sequence[str]) -> str:
+    """What is said about the task, in one line."""
+    how = "asked for" if told else "told by the labels; --task says another"
+    classes = ""
+    if names:
+        listed = ", ".join(shortened(name, 24) for name in names[:6])
+        classes = f", {len(names):,} classes: {listed}{', ...' if len(names) > 6 else ''}"
+    return f"note: task {task} ({how}){classes}"
