@@ -10,7 +10,7 @@ from typing import Any
 
 from fusecli.errors import PairsError, UsageError, shortened
 from fusecli.features.file import open_regular
-from fusecli.features.formats.npy import one_line
+from fusecli.features.formats.base import one_line
 
 ID = "id"
 _BATCH = 4096
@@ -121,3 +121,37 @@ def _check_columns(names: list[str], file: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise PairsError(f"{file}: has {names.count(name)} columns called {shortened(name)}")
+
+
+def columns_of(file: str, option: str) -> set[str]:
+    """The columns of a table, whether or not it has ids.
+
+    Raises:
+        UsageError, PairsError: as `read_rows`.
+    """
+    ending = os.path.splitext(file)[1].lower()
+    if ending == ".csv":
+        header = next(csv.reader(_lines(file), skipinitialspace=True), [])
+        return {name.strip() for name in header}
+    if ending == ".jsonl":
+        found: set[str] = set()
+        for line in _lines(file):
+            try:
+                record = json.loads(line) if not line.isspace() else {}
+            except (ValueError, RecursionError):
+                break  # the manifest's own reader says what is wrong
+            found.update(record if isinstance(record, dict) else ())
+        return found
+    if ending == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            return set()  # likewise
+        with open_regular(file) as handle:
+            try:
+                return set(parquet.ParquetFile(handle).schema_arrow.names)
+            except (OSError, ValueError):
+                return set()
+    raise UsageError(
+        f"{option} {file}: expected {', '.join(_READERS)}, found {ending or 'nothing'}"
+    )
