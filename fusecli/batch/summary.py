@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from fusecli.batch.worker import Result
 from fusecli.pairs.open import Unmatched
-from fusecli.report.report import Diagnosis
+from fusecli.report.report import Diagnosis, Note
 
 _FIRST = 5  # failures that are shown
 
@@ -28,6 +28,8 @@ class Summary:
         seconds: that the run took.
         diagnoses: by code, how many of the pairs of this run.
         examples: the first diagnosis of each code.
+        notes: by code, of how many pairs something was assumed or used without being asked for.
+        first_notes: the first note of each code.
         failures: id and reason of the first that failed.
         index: path of the index of packs.
     """
@@ -43,6 +45,8 @@ class Summary:
     seconds: float = 0.0
     diagnoses: dict[str, int] = field(default_factory=dict)
     examples: list[Diagnosis] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+    first_notes: list[Note] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     index: str | None = None
 
@@ -75,11 +79,17 @@ class Summary:
                 self.diagnoses[code] = 0
                 self.examples.append(diagnosis)
             self.diagnoses[code] += 1
+        for note in {each.code: each for each in result.notes}.values():
+            if note.code not in self.notes:
+                self.notes[note.code] = 0
+                self.first_notes.append(note)
+            self.notes[note.code] += 1
 
     def to_json(self) -> str:
         """As `--json` prints it."""
         data = asdict(self) | {"unmatched": self.unmatched.counts, "rate": round(self.rate, 1)}
         data["examples"] = [str(diagnosis) for diagnosis in self.examples]
+        data["first_notes"] = [str(note) for note in self.first_notes]
         data["seconds"] = round(self.seconds, 3)
         data["failures"] = [{"id": id, "error": error} for id, error in self.failures]
         return json.dumps(data, indent=2) + "\n"
@@ -90,6 +100,9 @@ class Summary:
         for diagnosis in self.examples:
             count = self.diagnoses[diagnosis.code]
             said.append(f"warning: {count:,} {'pair' if count == 1 else 'pairs'}: {diagnosis}")
+        for note in self.first_notes:
+            count = self.notes[note.code]
+            said.append(f"note: {count:,} {'pair' if count == 1 else 'pairs'}: {note}")
         said += [f"failed: {id}: {error}" for id, error in self.failures]
         if self.failed > len(self.failures):
             said.append(f"failed: {self.failed - len(self.failures):,} more, see the journal")

@@ -23,6 +23,7 @@ Side = Literal["image", "text"]
 
 LARGEST_SIZE = 1 << 20  # wider than any encoder; keeps a hostile header from costing anything
 MAX_RANK = 4
+_SMALLEST_WIDTH = 16  # of features that are not as wide as those of the other side
 _TOKEN_LETTER: dict[Side, str] = {"image": "P", "text": "T"}
 _BY_RANK: dict[Side, dict[int, str]] = {
     "image": {1: "D", 2: "PD", 3: "NPD"},
@@ -94,6 +95,7 @@ class PairShapes:
         image, text: the axes of both files.
         N: samples; 1 where neither file has an axis for them.
         image_shared: one image serves all N text samples.
+        text_shared: one text serves all N images.
         notes: what was taken to be the case, in words, where another reading was possible.
     """
 
@@ -102,6 +104,7 @@ class PairShapes:
     N: int
     image_shared: bool
     notes: tuple[str, ...] = field(default=())
+    text_shared: bool = False
 
     @property
     def T(self) -> int:  # noqa: N802
@@ -117,12 +120,12 @@ class PairShapes:
         return tuple(sizes[letter] for letter in self.output_letters_of(side))
 
     def map_shape(self, heads: int | None) -> tuple[int, ...]:
-        """Shape of the attention maps: `[N, H, T, P]`, N where the text has it, H where asked for.
+        """Shape of the attention maps: `[N, H, T, P]`, N where the result has it.
 
         Args:
             heads: H, or None for the mean over heads.
         """
-        stacked = (self.N,) if self.text.samples is not None else ()
+        stacked = (self.N,) if self.text.samples is not None or self.text_shared else ()
         return (*stacked, *(() if heads is None else (heads,)), self.T, self.P)
 
     @property
@@ -133,7 +136,8 @@ class PairShapes:
     def output_letters_of(self, side: str) -> str:
         """The letters of one side's result; cells of a feature map are tokens there."""
         own = self.text if side == "text" else self.image
-        samples = "N" if "N" in self.text.letters or "N" in own.letters else ""
+        stacked = "N" in self.text.letters or "N" in own.letters or self.text_shared
+        samples = "N" if stacked else ""
         tokens = _TOKEN_LETTER[own.side] if own.token_letters else ""
         return f"{samples}{tokens}D"
 
@@ -174,34 +178,119 @@ def match_pair(image: Axes, text: Axes, image_where: str, text_where: str) -> Pa
     """
     notes: list[str] = []
     both = f"{image_where} {_shown(image.shape)} and {text_where} {_shown(text.shape)}"
+    image = _rows_of_image(image, text, both, notes)
+    texts, images = text.samples, image.samples
+    several_texts, several_images = (texts or 1) > 1, (images or 1) > 1
+    if several_texts and several_images and texts != images:
+        raise ShapeError(f"{both}: {_other_counts(image, text)}")
+    if several_images and not several_texts:
+        _refuse_unclear_stack(image, text, both)
+        notes.append(f"one text is shared by all {images} images")
+    if several_texts and not several_images:
+        notes.append(f"one image is shared by all {texts} text samples")
+    return PairShapes(
+        image,
+        text,
+        max(texts or 1, images or 1),
+        several_texts and not several_images,
+        tuple(notes),
+        several_images and not several_texts,
+    )
+
+
+def _rows_of_image(image: Axes, text: Axes, both: str, notes: list[str]) -> Axes:
+    """The image's axes, where its rows may be the tokens of one image or a vector a sample."""
     N = text.samples
-    if N is not None and N > 1 and image.letters == "PD" and image.origin == "rank":
-        rows = image.shape[0]
-        if rows == N:
-            image = Axes("image", "ND", image.shape, f"as many rows as text samples ({N})")
-        elif rows != 1:
-            raise ShapeError(
-                f"{both}: the text has {N} samples, the image {rows} rows: say --image-axes PD "
-                f"if they are the tokens of one image for all samples, or give {N} rows"
-            )
-    images = image.samples
-    if N is None and images is not None and images > 1:
-        maps = ", or --image-axes DHW (HWD) for one feature map" if len(image.shape) == 3 else ""
+    if N is None or N == 1 or image.letters != "PD" or image.origin != "rank":
+        return image
+    rows = image.shape[0]
+    if rows == N:
+        notes.append(
+            f"the image's {rows} rows are read as one vector for each of the {N} text samples; "
+            "if they are the tokens of one image for all samples, say --image-axes PD"
+        )
+        return Axes("image", "ND", image.shape, f"as many rows as text samples ({N})")
+    if rows != 1:
         raise ShapeError(
-            f"{both}: the image has {images} samples, the text one: "
-            f"say --text-axes ND if each text row is a sample{maps}"
+            f"{both}: the text has {N} samples, the image {rows} rows: say --image-axes PD "
+            f"if they are the tokens of one image for all samples, or give {N} rows"
         )
-    if N is not None and images is not None and images not in (1, N):
-        maps = (
-            "; for one feature map for all samples say --image-axes DHW or HWD"
-            if image.letters == "NPD" and image.origin == "rank"
-            else ""
+    return image
+
+
+def _other_counts(image: Axes, text: Axes) -> str:
+    """Why two stacks do not belong together, and how they might be meant."""
+    images, texts = image.samples or 1, text.samples or 1
+    counts = f"the image has {images} samples, the text {texts}"
+    if is_sequence_first(image, text):
+        return (
+            f"{counts}, and both have {image.shape[1]} in their second axis: if that is the axis "
+            "of samples (torch's layout without batch_first), say --text-axes TND "
+            "--image-axes PND"
         )
-        raise ShapeError(f"{both}: the image has {images} samples, the text {N}{maps}")
-    shared = N is not None and N > 1 and (images is None or images == 1)
-    if shared:
-        notes.append(f"one image is shared by all {N} text samples")
-    return PairShapes(image, text, N or 1, shared, tuple(notes))
+    if maps := _map_names(image, text.width):
+        return f"{counts}; for one feature map for all samples say --image-axes {maps[0]}"
+    more, fewer = max(images, texts), min(images, texts)
+    if more % fewer == 0:
+        of = ("texts", "image") if texts > images else ("images", "text")
+        return (
+            f"{counts}: for {more // fewer} {of[0]} of each {of[1]}, list every pair in a manifest "
+            "with the columns image,image_row,text,text_row: fusecli batch --manifest FILE"
+        )
+    return counts
+
+
+def _refuse_unclear_stack(image: Axes, text: Axes, both: str) -> None:
+    """Raises:
+    ShapeError: the image may be a stack that shares one text, and may as well be something else.
+    """
+    images = image.samples or 1
+    counts = f"{both}: the image has {images} samples, the text one"
+    if text.letters == "TD" and text.origin == "rank" and text.shape[0] == images:
+        raise ShapeError(
+            f"{counts}, of as many rows: say --text-axes ND if each text row is a sample, or "
+            "--text-axes TD if they are the tokens of one text for all images"
+        )
+    if image.letters != "NPD" or image.origin != "rank":
+        return
+    if maps := _map_names(image, text.width):
+        raise ShapeError(
+            f"{counts}: say --image-axes {maps[0]} for one feature map, or --image-axes NPD for "
+            f"{images} images that share the text"
+        )
+    if image.shape[1] == 1 and "N" not in text.letters:
+        raise ShapeError(
+            f"{counts}: say --image-axes PND for {images} tokens of one image, or --image-axes "
+            f"NPD for {images} images that share the text"
+        )
+
+
+def is_sequence_first(image: Axes, text: Axes) -> bool:
+    """Whether two stacks may have their samples in the second axis.
+
+    That is torch's layout where batch_first is not set: `[T, N, D]` and `[P, N, D]`. The second
+    axes are then equal, which tokens of texts and images hardly ever are.
+    """
+    stacks = (image.letters, text.letters) == ("NPD", "NTD")
+    return stacks and image.origin == text.origin == "rank" and image.shape[1] == text.shape[1]
+
+
+def is_usual_width(size: int, other_width: int = 0) -> bool:
+    """Whether a size may be the width of features: a multiple of 8, or as wide as the others."""
+    return size == other_width or (size >= _SMALLEST_WIDTH and size % 8 == 0)
+
+
+def _map_names(image: Axes, other_width: int) -> list[str]:
+    """The names under which a stack by rank may be one feature map: "DHW", "HWD", or none."""
+    if image.letters != "NPD" or image.origin != "rank":
+        return []
+    first, second, third = image.shape
+    names = []
+    if is_usual_width(first, other_width) and first > max(second, third) and second == third:
+        names.append("DHW")
+    if is_usual_width(third, other_width) and third > first and first == second:
+        names.append("HWD")
+    return names
 
 
 def mask_shapes(axes: Axes, N: int) -> list[tuple[int, ...]]:
@@ -256,6 +345,14 @@ def _named_axes(side: Side, shape: tuple[int, ...], named: str, where: str) -> A
 
 def _refuse_impossible(axes: Axes, where: str) -> None:
     what = {"N": "no samples", "D": "features of width 0"}
+    token = axes.token_letters
+    if axes.origin == "rank" and axes.width == 1 and axes.tokens > 1 and len(token) == 1:
+        swapped = axes.letters.replace(f"{token}D", f"D{token}")
+        raise ShapeError(
+            f"{where}: the {axes.side} {_shown(axes.shape)} is read as {axes.tokens} tokens of "
+            f"width 1, which is no feature: say --{axes.side}-axes {swapped} if its axes are "
+            f"swapped, or --{axes.side}-axes {axes.letters} if it is one"
+        )
     for letter, size in zip(axes.letters, axes.shape, strict=True):
         if size == 0:
             raise ShapeError(

@@ -78,6 +78,7 @@ class TokenReader:
         mask: bool `[N, tokens]` or `[1, tokens]`, true for real tokens; None if all are.
         allow_nonfinite: let NaN and infinity pass.
         shared: the file holds one sample that serves every one of the job.
+        repeated: that sample is given once for every one of the job, and not just once.
         first: the sample's row, where one row of a stack is read; for messages.
         seen: statistics of the rows whose lengths were added so far.
     """
@@ -87,6 +88,7 @@ class TokenReader:
     mask: NDArray[np.bool_] | None = None
     allow_nonfinite: bool = False
     shared: bool = False
+    repeated: bool = False
     first: int | None = None
     seen: RowStatistics = field(default_factory=RowStatistics)
     _whole: NDArray[Any] | None = None
@@ -128,8 +130,11 @@ class TokenReader:
         elif self._own_masks:
             tokens = np.broadcast_to(tokens, (stop - start, *tokens.shape[1:]))
         tokens = np.ascontiguousarray(tokens)
-        norms = self._norms(tokens, start)
-        if self.shared and not self._own_masks and start > 0:
+        once = self.shared and not self._own_masks
+        norms = self._norms(tokens[:1] if once else tokens, start)
+        if self.repeated and len(tokens) < stop - start:
+            tokens = np.repeat(tokens, stop - start, axis=0)
+        if once and start > 0:
             return tokens, RowNorms(np.empty(0, np.float32))
         if mask is None:
             return tokens, RowNorms(norms.reshape(-1))

@@ -191,12 +191,13 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
                 None if mask is None else mask.rows,
                 o.allow_nonfinite,
                 shared,
+                repeated=given is inputs.text and shared,
             ),
             mask,
         )
         for given, axes, mask, shared in (
             (inputs.image, shapes.image, masks[0], shapes.image_shared),
-            (inputs.text, shapes.text, masks[1], False),
+            (inputs.text, shapes.text, masks[1], shapes.text_shared),
         )
     )
     notes = list(shapes.notes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.features.axes import Axes, PairShapes, Side
+from fusecli.features.axes import Axes, PairShapes, Side, is_sequence_first, is_usual_width
 from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
@@ -18,6 +18,7 @@ from fusecli.report.report import Diagnosis, Note
 Mask = NDArray[np.bool_]
 
 UNIFORM = 0.99  # mean entropy over log P from which attention is called uniform
+_WIDE = 256  # more tokens than this may be a width
 FLOAT16_MAX = 65504.0
 # bfloat16 keeps 8 bits: from here on its rounding moves a feature by 0.5, and scores by more.
 BFLOAT16_COARSE = 256.0
@@ -48,6 +49,7 @@ def of_pair(
         *found,
         *empty_image(image_mask),
         *same_row_counts(shapes.image, shapes.text, in_batch),
+        *sequence_first(shapes),
         *transposed(shapes.image, shapes.text.width),
         *transposed(shapes.text, shapes.image.width),
     ]
@@ -249,19 +251,55 @@ def same_row_counts(image: Axes, text: Axes, in_batch: bool = False) -> list[Dia
 
 
 def transposed(axes: Axes, other_width: int) -> list[Diagnosis]:
-    """Tokens and features look swapped: the token count is the width of the other side."""
+    """Tokens and features look swapped: not D but another axis has the size of a feature.
+
+    Args:
+        axes: of one side.
+        other_width: of the other side.
+    """
     tokens = axes.token_letters
-    if axes.origin != "rank" or len(tokens) != 1 or axes.width == other_width:
+    if axes.width == other_width or not tokens:
         return []
-    if axes.tokens != other_width:
+    what = f"the {axes.side} {list(axes.shape)} is read as {axes.tokens} tokens of width "
+    what += f"{axes.width}"
+    if axes.origin != "rank" or len(tokens) != 1:
+        longest = max(size for size in axes.shape)
+        odd = axes.width * 4 < longest and not is_usual_width(axes.width)
+        if axes.origin != f"--{axes.side}-axes" or not odd or not is_usual_width(longest):
+            return []
+        remedy = f"check --{axes.side}-axes {axes.letters}: D is the axis of features"
+        what += f", and another axis has {longest}, a usual width"
+        return [Diagnosis(f"{axes.side}-transposed", what, remedy)]
+    wide = axes.tokens >= _WIDE and axes.tokens % 8 == 0 and not is_usual_width(axes.width)
+    if axes.tokens == other_width:
+        what += f", but {axes.tokens} is the width of the other side"
+    elif wide and axes.width * 4 < axes.tokens:
+        what += f", but {axes.tokens} is the more usual width"
+    else:
         return []
     named = axes.letters[:-2] + "D" + tokens
     return [
         Diagnosis(
             f"{axes.side}-transposed",
-            f"the {axes.side} {list(axes.shape)} is read as {axes.tokens} tokens of width "
-            f"{axes.width}, but {axes.tokens} is the width of the other side",
+            what,
             f"if its axes are swapped say --{axes.side}-axes {named}",
+        )
+    ]
+
+
+def sequence_first(shapes: PairShapes) -> list[Diagnosis]:
+    """Stacks whose samples may lie in the second axis."""
+    image, text = shapes.image, shapes.text
+    if not is_sequence_first(image, text) or image.shape[1] == 1:
+        return []
+    tokens = image.shape[1]
+    return [
+        Diagnosis(
+            "sequence-first",
+            f"image {list(image.shape)} and text {list(text.shape)} are read as stacks whose "
+            f"samples have {tokens} tokens each; a second axis that is equal is usually that of "
+            "the samples (torch's layout without batch_first)",
+            "if it is, say --text-axes TND --image-axes PND (if not, NTD and NPD)",
         )
     ]
 

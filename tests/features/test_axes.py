@@ -172,6 +172,13 @@ def test_empty_files_are_refused(side, shape, named, what):
         (image(1, 4, 5), text(2, 3, 6), 2, 3, 4, True, (2, 3, 7)),
         (image(5, 2, 2, axes="DHW"), text(2, 3, 6), 2, 3, 4, True, (2, 3, 7)),
         (image(2, 2, 5, axes="HWD"), text(2, 6, axes="ND"), 2, 1, 4, True, (2, 7)),
+        # One text for all images.
+        (image(2, 4, 5), text(1, 3, 6), 2, 3, 4, False, (2, 3, 7)),
+        (image(2, 4, 5), text(3, 6), 2, 3, 4, False, (2, 3, 7)),
+        (image(2, 4, 5), text(6), 2, 1, 4, False, (2, 7)),
+        (image(2, 5, axes="ND"), text(3, 6), 2, 3, 1, False, (2, 3, 7)),
+        (image(2, 4, 5), text(2, 6, axes="TD"), 2, 2, 4, False, (2, 2, 7)),
+        (image(2, 5, 2, 2, axes="NHWD"), text(3, 6), 2, 3, 10, False, (2, 3, 7)),
         # A stack of one is a stack, and one image in a stack serves a single text.
         (image(4, 5), text(1, 3, 6), 1, 3, 4, False, (1, 3, 7)),
         (image(1, 4, 5), text(3, 6), 1, 3, 4, False, (3, 7)),
@@ -210,23 +217,43 @@ def test_an_image_with_as_many_rows_as_text_samples_is_read_as_samples():
         (image(3, 5, axes="ND"), text(2, 3, 6), "the image has 3 samples, the text 2"),
         # Next to equal stacks.
         (
-            image(3, 4, 5),
+            image(64, 7, 7),
             text(2, 3, 6),
-            "the image has 3 samples, the text 2; for one feature map for all samples say "
-            "--image-axes DHW or HWD",
+            "the image has 64 samples, the text 2; for one feature map for all samples say "
+            "--image-axes DHW",
+        ),
+        (
+            image(7, 7, 64),
+            text(2, 3, 6),
+            "the image has 7 samples, the text 2; for one feature map for all samples say "
+            "--image-axes HWD",
+        ),
+        (image(3, 4, 5), text(2, 3, 6), "the image has 3 samples, the text 2$"),
+        # The samples are in the second axes.
+        (
+            image(5, 3, 48),
+            text(7, 3, 32),
+            "the image has 5 samples, the text 7, and both have 3 in their second axis: if that "
+            "is the axis of samples .*, say --text-axes TND --image-axes PND",
+        ),
+        (
+            image(3, 5, 48),
+            text(15, 7, 32),
+            "the image has 3 samples, the text 15: for 5 texts of each image, list every pair in "
+            "a manifest with the columns image,image_row,text,text_row",
         ),
         (image(3, 5, 2, 2, axes="NDHW"), text(2, 3, 6), "the image has 3 samples, the text 2$"),
-        (image(2, 4, 5), text(1, 3, 6), "the image has 2 samples, the text 1"),
         # Next to one text.
         (
-            image(2, 4, 5),
+            image(3, 4, 5),
             text(3, 6),
-            "the image has 2 samples, the text one: say --text-axes ND if each text row is a "
-            r"sample, or --image-axes DHW \(HWD\) for one feature map",
+            "the image has 3 samples, the text one, of as many rows: say --text-axes ND if each "
+            "text row is a sample, or --text-axes TD if they are the tokens of one text",
         ),
         (image(2, 5, axes="ND"), text(2, 6), "the image has 2 samples, the text one"),
-        (image(2, 4, 5), text(6), "the image has 2 samples, the text one"),
-        (image(2, 5, 2, 2, axes="NHWD"), text(3, 6), "the image has 2 samples, the text one"),
+        (image(64, 7, 7), text(3, 6), "the text one: say --image-axes DHW for one feature map"),
+        (image(7, 7, 64), text(3, 6), "the text one: say --image-axes HWD for one feature map"),
+        (image(5, 1, 48), text(7, 32), "say --image-axes PND for 5 tokens of one image"),
         # Next to per-sample vectors on both sides.
         (image(2, 5, axes="ND"), text(3, 6, axes="ND"), "the image has 2 samples, the text 3"),
     ],
@@ -312,15 +339,14 @@ def test_the_output_is_the_text_with_the_module_s_width(image_letters, text_lett
         for side, letters in (("image", image_letters), ("text", text_letters))
     )
     image_axes, text_axes = axes
-    # Both have N samples, or one of them has none: refused only if the image alone has many.
-    if text_axes.samples is None and (image_axes.samples or 1) > 1:
-        with pytest.raises(ShapeError):
-            matched(image_axes, text_axes)
-        return
+    # Both have N samples, or one of them has none and is shared by all of the other.
     pair = matched(image_axes, text_axes)
-    assert pair.output_shape(width) == (*text_axes.shape[:-1], width)
-    assert pair.output_letters == text_letters
-    assert (text_axes.samples or 1) == pair.N
+    images = image_axes.samples or 1
+    shared = text_axes.samples is None and images > 1
+    assert pair.text_shared is shared
+    assert pair.output_shape(width) == (*([images] if shared else []), *text_axes.shape[:-1], width)
+    assert pair.output_letters == ("N" if shared else "") + text_letters
+    assert (images if shared else text_axes.samples or 1) == pair.N
     assert np.prod(pair.output_shape(width)) == pair.N * pair.T * width
 
 

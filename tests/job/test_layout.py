@@ -1,0 +1,249 @@
+"""What the axes of two files are taken to mean, what is said of it, and advice that is followed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusecli import FuseOptions, MapOptions, fuse_files
+from fusecli.batch import BatchOptions, ReadOptions, run_batch
+from fusecli.errors import DiagnosisError, ShapeError
+from fusecli.fusion.weights import ModuleOptions
+from fusecli.pairs.open import PairOptions
+from tests.job.test_fuse import assert_close, expected, fuse, noise, trained
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def codes(report):
+    return [diagnosis.code for diagnosis in report.diagnoses]
+
+
+def both_sides(image, text, output, **options):
+    np.save("image.npy", image)
+    np.save("text.npy", text)
+    fuse_files(
+        FuseOptions("image.npy", "text.npy", output, weights="w.safetensors", direction="both",
+                    force=True, **options)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("images", [1, 7, 5])
+def test_sequence_first_stacks_are_named_and_readable(images):
+    """torch's layout without batch_first: `[T, N, D]` and `[P, N, D]`."""
+    module = trained(image_dim=48, text_dim=32)
+    image, text = noise(images, 3, 48), noise(7, 3, 32, seed=1)
+    if images == 5:
+        with pytest.raises(ShapeError) as refused:
+            fuse(image, text)
+        advice = str(refused.value)
+    else:
+        _, report = fuse(image, text)
+        assert "sequence-first" in codes(report)
+        advice = next(str(found) for found in report.diagnoses if found.code == "sequence-first")
+    assert "--text-axes TND --image-axes PND" in advice
+    assert "DHW" not in advice
+    fused, report = fuse(image, text, text_axes="TND", image_axes="PND")
+    wanted = expected(module, image.swapaxes(0, 1).copy(), text.swapaxes(0, 1).copy())
+    assert fused.shape[:2] == (3, 7)
+    assert_close(fused, wanted)
+    assert "sequence-first" not in codes(report)
+
+
+def test_stacks_with_other_second_axes_are_read_without_a_word():
+    trained(image_dim=48, text_dim=32)
+    _, report = fuse(noise(7, 4, 48), noise(7, 3, 32))
+    assert codes(report) == []
+
+
+@pytest.mark.parametrize("texts", [(7, 32), (1, 7, 32), (32,)])
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_one_text_for_many_images_is_shared(texts, engine):
+    module = trained(image_dim=48, text_dim=32)
+    image, text = noise(8, 5, 48), noise(*texts, seed=1)
+    fused, report = fuse(image, text, engine=engine)
+    every = np.repeat(text.reshape(1, -1, 32), 8, axis=0)
+    wanted = expected(module, image, every)
+    assert_close(fused, wanted if len(texts) > 1 else wanted[:, 0])
+    assert "one text is shared by all 8 images" in report.notes
+
+
+def test_one_text_for_many_images_in_chunks_with_masks_maps_and_both_directions():
+    module = trained(image_dim=48, text_dim=32)
+    image, text = noise(40, 5, 48), noise(7, 32, seed=1)
+    seen, words = np.arange(5) < 1 + np.arange(40)[:, None] % 5, np.arange(7) < 4
+    np.save("im.npy", seen)
+    np.save("tm.npy", words)
+    fused, report = fuse(
+        image, text, image_mask="im.npy", text_mask="tm.npy", max_memory=20_000,
+        maps=MapOptions(attention="maps.npy"),
+    )  # fmt: skip
+    every = np.repeat(text[None], 40, axis=0)
+    wanted = expected(module, image, every, image_mask=seen) * words[None, :, None]
+    assert_close(fused, wanted)
+    maps = np.load("maps.npy")
+    assert maps.shape == (40, 7, 5)
+    assert_close(maps[:, :4].sum(axis=2), np.ones((40, 4), np.float32))
+    assert report.inputs["text"]["mask"]["real"] == 4
+    both_sides(image, text, "both.npz", max_memory=20_000)
+    both = np.load("both.npz")
+    assert_close(both["fused_text"], expected(module, image, every))
+    both_sides(image, every, "stacked.npz")
+    assert both["fused_image"].shape == (40, 5, 12)
+    assert_close(both["fused_image"], np.load("stacked.npz")["fused_image"])
+
+
+def test_a_text_with_a_row_an_image_is_not_shared_silently():
+    trained(image_dim=48, text_dim=32)
+    with pytest.raises(ShapeError, match="say --text-axes ND if each text row is a sample"):
+        fuse(noise(7, 5, 48), noise(7, 32))
+    fused, _ = fuse(noise(7, 5, 48), noise(7, 32), text_axes="ND")
+    assert fused.shape == (7, 12)
+    fused, _ = fuse(noise(7, 5, 48), noise(7, 32), text_axes="TD")
+    assert fused.shape == (7, 7, 12)
+
+
+@pytest.mark.parametrize(("shape", "named"), [((64, 7, 7), "DHW"), ((7, 7, 64), "HWD")])
+def test_a_feature_map_beside_one_text_is_named(shape, named):
+    module = trained(image_dim=64, text_dim=32)
+    image, text = noise(*shape), noise(5, 32, seed=1)
+    with pytest.raises(ShapeError, match=f"say --image-axes {named} for one feature map"):
+        fuse(image, text)
+    fused, _ = fuse(image, text, image_axes=named)
+    cells = image.reshape(64, 49).T if named == "DHW" else image.reshape(49, 64)
+    assert_close(fused, expected(module, np.ascontiguousarray(cells), text))
+
+
+def test_a_vector_for_each_text_is_told_where_it_is_a_guess():
+    module = trained(image_dim=48, text_dim=32)
+    image, text = noise(50, 48), noise(50, 4, 32, seed=1)
+    fused, report = fuse(image, text)
+    assert_close(fused, expected(module, image[:, None], text))
+    (note,) = [note for note in report.notes if "--image-axes PD" in note]
+    assert "the image's 50 rows are read as one vector for each of the 50 text samples" in note
+    fused, _ = fuse(image, text, image_axes="PD")
+    assert_close(fused, expected(module, np.repeat(image[None], 50, 0), text))
+
+
+def test_many_features_of_a_narrow_width_look_swapped():
+    image, text = noise(2048, 36), noise(6, 768, seed=1)
+    _, report = fuse(image, text, weights=None)
+    assert "image-transposed" in codes(report)
+    advice = next(d.remedy for d in report.diagnoses if d.code == "image-transposed")
+    assert "--image-axes DP" in advice
+    fused, report = fuse(image, text, weights=None, image_axes="DP")
+    assert "image-transposed" not in codes(report)
+    right, _ = fuse(np.ascontiguousarray(image.T), text, weights=None)
+    assert np.array_equal(fused, right)
+
+
+def test_a_width_of_one_is_no_feature():
+    image, text = noise(512, 1), noise(6, 768, seed=1)
+    with pytest.raises(ShapeError, match="width 1, which is no feature: say --image-axes DP"):
+        fuse(image, text, weights=None)
+    fused, _ = fuse(image, text, weights=None, image_axes="DP")
+    right, _ = fuse(image.T.copy(), text, weights=None)
+    assert np.array_equal(fused, right)
+
+
+def test_a_named_width_that_no_feature_has_is_told():
+    options = {"weights": None, "switches": ModuleOptions(dim=32)}
+    _, report = fuse(noise(7, 3, 48), noise(5, 32), image_axes="DHW", **options)
+    assert "image-transposed" in codes(report)
+    _, report = fuse(noise(48, 3, 7), noise(5, 32), image_axes="DHW", **options)
+    assert "image-transposed" not in codes(report)
+
+
+def test_several_texts_of_an_image_are_a_manifest_with_rows():
+    module = trained(image_dim=48, text_dim=32)
+    images, captions = noise(3, 5, 48), noise(15, 7, 32, seed=1)
+    with pytest.raises(ShapeError) as refused:
+        fuse(images, captions)
+    advice = str(refused.value)
+    assert "5 texts of each image" in advice
+    assert "image,image_row,text,text_row" in advice
+    assert "DHW" not in advice
+    lines = [f"image.npy,{row // 5},text.npy,{row}" for row in range(15)]
+    Path("m.csv").write_text("\n".join(["image,image_row,text,text_row", *lines]) + "\n")
+    summary = run_batch(BatchOptions(PairOptions(manifest="m.csv"), "out", weights="w.safetensors"))
+    assert (summary.done, summary.failed) == (15, 0)
+    for row in range(15):
+        made = np.load(f"out/text/{row}.npy")
+        assert_close(made, expected(module, images[row // 5], captions[row]))
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("samples", [None, 6])
+def test_an_inverted_mask_is_diagnosed(side, samples, monkeypatch):
+    """torch's key_padding_mask is true for padding; only the zeros of the padding take part."""
+    trained(image_dim=48, text_dim=32)
+    shapes = {"image": (5, 48), "text": (7, 32)}
+    arrays = {
+        name: noise(*(() if samples is None else (samples,)), *shape, seed=len(name))
+        for name, shape in shapes.items()
+    }
+    tokens = shapes[side][0]
+    padding = np.zeros((samples or 1, tokens), bool)
+    padding[:, 3:] = True
+    padding[: (samples or 1) // 2] = np.arange(tokens) > 0
+    if samples is None:
+        padding = padding[0]
+    arrays[side][padding] = 0
+    np.save("mask.npy", padding)
+    _, report = fuse(**arrays, **{f"{side}_mask": "mask.npy"})
+    found = next(d for d in report.diagnoses if d.code == f"{side}-mask-inverted")
+    if samples:
+        assert "in 6 of 6 samples with padding" in found.message
+    np.save("mask.npy", ~padding)
+    _, report = fuse(**arrays, **{f"{side}_mask": "mask.npy"})
+    assert f"{side}-mask-inverted" not in codes(report)
+
+
+def test_an_inverted_mask_of_some_samples_is_counted_and_strict_fails():
+    trained(image_dim=48, text_dim=32)
+    image, text = noise(6, 5, 48), noise(6, 7, 32)
+    mask = np.ones((6, 5), bool)
+    mask[:, 3:] = False
+    image[:4, 3:] = 0
+    image[4:, :3] = 0
+    np.save("mask.npy", mask)
+    _, report = fuse(image, text, image_mask="mask.npy")
+    found = next(d for d in report.diagnoses if d.code == "image-mask-inverted")
+    assert "in 2 of 6 samples with padding" in found.message
+    with pytest.raises(DiagnosisError, match="the mask seems to mark padding"):
+        fuse(image, text, image_mask="mask.npy", strict=True)
+
+
+def test_a_batch_says_of_masks_and_layouts_what_a_job_says(tmp_path):
+    trained(image_dim=48, text_dim=32)
+    Path("i").mkdir()
+    Path("t").mkdir()
+    image, text, mask = noise(5, 48), noise(7, 32), np.arange(5) > 2
+    image[mask] = 0
+    np.savez("i/a.npz", image=image, image_mask=mask)  # inverted
+    np.savez("i/b.npz", image=image, image_mask=~mask)
+    np.save("i/c.npy", noise(20, 48))
+    for name in "ab":
+        np.save(f"t/{name}.npy", text)
+    np.save("t/c.npy", noise(20, 32))
+    told = []
+    summary = run_batch(
+        BatchOptions(PairOptions("i", "t"), "out", weights="w.safetensors"), told.append
+    )
+    assert summary.done == 3
+    assert summary.diagnoses == {"image-mask-inverted": 1, "rows-are-samples": 1}
+    assert summary.notes == {"mask-used": 2}
+    lines = "\n".join(summary.lines())
+    assert "note: 2 pairs: i/a.npz[image_mask] is used as the image mask" in lines
+    assert "warning: 1 pair: i/a.npz: all image tokens that the mask calls real are zero" in lines
+    ignored = run_batch(
+        BatchOptions(
+            PairOptions("i", "t"), "out2", weights="w.safetensors",
+            reading=ReadOptions(image_mask=False),
+        )
+    )  # fmt: skip
+    assert ignored.notes == {}
