@@ -194,8 +194,9 @@ class PairReader:
         matched = match_inputs(inputs, self._options)
         shapes = matched.shapes
         if shapes.N != 1:
+            many = image if shapes.text_shared else text
             raise ShapeError(
-                f"{text.where}: {list(text.stored.shape)} holds {shapes.N} samples, expected the "
+                f"{many.where}: {list(many.stored.shape)} holds {shapes.N} samples, expected the "
                 "tokens of one: `fusecli fuse` takes stacks, and a manifest with the columns "
                 "image_row and text_row takes their rows"
             )

@@ -853,7 +853,7 @@ def test_types_may_differ_from_pair_to_pair(cli, pairs, dtype):
             np.zeros((2, DI + 1)),
             "but a module as wide as most of the batch's first pairs takes 24 and 32",
         ),
-        (np.zeros((2, 3, DI)), "the image has 2 samples"),
+        (np.zeros((2, 3, DI)), "images/1/0010.npy: [2, 3, 24] holds 2 samples, expected the"),
         (np.zeros((2, 3, 4, DI)), "can be read in two ways"),
         (np.zeros((0, DI)), "no tokens"),
         (np.array(["a"]), "holds strings"),

@@ -239,7 +239,10 @@ def test_a_batch_says_of_masks_and_layouts_what_a_job_says(tmp_path):
     assert summary.notes == {"mask-used": 2}
     lines = "\n".join(summary.lines())
     assert "note: 2 pairs: i/a.npz[image_mask] is used as the image mask" in lines
-    assert "warning: 1 pair: i/a.npz: all image tokens that the mask calls real are zero" in lines
+    assert (
+        "warning: 1 pair: i/a.npz[image]: all image tokens that the mask calls real are zero"
+        in lines
+    )
     ignored = run_batch(
         BatchOptions(
             PairOptions("i", "t"), "out2", weights="w.safetensors",
