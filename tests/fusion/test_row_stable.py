@@ -1,5 +1,9 @@
 """Products in which no row's bits depend on the others."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,3 +99,37 @@ def test_a_library_that_minds_the_place_is_found_out(monkeypatch):
 
 def test_vectors_are_not_multiplied_with():
     assert is_row_stable([np.zeros(5, np.float32)])
+
+
+COMPANY = """
+import sys
+import os
+import subprocess
+import sys
+
+import numpy as np
+from fusecli.batch import BatchOptions, run_batch
+from fusecli.pairs.open import PairOptions
+
+run_batch(BatchOptions(PairOptions("image", "text"), "out"))
+"""
+
+
+@pytest.mark.parametrize("kernel", ["Haswell", "Zen", None])
+@pytest.mark.parametrize(("P", "T", "D"), [(49, 8, 768), (5, 7, 96), (1, 3, 64)])
+def test_copies_of_one_pair_come_out_alike_with_every_kernel(folder, kernel, P, T, D):
+    rng = np.random.default_rng(0)
+    pair = {"image": rng.standard_normal((P, D), np.float32)}
+    pair["text"] = rng.standard_normal((T, D), np.float32)
+    for side, array in pair.items():
+        (folder / side).mkdir()
+        for k in range(9):
+            np.save(folder / side / f"{k}.npy", array)
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    if kernel is not None:
+        env["OPENBLAS_CORETYPE"] = kernel
+    done = subprocess.run(
+        [sys.executable, "-c", COMPANY], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len({(folder / "out" / f"{k}.npy").read_bytes() for k in range(9)}) == 1

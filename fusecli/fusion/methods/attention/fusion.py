@@ -199,7 +199,10 @@ def build_attention(
     operands = prepare(weights, folded_for, plan, arrays)
     if computing.row_stable and isinstance(arrays, NumpyArrays):
         matrices = [matrix for matrix in vars(operands.matrices).values() if matrix is not None]
-        if is_row_stable(matrices):
+        # Row-stable products are run on one thread each; the probe has to be as well.
+        with one_thread_a_product():
+            row_stable = is_row_stable(matrices)
+        if row_stable:
             arrays = RowStableArrays()
     return AttentionFusion(operands, arrays, device, threads, computing.direction, gate)
 
