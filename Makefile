@@ -7,7 +7,7 @@ DEMO   := $(VENV)/.made-demo
 DEV    := $(VENV)/.made-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check coverage man clean
+.PHONY: help demo test quick fuzz check coverage man clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ test: $(DEV) ## all tests
 quick: $(DEV) ## the tests that are not marked slow or ray
 	@echo "make quick: the tests that are not marked slow or ray; about a minute on two cores."
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray"
+
+fuzz: $(DEV) ## 20,000 damaged versions of every record that is read back
+	@echo "make fuzz: 20,000 damaged versions of every record; two hours or so."
+	FUSECLI_FUZZ=20000 $(BIN)/python -m pytest -n 2 tests/faults/test_fuzz.py
 
 check: $(DEV) ## ruff and mypy
 	@echo "make check: ruff and mypy; half a minute."
