@@ -6,7 +6,7 @@ says which (`show_default`). Groups are never compared or printed, and start-up 
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
@@ -133,6 +133,18 @@ class Reading(Tensors):
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in the features.")
     ] = False
+    allow_integers: Annotated[
+        bool,
+        typer.Option("--allow-integers", help="Accept whole numbers without a scale as features."),
+    ] = False
+    mask_style: Annotated[
+        Literal["keep", "padding", "additive", "lengths"] | None,
+        typer.Option(
+            help="What masks hold whose names do not say it: 1 = real (keep), 1 = padding, 0 = "
+            "real and large negatives (additive), or counts of real tokens (lengths).",
+            show_default="told from names and numbers",
+        ),
+    ] = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

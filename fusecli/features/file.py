@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from io import BufferedIOBase, BufferedReader, FileIO, RawIOBase
 from typing import TYPE_CHECKING, cast
 
-from fusecli.errors import FeatureFileError, refuse_empty_name, shown_path
+from fusecli.errors import FeatureFileError, refuse_empty_name, shortened, shown_path
 from fusecli.features.formats.npy import npy_from_stream
 from fusecli.features.formats.table import READABLE_ENDINGS, format_of
 from fusecli.features.tensor import StoredTensor
@@ -46,6 +46,18 @@ class FeatureFile:
     def where(self) -> str:
         """The file, for messages."""
         return shown_path(self.name)
+
+    @property
+    def listed(self) -> str:
+        """The tensors there are, for messages."""
+        if list(self.tensors) == [""]:
+            return "it holds one tensor, without a name"
+        shown = [
+            f"{shortened(key, 40)} {list(tensor.shape)}"
+            for key, tensor in sorted(self.tensors.items())
+        ]
+        more = f", and {len(shown) - 12} more" if len(shown) > 12 else ""
+        return "there are " + ", ".join(shown[:12]) + more
 
     def close(self) -> None:
         """Close the file; its tensors cannot be read any more."""

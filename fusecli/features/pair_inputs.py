@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
-from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
+from fusecli.features.masks import MaskStyle, choose_mask, read_mask, the_mask_of
+from fusecli.features.select import choose_tensor, tensor_of
 from fusecli.features.tensor import InMemory, StoredTensor
 
 MaskOrigin = Literal["option", "beside the features", "manifest"]
@@ -31,6 +32,8 @@ class ReadOptions:
         image_mask, text_mask: false ignores masks, stored beside the features or listed.
         allow_empty_image: pairs without a real token to attend to pass.
         allow_nonfinite: NaN and infinity pass.
+        allow_integers: whole numbers without a scale are features.
+        mask_style: what the numbers of masks mean whose names do not say it.
     """
 
     image_key: str | None = None
@@ -41,6 +44,8 @@ class ReadOptions:
     text_mask: bool = True
     allow_empty_image: bool = False
     allow_nonfinite: bool = False
+    allow_integers: bool = False
+    mask_style: MaskStyle | None = None
 
 
 @dataclass(slots=True)
@@ -131,7 +136,13 @@ class UsedMask:
         return f"{self.stored.where} is used as the {self.side} mask"
 
 
-def choose_input(file: FeatureFile, side: Side, key: str | None, row: int | None) -> SideInput:
+def choose_input(
+    file: FeatureFile,
+    side: Side,
+    key: str | None,
+    row: int | None,
+    allow_integers: bool = False,
+) -> SideInput:
     """The tensor of one side in an open file.
 
     Args:
@@ -139,11 +150,12 @@ def choose_input(file: FeatureFile, side: Side, key: str | None, row: int | None
         side: which side.
         key: the tensor's key, or None: by the usual names.
         row: the sample of a stack that is read, or None for the whole tensor.
+        allow_integers: whole numbers without a scale are features.
 
     Raises:
-        FeatureFileError: no such tensor, or several that could be meant.
+        FeatureFileError: no such tensor, several that could be meant, or no features.
     """
-    return SideInput(file, choose_tensor(file, side, key), row)
+    return SideInput(file, choose_tensor(file, side, key, allow_integers), row)
 
 
 def match_inputs(inputs: PairInputs, options: ReadOptions) -> MatchedInputs:
@@ -214,11 +226,22 @@ def check_row(side: Side, given: SideInput, samples: int) -> None:
         )
 
 
-def mask_beside(given: SideInput, side: Side, two_tensors: bool) -> StoredTensor | None:
-    """The mask stored beside the features of one side; None where there is none."""
+def mask_beside(
+    given: SideInput,
+    axes: Axes,
+    N: int,
+    two_tensors: bool,
+    style: MaskStyle | None = None,
+    by_name_only: bool = False,
+) -> StoredTensor | None:
+    """The mask stored beside the features of one side; None where there is none.
+
+    Args and Raises: those of `choose_mask`.
+    """
     if len(given.file.tensors) == 1:
         return None
-    return choose_mask(given.file, side, two_tensors)
+    key = given.stored.key
+    return choose_mask(given.file, key, axes, N, two_tensors, style, by_name_only)
 
 
 def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
@@ -227,7 +250,7 @@ def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
     Raises:
         FeatureFileError: no such tensor, or several that could be meant.
     """
-    return the_mask_of(file, side) if key is None else choose_tensor(file, side, key)
+    return the_mask_of(file, side) if key is None else tensor_of(file, key)
 
 
 def use_mask(
@@ -237,6 +260,7 @@ def use_mask(
     found: MaskOrigin,
     row: int | None = None,
     stack: Axes | None = None,
+    style: MaskStyle | None = None,
 ) -> UsedMask:
     """Read a mask; of a stack of masks only the row of its features.
 
@@ -247,19 +271,20 @@ def use_mask(
         found: how it was found.
         row: the row that is cut from the features' stack, or None.
         stack: the axes of that stack.
+        style: what its numbers mean, where its name does not say it.
 
     Raises:
         ShapeError: its shape is not that of the tokens.
         FeatureFileError: it holds something other than marks, or masks every text token.
     """
     if row is None or stack is None:
-        rows = read_mask(stored, axes, N)
+        rows = read_mask(stored, axes, N, style)
     elif stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):
         part = stored.raw_part(0, row, row + 1)
         cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=InMemory(part))
-        rows = read_mask(cut, axes, 1)
+        rows = read_mask(cut, axes, 1, style)
     else:  # one mask for all samples, or an error that names the shapes of the whole stack
-        rows = read_mask(stored, stack, stack.samples or 1)
+        rows = read_mask(stored, stack, stack.samples or 1, style)
     if axes.side == "text" and not rows.any():
         raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
     return UsedMask(axes.side, stored, rows, found)

@@ -1,139 +1,185 @@
-"""Which tensor of a file is meant, and which is its mask."""
+"""Which tensor of a file is meant, and what is said of the others."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
 
-from fusecli.errors import FeatureFileError, ShapeError, shortened
-from fusecli.features.axes import Axes, mask_shapes
+from fusecli.errors import FeatureFileError, shortened
+from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
+from fusecli.features.masks import is_known_mask
+from fusecli.features.quantized import Dequantized, dequantized
 from fusecli.features.tensor import StoredTensor
 
 # The names encoders and their users give: first those that say which side they are, then
 # those that say only that they are features.
-_NAMES = {
+_NAMES: dict[Side, tuple[str, ...]] = {
     "image": ("image", "image_features", "image_embeds", "image_embeddings", "image_feat"),
     "text": ("text", "text_features", "text_embeds", "text_embeddings", "text_feat"),
 }
 _EITHER = ("last_hidden_state", "hidden_states", "features", "embeddings", "embeds")
-_MASKS = {"image": ("image_mask", "image_attention_mask"), "text": ("text_mask",)}
-_EITHER_MASK = "attention_mask"
-_ALL_MASKS = (*_MASKS["image"], *_MASKS["text"], _EITHER_MASK)
+_NO_FEATURES = ("scale", "scales", "zero_point", "zero_points", "labels", "label")
 
 
-def choose_tensor(file: FeatureFile, side: str, key: str | None) -> StoredTensor:
+def choose_tensor(
+    file: FeatureFile, side: Side, key: str | None, allow_integers: bool = False
+) -> StoredTensor:
     """Find the features of one side in a file.
 
     Args:
         file: the open file.
         side: "image" or "text".
         key: what `--image-key` / `--text-key` says, or None to go by the usual names.
+        allow_integers: whole numbers without a scale are features too.
+
+    Returns:
+        The tensor; whole numbers with a scale beside them as the numbers they stand for.
 
     Raises:
         FeatureFileError: no such key, or several tensors and none (or more than one) with a
-            usual name; the message lists the keys there are.
+            usual name (the message lists the keys there are); the only tensor is named after the
+            other side; whole numbers that nothing makes features.
     """
-    chosen = file.tensors.get(_chosen_key(file, side, key))
-    if chosen is None:
-        raise FeatureFileError(f"{file.where}: has no tensor {key!r}: {_keys(file)}")
-    chosen.check_readable()
-    return chosen
+    stored = tensor_of(file, _chosen_key(file, side, key))
+    stored.check_readable()
+    if not stored.dtype.startswith(("int", "uint")):
+        return stored
+    real = dequantized(file, stored)
+    if real is not None:
+        return real
+    if not allow_integers:
+        raise FeatureFileError(_refused_integers(stored, side))
+    return stored
 
 
-def choose_mask(file: FeatureFile, side: str, text_only: bool) -> StoredTensor | None:
-    """Find a mask stored beside the features of one side; None where there is none.
-
-    Args:
-        file: the file of the features.
-        side: "image" or "text".
-        text_only: both sides' features are in this file, as two tensors, and a bare
-            `attention_mask` is the tokenizer's and so the text's.
-    """
-    names = [name for name in _MASKS[side] if name in file.tensors]
-    if _EITHER_MASK in file.tensors and not (text_only and side == "image"):
-        names.append(_EITHER_MASK)
-    return file.tensors[names[0]] if names else None
-
-
-def the_mask_of(file: FeatureFile, side: str) -> StoredTensor:
-    """The mask in a file given as `--image-mask` / `--text-mask`.
+def tensor_of(file: FeatureFile, key: str) -> StoredTensor:
+    """The tensor of a key.
 
     Raises:
-        FeatureFileError: several tensors and none with a usual name.
+        FeatureFileError: there is none.
     """
-    if len(file.tensors) == 1:
-        return next(iter(file.tensors.values()))
-    for name in (*_MASKS[side], _EITHER_MASK, "mask"):
-        if name in file.tensors:
-            return file.tensors[name]
-    raise FeatureFileError(f"{file.where}: none of its tensors is called a mask: {_keys(file)}")
+    if key not in file.tensors:
+        raise FeatureFileError(f"{file.where}: has no tensor {key!r}: {file.listed}")
+    return file.tensors[key]
 
 
-def read_mask(stored: StoredTensor, axes: Axes, N: int) -> NDArray[np.bool_]:
-    """Read a mask and bring it to one row of tokens a sample.
+def notes_on_tensors(file: FeatureFile, used: Mapping[str, str]) -> list[str]:
+    """What a person is told of a file of several tensors: which were taken, which were not.
 
     Args:
-        stored: the mask; 1 or true is a real token, 0 is padding.
-        axes: of the features it belongs to.
-        N: samples of the job.
-
-    Returns:
-        bool `[N, tokens]`, or `[1, tokens]` where one row holds for all samples.
-
-    Raises:
-        ShapeError: its shape is not that of the tokens.
-        FeatureFileError: it holds something other than 0 and 1.
+        file: the file.
+        used: what each tensor is used as, by its key.
     """
-    allowed = mask_shapes(axes, N)
-    if stored.shape not in allowed:
-        wanted = " or ".join(str(list(shape)) for shape in allowed)
-        raise ShapeError(
-            f"{stored.where}: the {axes.side} mask has shape {list(stored.shape)}, "
-            f"expected {wanted} for features {list(axes.shape)} (read as {axes.letters}); "
-            f"--{axes.side}-mask none ignores a stored mask"
-        )
-    values = stored.read()
-    other = np.argwhere((values != 0) & (values != 1))
-    if len(other):
-        place = other[0].tolist()
-        raise FeatureFileError(
-            f"{stored.where}: a mask holds 1 for a real token and 0 for padding, found "
-            f"{values[tuple(place)]:g} at {place}"
-        )
-    return values.reshape(-1, axes.tokens).astype(bool)
+    notes = []
+    taken = []
+    for key, role in used.items():
+        stored = file.tensors.get(key)
+        if stored is not None:
+            taken.append(f"{shortened(key, 40)} {list(stored.shape)} is the {role}")
+    left = [key for key in sorted(file.tensors) if key not in used]
+    if len(file.tensors) > 1:
+        shown = [f"{shortened(key, 40)} {list(file.tensors[key].shape)}" for key in left[:12]]
+        more = f" and {len(left) - 12} more" if len(left) > 12 else ""
+        rest = f"; not used: {', '.join(shown)}{more}" if left else ""
+        notes.append(f"{file.where}: {', '.join(taken)}{rest}")
+    return notes
 
 
-def _chosen_key(file: FeatureFile, side: str, key: str | None) -> str:
+def note_on_scale(stored: StoredTensor) -> list[str]:
+    """What a person is told of features that were whole numbers with a scale."""
+    source = stored.source
+    if not isinstance(source, Dequantized):
+        return []
+    return [f"{stored.where}: {source.stored.dtype} dequantized with {' and '.join(source.keys)}"]
+
+
+def scale_keys(stored: StoredTensor) -> tuple[str, ...]:
+    """Keys of the scale and the zero point that a tensor was dequantized with."""
+    return stored.source.keys if isinstance(stored.source, Dequantized) else ()
+
+
+def _refused_integers(stored: StoredTensor, side: Side) -> str:
+    bits = (
+        "; bits of bfloat16 are saved as .safetensors with .view(torch.bfloat16)"
+        if stored.dtype in ("uint16", "int16")
+        else ""
+    )
+    scale = (
+        "; for quantized features store their scale beside them, as scale"
+        if stored.dtype in ("int8", "uint8")
+        else ""
+    )
+    return (
+        f"{stored.where}: holds whole numbers ({stored.dtype} {list(stored.shape)}), which are "
+        f"usually token numbers or pixels and no {side} features: give the encoder's "
+        f"last_hidden_state{bits}{scale}; say --allow-integers if they are features"
+    )
+
+
+def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     if key is not None:
         return key
     names = list(file.tensors)
-    if len(names) == 1:
-        return names[0]
     other = _NAMES["text" if side == "image" else "image"]
-    left = [name for name in names if name not in _ALL_MASKS and name not in other]
-    for usual in (_NAMES[side], _EITHER):
-        found = [name for name in left if name in usual]
-        if len(found) == 1:
-            return found[0]
-        if found:
+    if len(names) == 1:
+        if _base(names[0]) in other[1:]:
             raise FeatureFileError(
-                f"{file.where}: {' and '.join(found)} could both be the {side}: "
-                f"say --{side}-key {found[0]} or --{side}-key {found[1]}"
+                f"{file.where}: its only tensor is called {names[0]}, and it is given as the "
+                f"{side}: give the two files in the order IMAGE TEXT, or say --{side}-key "
+                f"{names[0]}"
             )
+        return names[0]
+    left = [name for name in names if not is_known_mask(name) and _base(name) not in other]
+    found = {usual: [name for name in left if _base(name) in usual] for usual in _usual(side)}
+    own, either = found.values()
+    for several in (own, either):
+        if len(several) > 1:
+            tokens = _most_tokens(file, several)
+            if tokens is not None:
+                return tokens
+            raise FeatureFileError(
+                f"{file.where}: {' and '.join(several)} could both be the {side}: "
+                f"say --{side}-key {several[0]} or --{side}-key {several[1]}"
+            )
+        if several:
+            break
+    if own:
+        both = any(_base(name) in other for name in names)
+        better = None if both or not either else _most_tokens(file, [*own, *either])
+        return better or own[0]
+    if either:
+        return either[0]
+    left = [name for name in left if not _base(name).endswith(_NO_FEATURES)]
     if len(left) == 1:
         return left[0]
     raise FeatureFileError(
         f"{file.where}: none of its tensors is known as {side} features, "
-        f"say --{side}-key: {_keys(file)}"
+        f"say --{side}-key: {file.listed}"
     )
 
 
-def _keys(file: FeatureFile) -> str:
-    if list(file.tensors) == [""]:
-        return "it holds one tensor, without a name"
-    shown = [
-        f"{shortened(key, 40)} {list(tensor.shape)}" for key, tensor in sorted(file.tensors.items())
-    ]
-    more = f", and {len(shown) - 12} more" if len(shown) > 12 else ""
-    return "there are " + ", ".join(shown[:12]) + more
+def _usual(side: Side) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return _NAMES[side], _EITHER
+
+
+def _most_tokens(file: FeatureFile, names: list[str]) -> str | None:
+    """The one tensor that has tokens where the others are one vector a sample, if there is one.
+
+    A pooled vector `[1, 48]` or `[N, 48]` beside tokens `[1, 50, 48]` or `[N, 50, 48]`.
+    """
+    most = max(names, key=lambda name: len(file.tensors[name].shape))
+    shape = file.tensors[most].shape
+    for name in names:
+        pooled = file.tensors[name].shape
+        if name == most:
+            continue
+        fewer = len(pooled) < len(shape) and pooled[:-1] in ((), (1,), shape[:-2])
+        single = len(pooled) == len(shape) == 2 and pooled[0] == 1 < shape[0]
+        if not (fewer or single):
+            return None
+    return most
+
+
+def _base(key: str) -> str:
+    """The last part of a key that leads through nested dicts."""
+    return key.rpartition(".")[2]

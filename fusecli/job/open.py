@@ -12,10 +12,12 @@ from fusecli.features.atomic import check_target
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.formats.table import WRITABLE_ENDINGS
+from fusecli.features.masks import MaskStyle
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
     ReadOptions,
+    SideInput,
     UsedMask,
     check_widths,
     choose_input,
@@ -24,6 +26,7 @@ from fusecli.features.pair_inputs import (
     match_inputs,
     use_mask,
 )
+from fusecli.features.select import note_on_scale, notes_on_tensors, scale_keys
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
@@ -57,6 +60,8 @@ class FuseOptions:
         pool: "mean", "max" or "first": one vector a pair besides, or None.
         seed: of initial weights where no weights are given; None means 0.
         image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
+        allow_integers: whole numbers without a scale are features.
+        mask_style: what the numbers of masks mean whose names do not say it.
         maps: what is wanted of attention besides.
         reports: .json paths the report is written to.
         provenance: hash the inputs for the report (reads them once more).
@@ -85,6 +90,8 @@ class FuseOptions:
     strict: bool = False
     allow_empty_image: bool = False
     allow_nonfinite: bool = False
+    allow_integers: bool = False
+    mask_style: MaskStyle | None = None
     maps: MapOptions = field(default_factory=MapOptions)
     reports: tuple[str, ...] = ()
     provenance: bool = False
@@ -108,6 +115,8 @@ class FuseOptions:
             text_mask=self.text_mask != "none",
             allow_empty_image=self.allow_empty_image,
             allow_nonfinite=self.allow_nonfinite,
+            allow_integers=self.allow_integers,
+            mask_style=self.mask_style,
         )
 
 
@@ -179,8 +188,8 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     o.maps.check_method(config.method, o.direction)
     check_widths(shapes, inputs, _expected_widths(o, config))
     masks = [
-        _find_mask("image", inputs, shapes, o.image_mask),
-        _find_mask("text", inputs, shapes, o.text_mask),
+        _find_mask("image", inputs, shapes, o.image_mask, o.mask_style),
+        _find_mask("text", inputs, shapes, o.text_mask, o.mask_style),
     ]
     image, text = (
         JobSide(
@@ -204,6 +213,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     if seed is not None:
         notes.append(untrained_note(o.weights, seed, config))
     notes += [note.message for note in diagnose.used_masks(*masks)]
+    notes += _tensor_notes(inputs, masks)
     sides = query_sides(o.direction)
     config.check_directions(sides, o.weights)
     for asking in sides:
@@ -292,8 +302,8 @@ def _open_inputs(o: FuseOptions, stack: ExitStack) -> PairInputs:
     if not same:
         text_file = stack.enter_context(open_features(o.text))
     return PairInputs(
-        choose_input(image_file, "image", o.image_key, None),
-        choose_input(text_file, "text", o.text_key, None),
+        choose_input(image_file, "image", o.image_key, None, o.allow_integers),
+        choose_input(text_file, "text", o.text_key, None, o.allow_integers),
     )
 
 
@@ -330,7 +340,11 @@ def _expected_widths(o: FuseOptions, config: FusionConfig) -> ExpectedWidths:
 
 
 def _find_mask(
-    side: Side, inputs: PairInputs, shapes: PairShapes, option: str | None
+    side: Side,
+    inputs: PairInputs,
+    shapes: PairShapes,
+    option: str | None,
+    style: MaskStyle | None,
 ) -> UsedMask | None:
     """The mask of one side: that of the option, or the one beside the features."""
     axes = shapes.image if side == "image" else shapes.text
@@ -338,7 +352,30 @@ def _find_mask(
         return None
     if option is not None:
         with open_features(option) as file:
-            return use_mask(mask_in(file, side, None), axes, shapes.N, "option")
+            return use_mask(mask_in(file, side, None), axes, shapes.N, "option", style=style)
     given = inputs.image if side == "image" else inputs.text
-    beside = mask_beside(given, side, inputs.two_tensors)
-    return None if beside is None else use_mask(beside, axes, shapes.N, "beside the features")
+    N = axes.samples or 1
+    beside = mask_beside(given, axes, N, inputs.two_tensors, style)
+    if beside is None:
+        return None
+    return use_mask(beside, axes, shapes.N, "beside the features", style=style)
+
+
+def _tensor_notes(inputs: PairInputs, masks: list[UsedMask | None]) -> list[str]:
+    """Which tensor of a file of several is used as what, and which are not used."""
+    notes: list[str] = []
+    used: dict[int, tuple[FeatureFile, dict[str, str]]] = {}
+    sides: tuple[tuple[Side, SideInput], ...] = (("image", inputs.image), ("text", inputs.text))
+    for (side, given), mask in zip(sides, masks, strict=True):
+        _, roles = used.setdefault(id(given.file), (given.file, {}))
+        if given.stored.key is not None:
+            both = given.stored.key in roles
+            roles[given.stored.key] = "image and the text" if both else side
+        for key in scale_keys(given.stored):
+            roles.setdefault(key, f"{side}'s scale or zero point")
+        if mask is not None and mask.found == "beside the features" and mask.stored.key:
+            roles.setdefault(mask.stored.key, f"{side} mask")
+        notes += note_on_scale(given.stored)
+    for file, roles in used.values():
+        notes += notes_on_tensors(file, roles)
+    return notes

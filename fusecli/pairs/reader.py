@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import ShapeError
-from fusecli.features.axes import Axes, PairShapes, Side, mask_shapes
+from fusecli.features.axes import Axes, PairShapes, Side
 from fusecli.features.file_cache import Opener, raw_row
 from fusecli.features.pair_inputs import (
     MatchedInputs,
@@ -178,9 +178,10 @@ class PairReader:
         else:
             image_file = self._files.open(image.file, image.key, stack, image.row is not None)
             text_file = self._files.open(text.file, text.key, stack, text.row is not None)
+        whole = o.allow_integers
         return PairInputs(
-            choose_input(image_file, "image", image.key or o.image_key, image.row),
-            choose_input(text_file, "text", text.key or o.text_key, text.row),
+            choose_input(image_file, "image", image.key or o.image_key, image.row, whole),
+            choose_input(text_file, "text", text.key or o.text_key, text.row, whole),
         )
 
     def _match(self, inputs: PairInputs) -> _Known:
@@ -233,15 +234,16 @@ class PairReader:
                 stored = mask_in(file, side, listed.key)
                 if not part:
                     stored = stored.loaded()
-                return use_mask(stored, of_row, 1, "manifest", given.row, stack_axes)
-        beside = mask_beside(given, side, inputs.two_tensors)
+                style = self._options.mask_style
+                return use_mask(stored, of_row, 1, "manifest", given.row, stack_axes, style)
+        whole, style = stack_axes or of_row, self._options.mask_style
+        # In a file of tensors by id most are of other pairs.
+        by_id = features.key is not None
+        N = whole.samples or 1
+        beside = mask_beside(given, whole, N, inputs.two_tensors, style, by_id)
         if beside is None:
             return None
-        if features.key is not None:
-            whole = stack_axes or of_row
-            if beside.shape not in mask_shapes(whole, whole.samples or 1):
-                return None  # a tensor of other pairs, in a file of tensors by id
-        return use_mask(beside, of_row, 1, "beside the features", given.row, stack_axes)
+        return use_mask(beside, of_row, 1, "beside the features", given.row, stack_axes, style)
 
     def _side(
         self,

@@ -536,7 +536,7 @@ for _name, _array, _says in (
     ("rank_4", np.ones((1, 2, 2, 8), np.float32), "--image-axes NDHW"),
     ("rank_5", np.ones((1, 1, 1, 3, 8), np.float32), "rank 5"),
     ("several_samples", np.ones((3, 2, 8), np.float32), "3 samples, the text one"),
-    ("a_width_beyond_any", np.ones((1, (1 << 20) + 1), np.uint8), "1,048,576|too wide"),
+    ("a_width_beyond_any", np.ones((1, (1 << 20) + 1), np.float16), "1,048,576|too wide"),
 ):
     CASES.append(pytest.param(partial(saved, _array), _says, id=f"image_of_{_name}"))
 hostile_bytes("width 0", ".npy", {"image_without_end_or_width": npy(header((10**18, 0)), b"")})

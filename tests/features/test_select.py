@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import read_axes
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.select import choose_mask, choose_tensor, read_mask, the_mask_of
+from fusecli.features.masks import choose_mask, read_mask, the_mask_of
+from fusecli.features.select import choose_tensor
 from fusecli.features.tensor import InMemory, StoredTensor
 
 RNG = np.random.default_rng(0)
@@ -30,6 +31,10 @@ def holding(*keys: str) -> FeatureFile:
         key: StoredTensor("a.npz", key, (3, 8), "float32", 96, InMemory(IMAGE)) for key in keys
     }
     return FeatureFile("a.npz", tensors)
+
+
+def named(key: str, shape: tuple[int, ...]) -> StoredTensor:
+    return StoredTensor("a.npz", key, shape, "int64", 24, InMemory(np.ones(shape, np.int64)))
 
 
 def chosen(side: str, *keys: str) -> str | None:
@@ -158,7 +163,10 @@ def test_report_says_which_key_was_read(folder: Path, cli: Callable, write: Call
 def test_mask_beside_the_features_is_found(
     side: str, keys: list[str], shared: bool, expected: str | None
 ) -> None:
-    found = choose_mask(holding(*keys), side, shared)
+    masks = {key: named(key, (3,)) for key in keys if "mask" in key}
+    file = holding(*keys)
+    file.tensors.update(masks)
+    found = choose_mask(file, side, read_axes(side, (3, 8), None, "a.npz"), 1, shared)
     assert (found and found.key) == expected
 
 

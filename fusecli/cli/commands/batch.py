@@ -237,6 +237,8 @@ def _batch_options(
             text_mask=inputs.text_mask is None,
             allow_empty_image=inputs.allow_empty_image,
             allow_nonfinite=inputs.allow_nonfinite,
+            allow_integers=inputs.allow_integers,
+            mask_style=inputs.mask_style,
         ),
         device=computing.device,
         dtype=computing.dtype,

@@ -1,0 +1,123 @@
+"""Whole numbers that stand for others: a scale, and a zero point, beside them in the file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError
+from fusecli.features.file import FeatureFile
+from fusecli.features.tensor import Buffer, StoredTensor
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """(stored - zero point) * scale, as float32.
+
+    Attributes:
+        stored: the whole numbers.
+        scale, zero_point: float32, of as many axes, each as long as the tensor's or 1.
+        keys: where they lie, for notes.
+    """
+
+    stored: StoredTensor
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.float32] | None
+    keys: tuple[str, ...]
+
+    problem: None = None
+    c_ordered = False
+
+    def raw(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        return self._real(self.stored.raw(), (slice(None),) * len(shape))
+
+    def raw_part(
+        self, shape: tuple[int, ...], axis: int, start: int, stop: int, buffer: Buffer | None
+    ) -> NDArray[Any]:
+        cut = (slice(None),) * axis + (slice(start, stop),)
+        return self._real(self.stored.raw_part(axis, start, stop), cut)
+
+    def _real(self, whole: NDArray[Any], cut: tuple[slice, ...]) -> NDArray[np.float32]:
+        values = whole.astype(np.float32)
+        if self.zero_point is not None:
+            values -= _cut(self.zero_point, cut)
+        values *= _cut(self.scale, cut)
+        return values
+
+
+def _cut(numbers: NDArray[np.float32], cut: tuple[slice, ...]) -> NDArray[np.float32]:
+    """The part that belongs to a slice of the tensor; axes of length 1 hold for all of it."""
+    return numbers[
+        tuple(part if numbers.shape[axis] > 1 else slice(None) for axis, part in enumerate(cut))
+    ]
+
+
+def dequantized(file: FeatureFile, stored: StoredTensor) -> StoredTensor | None:
+    """A tensor of whole numbers with its scale; None where no scale is beside it.
+
+    Args:
+        file: which holds it.
+        stored: the whole numbers.
+
+    Raises:
+        FeatureFileError: a scale or zero point that does not fit.
+    """
+    if stored.key is None:
+        return None
+    scale = _beside(file, stored.key, ("scale", "scales"))
+    if scale is None:
+        return None
+    zero = _beside(file, stored.key, ("zero_point", "zero_points", "zero"))
+    used = [each for each in (scale, zero) if each is not None]
+    parts = [_aligned(each, stored) for each in used]
+    source = Dequantized(
+        stored, parts[0], parts[1] if zero is not None else None, tuple(str(e.key) for e in used)
+    )
+    nbytes = 4 * math.prod(stored.shape)
+    return replace(stored, dtype="float32", nbytes=nbytes, source=source)
+
+
+def _beside(file: FeatureFile, key: str, names: tuple[str, ...]) -> StoredTensor | None:
+    first = key.split("_")[0]
+    before = (f"{key}_", f"{key}.", f"{first}_", "features_", "feature_", "quant_", "")
+    for start in before:
+        for name in names:
+            if start + name in file.tensors and start + name != key:
+                return file.tensors[start + name]
+    return None
+
+
+def _aligned(numbers: StoredTensor, stored: StoredTensor) -> NDArray[np.float32]:
+    """One number, one a row, one a channel or one a sample, with axes to match the tensor.
+
+    Raises:
+        FeatureFileError: its shape is none of these, or two of them.
+    """
+    shape, rank = stored.shape, len(stored.shape)
+    found = numbers.shape
+    ones = (1,) * rank
+    if math.prod(found) == 1:
+        return numbers.read().reshape(ones)
+    possible = {
+        (*shape[:-1], 1) if found == shape[:-1] else None,
+        (*ones[1:], shape[-1]) if found == shape[-1:] else None,
+        (shape[0], *ones[1:]) if found == shape[:1] and rank > 1 else None,
+    }
+    if len(found) == rank and all(f in (1, s) for f, s in zip(found, shape, strict=True)):
+        possible.add(found)
+    possible.discard(None)
+    if len(possible) != 1:
+        why = (
+            "could be one a row or one a channel" if possible else "fits neither rows nor channels"
+        )
+        raise FeatureFileError(
+            f"{numbers.where}: {list(found)} {why} of {stored.where} {list(shape)}: store it with "
+            f"as many axes, such as {[*shape[:-1], 1]} or {[*ones[1:], shape[-1]]}"
+        )
+    (aligned,) = possible
+    assert aligned is not None
+    return numbers.read().reshape(aligned)
