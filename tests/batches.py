@@ -15,11 +15,12 @@ DT, DI = 32, 24  # widths of the texts and images made here
 
 # The command line with small steps: a stop at any moment finds something half done.
 PROGRAM = """
+import functools
 import os
 import sys
 import time
-from fusecli.batch import run
-from fusecli.batch.store import files, packs
+import fusecli.batch
+from fusecli.batch.tuning import Tuning
 from fusecli.cli.main import main
 
 def in_pieces(descriptor, buffers):
@@ -32,10 +33,9 @@ def in_pieces(descriptor, buffers):
     return len(data)
 
 pause = 0
-run._WINDOW = 8
-files._EVERY_S = packs._EVERY_S = 0
-files.write_all = packs.write_all = in_pieces
+tuning = Tuning(window_pairs=8, commit_seconds=0, write_all=in_pieces)
 {more}
+fusecli.batch.run_batch = functools.partial(fusecli.batch.run_batch, tuning=tuning)
 main(sys.argv[1:])
 """
 

@@ -1,4 +1,4 @@
-"""What `fusecli batch` can be told."""
+"""The options of `fusecli batch`."""
 
 from __future__ import annotations
 
@@ -69,6 +69,9 @@ class BatchOptions:
         seed: of initial weights where no weights are given; None means 0.
         workers: threads that read and fuse, or workers on Ray; None is what the pairs, or the
             cluster, are worth.
+        verify: compare what is in the inputs, not only their names, sizes and times.
+        prune: remove the results of pairs that are no longer among the inputs.
+        strict: a pair with a diagnosis fails.
         max_memory: bytes that results under way may take.
     """
 
@@ -94,6 +97,9 @@ class BatchOptions:
     workers: int | None = None
     max_memory: int = MAX_MEMORY
     ray: RayOptions | None = None
+    verify: bool = False
+    prune: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", os.fspath(self.output))
@@ -155,6 +161,8 @@ class BatchOptions:
         if self.ending in self.refused and (self.format or self.pairs.manifest is None):
             raise UsageError(f"--format {self.written}: {self.refused[self.ending]}")
         self._check_ray()
+        if self.prune and self.shard is not None:
+            raise UsageError("--prune is about all pairs: run it once without --shard")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, found {self.workers}")
         if self.force and self.retry_failed:

@@ -117,6 +117,10 @@ class PairChecks:
             image.tokens, text.tokens, image.mask, text.mask, known.tensors, diagnoses, notes
         )
 
+    def close(self) -> None:
+        """Close the files that are kept open."""
+        self._reader.close()
+
     def _refuse_empty(self, read: PairFeatures) -> None:
         if self._spec.reading.allow_empty_image:
             return

@@ -1,156 +1,148 @@
-"""From options and the first pairs to a spec: settled once, and kept to by what follows."""
+"""From options and the first pairs to a run's spec: decided once, and kept by what follows."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.store.run_record import RunRecord
+from fusecli.batch.weights import RunWeights, read_run_weights
 from fusecli.errors import FuseError
 from fusecli.features.axes import PairShapes
-from fusecli.fusion.backend.device import resolve_device
+from fusecli.fusion.backend.device import one_thread_a_product, resolve_device
 from fusecli.fusion.build import check_engine
-from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.literals import Engine
 from fusecli.fusion.options import initial_config
 from fusecli.fusion.results import query_sides
-from fusecli.fusion.weights import WeightsFile, config_of, open_weights, read_weights
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
-from fusecli.report.report import sha256_of
 
-_LOOKED_AT = 64  # pairs whose headers say what is typical
-_SEARCHED = 1000  # for the first of them that can be read
+_TYPICAL_OF = 64  # pairs whose headers say what is typical
+_MOST_TRIED = 1000  # until one of them can be read
 
 
-def settle(
-    o: BatchOptions, pairs: Iterable[Pair], total: int, recorded: dict[str, Any] | None
-) -> FusionSpec:
-    """Decide on the module, the engine and the order of products.
+def resolve(
+    options: BatchOptions, pairs: Iterable[Pair], total: int, recorded: RunRecord | None
+) -> tuple[FusionSpec, RunWeights]:
+    """Decide on the module, the engine and the order of products, and read the weights.
 
     Args:
-        o: the options.
+        options: of the run.
         pairs: all of them, from the first.
         total: how many there are.
         recorded: what an earlier part of the run wrote down; what the options leave open is
             taken from it.
 
     Raises:
-        FuseError: the options, the weights or the first pairs do not serve.
+        FuseError: the options, the weights or the first pairs are not usable.
     """
-    kept = recorded or {}
-    computing = kept.get("computing", {})
-    with ExitStack() as stack:
-        weights = sha256 = None
-        if o.weights is not None:
-            weights = open_weights(o.weights)
-            stack.enter_context(weights.file)
-            sha256 = sha256_of(weights.file)
-        shapes: list[PairShapes] = []
-        if "chosen_for" not in kept:
-            shapes = _first_shapes(o, pairs)
-        config, seed, assumed = _choose_config(o, weights, _widths(kept, shapes))
-        gate = _gate(config, weights, seed)
-    check_engine(config, o.engine)
-    config.check_directions(query_sides(o.direction), o.weights)
-    sizes = tuple(kept["chosen_for"][letter] for letter in "NTP") if "chosen_for" in kept else None
+    shapes: list[PairShapes] = []
+    if recorded is None:
+        shapes = _first_shapes(options, pairs)
+        sizes = _typical(shapes, total)
+        widths = shapes[0].image.width, shapes[0].text.width
+    else:  # as the run began, whatever comes first now
+        sizes = recorded.chosen_for.N, recorded.chosen_for.T, recorded.chosen_for.P
+        widths = recorded.module.image_dim, recorded.module.text_dim
+    weights = _weights(options, widths)
+    config = weights.config
+    check_engine(config, options.engine)
+    config.check_directions(query_sides(options.direction), options.weights)
+    device = engine = threads = None
+    if recorded is not None:
+        computing = recorded.computing
+        device, engine, threads = computing.device, computing.engine, computing.threads
     spec = FusionSpec(
         config=config,
-        weights=o.weights,
-        sha256=sha256,
-        seed=seed,
-        direction=o.direction,
-        pool=o.pool,
-        gate=gate,
-        reading=o.reading,
-        device=_open_choice(_elsewhere(o), computing.get("device")),
-        dtype=o.dtype,
-        engine=cast(Engine, _open_choice(o.engine, computing.get("engine"))),
-        threads=computing.get("threads"),
-        out_dtype=o.out_dtype,
-        sizes=sizes or _typical(shapes, total),
-        heads_assumed=assumed,
+        weights=options.weights,
+        sha256=weights.sha256,
+        seed=weights.seed,
+        direction=options.direction,
+        pool=options.pool,
+        gate=float(weights.load({"gate": slice(None)})["gate"][0]) if config.gate else None,
+        reading=options.reading,
+        device=_open_choice(_device(options), device),
+        dtype=options.dtype,
+        engine=cast(Engine, _open_choice(options.engine, engine)),
+        threads=threads,
+        out_dtype=options.out_dtype,
+        sizes=sizes,
+        heads_assumed=weights.heads_assumed,
+        strict=options.strict,
     )
-    if o.ray is not None and spec.device != "cpu":
-        return replace(spec, engine="torch")  # this machine may not have what workers have
-    return _resolved(spec)
+    if options.ray is not None and spec.device != "cpu":
+        return replace(spec, engine="torch"), weights  # this machine may not have what workers have
+    return _resolved(spec, weights), weights
 
 
-def _elsewhere(o: BatchOptions) -> str:
-    """The device that was said, or what workers on Ray are given."""
-    if o.ray is None or o.device != "auto":
-        return o.device
-    return "cuda" if o.ray.gpus_per_worker else "cpu"
+def _device(options: BatchOptions) -> str:
+    """The device that was given, or what workers on Ray are given."""
+    if options.ray is None or options.device != "auto":
+        return options.device
+    return "cuda" if options.ray.gpus_per_worker else "cpu"
 
 
-def _open_choice(said: str, recorded: str | None) -> str:
-    return said if said != "auto" or recorded is None else recorded
+def _open_choice(given: str, recorded: str | None) -> str:
+    return given if given != "auto" or recorded is None else recorded
 
 
-def _first_shapes(o: BatchOptions, pairs: Iterable[Pair]) -> list[PairShapes]:
-    looking = PairReader(o.reading)
+def _first_shapes(options: BatchOptions, pairs: Iterable[Pair]) -> list[PairShapes]:
+    headers = PairReader(options.reading)
+    try:
+        return _usual_shapes(headers, pairs)
+    finally:
+        headers.close()
+
+
+def _usual_shapes(headers: PairReader, pairs: Iterable[Pair]) -> list[PairShapes]:
     shapes: list[PairShapes] = []
     first: FuseError | None = None
-    for index, pair in enumerate(islice(pairs, _SEARCHED)):
-        if index >= _LOOKED_AT and shapes:
+    for index, pair in enumerate(islice(pairs, _MOST_TRIED)):
+        if index >= _TYPICAL_OF and shapes:
             break
         try:
-            shapes.append(looking.shapes(pair))
+            shapes.append(headers.shapes(pair))
         except FuseError as error:
             first = first or error
+        except OSError as error:
+            first = first or FuseError(f"{pair.image.file}: cannot be read: {error.strerror}")
     if not shapes and first is not None:
         raise type(first)(f"none of the first pairs can be read, the first because of {first}")
     # One pair of other widths among them fails like any other; it does not decide.
     widths = Counter((s.image.width, s.text.width) for s in shapes)
-    usual = max(widths, key=lambda each: widths[each])
+    usual = max(widths, key=lambda pair: widths[pair])
     return [s for s in shapes if (s.image.width, s.text.width) == usual]
 
 
 def _typical(shapes: list[PairShapes], total: int) -> tuple[int, int, int]:
     # Pairs with one image token have an order of their own.
-    some = [s.P for s in shapes if s.P > 1] or [1]
+    several = [s.P for s in shapes if s.P > 1] or [1]
     T = statistics.median_high(s.T for s in shapes)
-    return total, T, statistics.median_high(some)
+    return total, T, statistics.median_high(several)
 
 
-def _widths(kept: dict[str, Any], shapes: list[PairShapes]) -> tuple[int, int]:
-    """Of image and text, as the run began with them, whatever comes first now."""
-    if "chosen_for" in kept:
-        return kept["module"]["image_dim"], kept["module"]["text_dim"]
-    return shapes[0].image.width, shapes[0].text.width
+def _weights(options: BatchOptions, widths: tuple[int, int]) -> RunWeights:
+    if options.weights is not None:
+        return read_run_weights(options.weights, options.switches)
+    where = "a text of the first pairs"
+    config, seed = initial_config(options.switches, options.seed, *widths, where)
+    return RunWeights(config, None, seed)
 
 
-def _choose_config(
-    o: BatchOptions, weights: WeightsFile | None, widths: tuple[int, int]
-) -> tuple[FusionConfig, int | None, bool]:
-    if weights is not None:
-        config, assumed = config_of(weights, o.switches)
-        return config, weights.seed, assumed
-    config, seed = initial_config(o.switches, o.seed, *widths, "a text of the first pairs")
-    return config, seed, False
-
-
-def _gate(config: FusionConfig, weights: WeightsFile | None, seed: int | None) -> float | None:
-    if not config.gate:
-        return None
-    rows = {"gate": slice(None)}
-    if weights is None:
-        return float(initial_weights(config, seed or 0, rows)["gate"][0])
-    return float(read_weights(weights, rows)["gate"][0])
-
-
-def _resolved(spec: FusionSpec) -> FusionSpec:
+def _resolved(spec: FusionSpec, weights: RunWeights) -> FusionSpec:
     """The same with the engine and device that "auto" stands for here, and torch's threads."""
     if spec.engine == "auto" or spec.device == "auto":
-        asking = query_sides(spec.direction)[0]
-        fusion = spec.build(asking, spec.sizes[2 if asking == "text" else 1] == 1)
+        query = query_sides(spec.direction)[0]
+        # What is tried out here is kept for the work, which is done under the same condition.
+        with one_thread_a_product():
+            one_token = spec.sizes[2 if query == "text" else 1] == 1
+            fusion = spec.build(query, one_token, weights)
         # Which of several equal devices computes is no matter: jobs of an array see other numbers.
         device = fusion.device.partition(":")[0]
         spec = replace(spec, engine=fusion.engine, device=device)

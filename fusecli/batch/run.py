@@ -1,61 +1,81 @@
-"""One run: pairs in, results out, in order, with what is left to do found out by the journal."""
+"""One run: pairs in, results out, in order; the journal tells what is left to do."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.resolve import settle
+from fusecli.batch.previous import todo
+from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.source import files_of
 from fusecli.batch.store.encode import Encoder
-from fusecli.batch.store.files import FileSink
-from fusecli.batch.store.folder import OutputFolder, described
-from fusecli.batch.store.journal import DONE, FAILED, Entry, PreviousResults, fingerprint
-from fusecli.batch.store.packs import PackSink, write_index
+from fusecli.batch.store.entries import removed_entry
+from fusecli.batch.store.files import FileSink, file_exists
+from fusecli.batch.store.folder import OutputFolder
+from fusecli.batch.store.history import PreviousResults, latest_entries
+from fusecli.batch.store.journal import Entry
+from fusecli.batch.store.layout import shard_of
+from fusecli.batch.store.locks import check_platform
+from fusecli.batch.store.pack_headers import PackHeaders
+from fusecli.batch.store.pack_index import write_index
+from fusecli.batch.store.packs import PackSink
+from fusecli.batch.store.run_record import LayoutRecord, RunRecord
 from fusecli.batch.summary import Summary
-from fusecli.batch.worker import Fuser, Result
-from fusecli.errors import FuseError, UsageError
+from fusecli.batch.threads import ThreadWorkers
+from fusecli.batch.tuning import Tuning
+from fusecli.batch.weights import RunWeights
+from fusecli.batch.worker import Fuser, PairFeaturesReader, Result
+from fusecli.errors import DiagnosisError, FuseError, UsageError
+from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
 from fusecli.job.open import untrained_note
 from fusecli.pairs.open import Pair, PairSource, open_pairs
 from fusecli.report import diagnoses as diagnose
 
-_WINDOW = 256  # pairs handed over at once: enough that handing over costs nothing
-_FIRST_WINDOW = 8  # until it is known how large results are
-
 Tell = Callable[[str], None]
 Report = Callable[[int, int], None]
+_DEFAULT = Tuning()
 
 
 class Sink(Protocol):
     """Where results go."""
 
-    def put(self, results: list[Result]) -> None: ...
-    def counts(self, entry: Entry) -> bool: ...
-    def there(self, pair: Pair, size: int) -> bool: ...
-    def withdraw(self, pair: Pair) -> None: ...
+    def write(self, results: list[Result]) -> None: ...
+    def is_valid(self, entry: Entry) -> bool: ...
+    def exists(self, pair: Pair, size: int) -> bool: ...
+    def delete_result(self, pair: Pair) -> None: ...
+    def delete_entry(self, entry: Entry) -> None: ...
+    def commit(self) -> None: ...
     def finish(self) -> None: ...
-    def abandon(self) -> None: ...
+    def rollback(self) -> None: ...
+
+
+class Workers(Protocol):
+    """What fuses pairs."""
+
+    def __iter__(self) -> Iterator[list[Result]]: ...
+    def drain(self) -> Iterator[list[Result]]: ...
+    def close(self) -> None: ...
 
 
 def run_batch(
-    o: BatchOptions,
+    options: BatchOptions,
     tell: Tell = lambda line: None,
     progress: Report = lambda done, total: None,
+    tuning: Tuning = _DEFAULT,
 ) -> Summary:
     """Fuse every pair that is not done yet; can be stopped at any moment and run again.
 
     Args:
-        o: what to do.
+        options: what to do.
         tell: receives notes and warnings for people, one line each, as they are known.
         progress: receives pairs done and pairs in all.
+        tuning: amounts that do not show in the results.
 
     Returns:
         What was done. Pairs that failed are in it; they do not end the run.
@@ -64,114 +84,248 @@ def run_batch(
         FuseError: what concerns the whole run; what was done until then stays.
     """
     began = time.monotonic()
-    o.check()
-    _refuse_inputs_inside(o)
-    if o.ray is not None:
+    check_platform()
+    options.check()
+    if options.ray is not None:
         from fusecli.batch.ray.cluster import check_ray
-        from fusecli.batch.ray.pool import worked_on_ray
 
-        check_ray(o.ray)
-    source = open_pairs(o.pairs)
+        check_ray(options.ray)
+    _refuse_inputs_inside(options)
+    source = open_pairs(options.pairs)
     with ExitStack() as stack:
-        folder = OutputFolder(o.output, o.shard)
+        protected = ProtectedFiles(lambda: _protected(options, source))
+        folder = OutputFolder(options.output, options.shard, protected, tuning)
         stack.callback(folder.leave)
-        spec = _begin(o, folder, source)
-        for note in _notes(o, spec, source):
+        spec, weights = _begin(options, folder, source)
+        for note in _notes(options, spec, source):
             tell(note)
-        sink = _sink(o, spec, folder)
-        stack.callback(sink.abandon)
-        summary = Summary(o.output, None if o.shard is None else f"{o.shard.index}/{o.shard.of}")
-        summary.unmatched = source.unmatched
-        history = PreviousResults(folder.journals, sink.counts)
-        earlier: dict[str, bool] = {}
-        todo = _todo(o, source, history, sink, summary, earlier)
-        total = -(-(source.total or 0) // (1 if o.shard is None else o.shard.of))
-        worked = _worked(o, spec, todo)
-        if o.ray is not None:
-            worked = worked_on_ray(o, spec, todo, tell)
-        stack.callback(worked.close)
-        for results in worked:
-            for result in results:
-                if result.error is not None and result.pair.id in earlier:
-                    sink.withdraw(result.pair)
-            sink.put(results)
-            for result in results:
-                summary.add(result, earlier.pop(result.pair.id, False))
-            progress(min(total, summary.seen), total)
-            if summary.failed and o.on_error == "stop":
-                break
+        sink = _sink(options, spec, folder, tuning)
+        stack.callback(sink.rollback)
+        history = PreviousResults(folder.root, folder.own_journals, sink.is_valid)
+        assert folder.journal is not None
+        folder.journal.run = history.last_run + 1
+        for line in _damaged(folder, history):
+            tell(line)
+        run = _Run(options, sink, source, history, progress)
+        reader = PairFeaturesReader(spec, tuning)
+        stack.callback(reader.close)
+        pairs = todo(options, source, history, reader, sink.exists, run.summary, run.earlier)
+        with ExitStack() as working:
+            workers = _workers(options, spec, weights, pairs, tell, tuning, working)
+            run.write_all(workers)
+        if not run.stopped_by_failure:
+            _prune(options, folder, sink, run, tell)
         sink.finish()
-        summary.seconds = time.monotonic() - began
-        if summary.failed and o.on_error == "stop":
-            id, why = summary.failures[0]
+        run.summary.seconds = time.monotonic() - began
+        if run.stopped_by_failure:
+            id, why = run.summary.failures[0]
             raise FuseError(
-                f"{id}: {why} (--on-error stop; {summary.done:,} done, the same command goes on)"
+                f"{id}: {why} (--on-error stop; {run.summary.done:,} done, the same command "
+                "goes on)"
             )
-        if folder.finish() and o.pack:
-            summary.index = write_index(folder)
-    return summary
+        if folder.finish() and options.pack:
+            run.summary.index = write_index(folder)
+    return run.summary
+
+
+class _Run:
+    """The pairs of a run on their way from the workers to the sink.
+
+    Attributes:
+        summary: counts.
+        earlier: ids of pairs that have a result of an earlier run and are fused again, with
+            whether their inputs have changed since.
+        stopped_by_failure: a pair failed, and that was to end the run.
+    """
+
+    def __init__(
+        self,
+        options: BatchOptions,
+        sink: Sink,
+        source: PairSource,
+        history: PreviousResults,
+        progress: Report,
+    ) -> None:
+        shard = options.shard
+        self.summary = Summary(
+            options.output, None if shard is None else f"{shard.index}/{shard.of}"
+        )
+        self.summary.unmatched = source.unmatched
+        self.earlier: dict[str, bool] = {}
+        self.stopped_by_failure = False
+        self.history = history
+        self._on_error, self._sink, self._progress = options.on_error, sink, progress
+        self._total = -(-(source.total or 0) // (1 if shard is None else shard.of))
+
+    def write_all(self, workers: Workers) -> None:
+        """Write what the workers give; where that is interrupted, also what they have done."""
+        try:
+            for results in workers:
+                self._write(results)
+                self._progress(min(self._total, self.summary.seen), self._total)
+                if self.summary.failed and self._on_error == "stop":
+                    self.stopped_by_failure = True
+                    return
+        except Exception:
+            raise
+        except BaseException:  # a signal: nothing of what is done is thrown away
+            for results in workers.drain():
+                self._write(results)
+            self._sink.commit()
+            self._progress(min(self._total, self.summary.seen), self._total)
+            raise
+
+    def _write(self, results: list[Result]) -> None:
+        self._sink.write(results)
+        for result in results:
+            if result.error is not None and result.pair.id in self.earlier:
+                self._sink.delete_result(result.pair)
+            self.summary.add(result, self.earlier.pop(result.pair.id, False))
 
 
 def merge(output: str, tell: Tell = lambda line: None) -> Summary:
-    """Write the index of packs over all shards of a run, and count what they did.
+    """Write the index of packs over all shards of a run, and count what is finished.
 
     Args:
         output: the output folder.
-        tell: receives notes.
+        tell: receives notes and warnings.
 
     Raises:
         OutputError: the folder holds no run, or somebody works in it.
     """
+    check_platform()
+    folder = OutputFolder(output, None, ProtectedFiles(list))
+    record = folder.look()
+    if record is None:
+        raise folder.holds_no_run()
     with ExitStack() as stack:
-        folder = OutputFolder(output, None)
-        recorded = folder.record()
-        if recorded is None:
-            raise folder.holds_no_run()
         stack.callback(folder.leave)
         folder.enter()
         summary = Summary(output)
-        history = PreviousResults(folder.journals)
+        headers = PackHeaders(folder.root)
+
+        def is_there(entry: Entry) -> bool:
+            if entry.at is not None:
+                return headers.holds(entry)
+            return entry.output is not None and file_exists(folder, entry.output, entry.size)
+
+        journals = folder.own_journals
+        history = PreviousResults(folder.root, journals, is_there)
         summary.skipped, summary.failed_before = history.done, history.failed
-        if recorded["layout"]["pack"]:
+        for line in [*_damaged(folder, history), *_unfinished(folder, journals)]:
+            tell(line)
+        if history.missing:
+            tell(
+                f"warning: {history.missing:,} results that the journals name are not finished or "
+                "not there; they are not counted: run their shards again"
+            )
+        if record.layout.pack:
             summary.index = write_index(folder)
         else:
             tell("note: results are one file a pair: there is no index to write")
     return summary
 
 
-def _refuse_inputs_inside(o: BatchOptions) -> None:
-    """Results are named after ids, and one could be named as an input is."""
-    output = os.path.realpath(o.output)
-    for path in (o.pairs.images, o.pairs.texts):
-        if path is not None and os.path.realpath(path).startswith(os.path.join(output, "")):
-            raise UsageError(
-                f"{path}: lies in the output folder {o.output}, and inputs are never changed: "
-                "say another -o"
+def _unfinished(folder: OutputFolder, journals: list[str]) -> Iterator[str]:
+    """A warning for every number of parts of which some have not finished."""
+    counts = {shard[1] for name in journals if (shard := shard_of(name)) is not None}
+    for of in sorted(counts):
+        missing = folder.unfinished(of)
+        if missing:
+            named = ", ".join(f"{index}/{of}" for index in missing[:8])
+            more = ", ..." if len(missing) > 8 else ""
+            yield (
+                f"warning: {len(missing):,} of {of:,} shards have not finished: {named}{more}; "
+                "what they have not finished is not in the index"
             )
 
 
-def _begin(o: BatchOptions, folder: OutputFolder, source: PairSource) -> FusionSpec:
+def _damaged(folder: OutputFolder, history: PreviousResults) -> Iterator[str]:
+    for name, lines in history.damaged.items():
+        first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+        yield (
+            f"warning: {folder.inside(name)}: {len(lines):,} damaged "
+            f"{'line' if len(lines) == 1 else 'lines'} ({first}) not used; their pairs are done "
+            "again"
+        )
+
+
+def _protected(options: BatchOptions, pairs: Iterable[Pair]) -> Iterator[str]:
+    """All files that the run reads."""
+    for path in (options.weights, options.pairs.manifest):
+        if path is not None:
+            yield path
+    for pair in pairs:
+        yield from files_of(pair)
+
+
+def _refuse_inputs_inside(options: BatchOptions) -> None:
+    """Raises:
+    UsageError: a folder of inputs lies in the output folder.
+    """
+    output = os.path.realpath(options.output)
+    for path in (options.pairs.images, options.pairs.texts):
+        if path is not None and os.path.realpath(path).startswith(os.path.join(output, "")):
+            raise UsageError(
+                f"{path}: lies in the output folder {options.output}, and inputs are never "
+                "changed: say another -o"
+            )
+
+
+def _refuse_output_inside(options: BatchOptions) -> None:
+    """Raises:
+    UsageError: the output folder lies in a folder of inputs.
+    """
+    output = os.path.realpath(options.output)
+    for path in (options.pairs.images, options.pairs.texts):
+        if path is not None and output.startswith(os.path.join(os.path.realpath(path), "")):
+            raise UsageError(
+                f"-o {options.output}: lies in the folder of inputs {path}, and a later run would "
+                "take its results for inputs: say another -o"
+            )
+
+
+def _begin(
+    options: BatchOptions, folder: OutputFolder, source: PairSource
+) -> tuple[FusionSpec, RunWeights]:
+    """Decide on the run and begin it; nothing is made before it is known that it can begin."""
+    recorded = None
+    if not options.force:
+        recorded = folder.look()
+        if recorded is None:
+            folder.refuse_foreign()
+    else:
+        folder.refuse_file()
+    if recorded is None:  # a run that fusecli 0.1.0 began there can still be finished
+        _refuse_output_inside(options)
+    spec, weights = resolve(options, source, source.total or 0, recorded)
+    if options.strict and spec.heads_assumed:
+        found = diagnose.heads_assumed(True, spec.config, spec.weights)
+        raise DiagnosisError("--strict: " + " | ".join(map(str, found)))
     folder.enter()
-    recorded = None if o.force else folder.record()
-    if recorded is None and not o.force:
-        folder.refuse_foreign()
-    spec = settle(o, source, source.total or 0, recorded)
-    if o.force:  # only now that the new run can begin
-        folder.begin_anew(source)
-    layout: dict[str, Any] = {"pack": o.pack, "format": o.written}
-    if o.pack:
-        layout = {"pack": True, "shard_size": o.shard_size}
-    folder.begin(described(spec, layout), recorded)
-    return spec
+    if options.force:
+        folder.begin_anew()
+    elif (now := folder.record()) != recorded:  # another shard was quicker
+        recorded = now
+        spec, weights = resolve(options, source, source.total or 0, recorded)
+    folder.begin(_record(options, spec), recorded)
+    return spec, weights
 
 
-def _notes(o: BatchOptions, spec: FusionSpec, source: PairSource) -> Iterator[str]:
+def _record(options: BatchOptions, spec: FusionSpec) -> RunRecord:
+    layout = LayoutRecord(False, format=options.written)
+    if options.pack:
+        layout = LayoutRecord(True, shard_size=options.shard_size)
+    return spec.to_record(layout)
+
+
+def _notes(options: BatchOptions, spec: FusionSpec, source: PairSource) -> Iterator[str]:
     for note in source.notes:
         yield f"note: {note}"
     if source.unmatched.total:
         yield f"warning: {source.unmatched}"
     if spec.seed is not None:
-        yield f"note: {untrained_note(o.weights, spec.seed, spec.config)}"
+        yield f"note: {untrained_note(options.weights, spec.seed, spec.config)}"
     found = diagnose.heads_assumed(spec.heads_assumed, spec.config, spec.weights)
     for side in query_sides(spec.direction):
         found += diagnose.closed_gate(spec.gate, side)
@@ -179,72 +333,54 @@ def _notes(o: BatchOptions, spec: FusionSpec, source: PairSource) -> Iterator[st
         yield f"warning: {diagnosis}"
 
 
-def _sink(o: BatchOptions, spec: FusionSpec, folder: OutputFolder) -> Sink:
+def _sink(
+    options: BatchOptions, spec: FusionSpec, folder: OutputFolder, tuning: Tuning
+) -> PackSink | FileSink:
     metadata = spec.config.to_dict()
-    if o.pack:
-        return PackSink(folder, o.shard_size, o.out_dtype, metadata)
-    return FileSink(folder, Encoder(o.out_dtype, metadata), o.ending)
+    if options.pack:
+        return PackSink(folder, options.shard_size, options.out_dtype, metadata, tuning)
+    return FileSink(folder, Encoder(options.out_dtype, metadata), options.ending, tuning)
 
 
-def _todo(
-    o: BatchOptions,
-    source: PairSource,
-    history: PreviousResults,
-    sink: Sink,
-    summary: Summary,
-    earlier: dict[str, bool],
-) -> Iterator[Pair]:
-    """The pairs that this run is to do, in order; counts the others.
+def _workers(
+    options: BatchOptions,
+    spec: FusionSpec,
+    weights: RunWeights,
+    pairs: Iterator[Pair],
+    tell: Tell,
+    tuning: Tuning,
+    stack: ExitStack,
+) -> Workers:
+    workers: Workers
+    if options.ray is not None:
+        from fusecli.batch.ray.pool import RayWorkers
 
-    Those that have a result of an earlier run are added to `earlier`, with whether their inputs
-    have changed since.
-    """
-    for pair in source:
-        if o.shard is not None and fingerprint(pair.id) % o.shard.of != o.shard.index - 1:
-            continue
-        state, same, size = history.state(pair)
-        if state == DONE and same and sink.there(pair, size):
-            summary.skipped += 1
-        elif state == FAILED and same and not o.retry_failed:
-            summary.failed_before += 1
-        elif o.retry_failed and state != FAILED:
-            continue
-        else:
-            if state == DONE:
-                earlier[pair.id] = not same
-            yield pair
+        workers = RayWorkers(options, spec, pairs, tell)
+    else:
+        fuser = Fuser(spec, weights, tuning)
+        stack.callback(fuser.close)
+        stack.enter_context(fuser.undivided())
+        workers = ThreadWorkers(options, fuser, pairs, tuning)
+    stack.callback(workers.close)
+    return workers
 
 
-def _worked(
-    o: BatchOptions, spec: FusionSpec, todo: Iterator[Pair]
-) -> Generator[list[Result], None, None]:
-    """Results in the order of the pairs, made by several threads."""
-    fuser = Fuser(spec)
-    workers = o.workers or spec.workers
-    budget = max(1, o.max_memory // (2 * workers + 1))
-    size = _FIRST_WINDOW
-    under_way: deque[tuple[list[Pair], Future[list[Result]]]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        with fuser.undivided():
-            while True:
-                while len(under_way) < 2 * workers and (window := list(islice(todo, size))):
-                    under_way.append((window, pool.submit(fuser.work, window, budget)))
-                if not under_way:
-                    return
-                window, future = under_way.popleft()
-                results = future.result()
-                if len(results) < len(window):  # they are larger than was thought
-                    rest = window[len(results) :]
-                    under_way.appendleft((rest, pool.submit(fuser.work, rest, budget)))
-                size = _window(results, budget)
-                yield results
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _window(results: list[Result], budget: int) -> int:
-    """How many pairs to hand over at once, going by what the last ones took."""
-    taken = sum(result.nbytes for result in results)
-    each = max(1, taken // len(results))
-    return max(1, min(_WINDOW, budget // each))
+def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, tell: Tell) -> None:
+    """Say, or remove, what is left of pairs that are no longer among the inputs."""
+    count = run.history.unseen if options.shard is None else 0
+    if not count:
+        return
+    what = f"{count:,} {'result is' if count == 1 else 'results are'} of inputs that are not there"
+    if not options.prune:
+        tell(f"warning: {what} any more: --prune removes {'it' if count == 1 else 'them'}")
+        return
+    assert folder.journal is not None
+    removed = []
+    for entry in latest_entries(folder.root, folder.own_journals):
+        if entry.done and run.history.is_unseen(entry.id):
+            sink.delete_entry(entry)
+            removed.append(removed_entry(entry.id))
+    sink.commit()
+    folder.journal.append(removed)
+    run.summary.pruned = len(removed)
+    tell(f"note: {what} any more: removed")

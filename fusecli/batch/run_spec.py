@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from fusecli import __version__
+from fusecli.batch.store.run_record import (
+    ComputingRecord,
+    LayoutRecord,
+    ResultRecord,
+    RunRecord,
+    SizesRecord,
+    WeightsRecord,
+)
+from fusecli.batch.weights import RunWeights
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import cores
-from fusecli.fusion.base import Computing, Fusion, LoadWeights
+from fusecli.fusion.base import Computing, Fusion
 from fusecli.fusion.build import build_fusion
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool, Side
 from fusecli.fusion.settings import Sizes
-from fusecli.fusion.weights import open_weights, read_weights
 
 _WORTH_A_THREAD = 5e6  # multiply-adds a pair: as long as what Python does for it
 
@@ -32,7 +36,7 @@ class FusionSpec:
         weights: path of the weights file, or None for initial weights.
         sha256: of that file.
         seed: of initial weights; None where there are none.
-        direction: "text", "image" or "both", the sides that ask.
+        direction: "text", "image" or "both", the query sides.
         pool: how tokens are pooled to one more vector, or None.
         gate: the value of the module's gate, or None.
         reading: how files are read.
@@ -42,6 +46,7 @@ class FusionSpec:
         out_dtype: that is written.
         sizes: N, T and P that the order of products is chosen for.
         heads_assumed: H is a guess.
+        strict: a pair with a diagnosis fails.
     """
 
     config: FusionConfig
@@ -59,6 +64,7 @@ class FusionSpec:
     out_dtype: OutDtype
     sizes: tuple[int, int, int]
     heads_assumed: bool
+    strict: bool = False
 
     @property
     def module(self) -> str:
@@ -76,52 +82,40 @@ class FusionSpec:
         each = self.config.how.multiply_adds(self.config, T, P)
         return cores() if each > _WORTH_A_THREAD else 1
 
-    def build(self, asking: Side, one_token: bool) -> Fusion:
-        """Build the fusion for one side that asks.
+    def build(self, query: Side, one_token: bool, weights: RunWeights) -> Fusion:
+        """Build the fusion for one query side.
 
         Args:
-            asking: "text" or "image".
-            one_token: for pairs whose other side has one token, or for all others.
+            query: "text" or "image".
+            one_token: for pairs whose context side has one token, or for all others.
+            weights: the run's.
 
         Raises:
-            FuseError: the weights or the device do not serve.
+            FuseError: the weights or the device are not usable.
         """
-        with ExitStack() as stack:
-            return build_fusion(
-                self.config,
-                self._loader(stack),
-                self._sizes(asking, one_token),
-                Computing(asking, self.device, self.dtype, self.engine, row_stable=True),
-            )
+        return build_fusion(
+            self.config,
+            weights.load,
+            self._sizes(query, one_token),
+            Computing(query, self.device, self.dtype, self.engine, row_stable=True),
+        )
 
-    def _sizes(self, asking: str, one_token: bool) -> Sizes:
+    def _sizes(self, query: str, one_token: bool) -> Sizes:
         N, T, P = self.sizes
-        if asking == "text":
+        if query == "text":
             P = 1 if one_token else max(2, P)
         else:
             T = 1 if one_token else max(2, T)
         return self.config.sizes(N, T, P)
 
-    def _loader(self, stack: ExitStack) -> LoadWeights:
-        if self.weights is None:
-            return lambda rows: initial_weights(self.config, self.seed or 0, rows)
-        weights = open_weights(self.weights)
-        stack.enter_context(weights.file)
-        return lambda rows: read_weights(weights, rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for the run's record."""
-        return {
-            "fusecli": __version__,
-            "module": self.config.to_dict(),
-            "weights": {"sha256": self.sha256, "seed": self.seed},
-            "result": {"direction": self.direction, "pool": self.pool, "dtype": self.out_dtype},
-            "reading": asdict(self.reading),
-            "computing": {
-                "device": self.device,
-                "dtype": self.dtype,
-                "engine": self.engine,
-                "threads": self.threads,
-            },
-            "chosen_for": dict(zip("NTP", self.sizes, strict=True)),
-        }
+    def to_record(self, layout: LayoutRecord) -> RunRecord:
+        """What is written down about a run whose results are laid out so."""
+        return RunRecord(
+            self.config,
+            WeightsRecord(self.sha256, self.seed),
+            ResultRecord(self.direction, self.pool, self.out_dtype),
+            self.reading,
+            ComputingRecord(self.device, self.dtype, self.engine, self.threads),
+            SizesRecord(*self.sizes),
+            layout,
+        )

@@ -32,6 +32,7 @@ class Summary:
         first_notes: the first note of each code.
         failures: id and reason of the first that failed.
         index: path of the index of packs.
+        pruned: results that were removed, since their pairs are no longer among the inputs.
     """
 
     output: str
@@ -49,6 +50,7 @@ class Summary:
     first_notes: list[Note] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     index: str | None = None
+    pruned: int = 0
 
     @property
     def rate(self) -> float:
@@ -62,7 +64,7 @@ class Summary:
 
     @property
     def seen(self) -> int:
-        """Pairs of which it is known what became."""
+        """Pairs with a known outcome."""
         return self.done + self.failed + self.skipped + self.failed_before
 
     def add(self, result: Result, changed: bool) -> None:
@@ -74,7 +76,7 @@ class Summary:
             return
         self.done += 1
         self.changed += changed
-        for code, diagnosis in {each.code: each for each in result.diagnoses}.items():
+        for code, diagnosis in {found.code: found for found in result.diagnoses}.items():
             if code not in self.diagnoses:
                 self.diagnoses[code] = 0
                 self.examples.append(diagnosis)
@@ -96,16 +98,16 @@ class Summary:
 
     def lines(self) -> list[str]:
         """What a person reads at the end."""
-        said = []
+        lines = []
         for diagnosis in self.examples:
             count = self.diagnoses[diagnosis.code]
-            said.append(f"warning: {count:,} {'pair' if count == 1 else 'pairs'}: {diagnosis}")
+            lines.append(f"warning: {count:,} {'pair' if count == 1 else 'pairs'}: {diagnosis}")
         for note in self.first_notes:
             count = self.notes[note.code]
-            said.append(f"note: {count:,} {'pair' if count == 1 else 'pairs'}: {note}")
-        said += [f"failed: {id}: {error}" for id, error in self.failures]
+            lines.append(f"note: {count:,} {'pair' if count == 1 else 'pairs'}: {note}")
+        lines += [f"failed: {id}: {error}" for id, error in self.failures]
         if self.failed > len(self.failures):
-            said.append(f"failed: {self.failed - len(self.failures):,} more, see the journal")
+            lines.append(f"failed: {self.failed - len(self.failures):,} more, see the journal")
         counts = [f"{self.done:,} done"]
         if self.changed:
             counts.append(f"{self.changed:,} of them again because their inputs changed")
@@ -117,5 +119,5 @@ class Summary:
         if self.unmatched.total:
             counts.append(f"{self.unmatched.total:,} unmatched")
         rate = f", {self.rate:,.0f} pairs/s" if self.done + self.failed else ""
-        said.append(f"{', '.join(counts)}{rate}")
-        return said
+        lines.append(f"{', '.join(counts)}{rate}")
+        return lines

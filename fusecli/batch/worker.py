@@ -9,7 +9,8 @@ Pairs of equal shape are fused together where products are row-stable
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Lock
@@ -18,9 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.batch.memory import bytes_left, bytes_of_pair
 from fusecli.batch.pair_inputs import Features, FileStamp, FileStamps, PairChecks
 from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.source import content_of
 from fusecli.batch.store.journal import Shapes
+from fusecli.batch.tuning import Tuning
+from fusecli.batch.weights import RunWeights
 from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.dtypes import from_float32
 from fusecli.fusion.backend.device import cores, one_thread_a_product, torch_threads
@@ -28,13 +33,17 @@ from fusecli.fusion.base import Fusion
 from fusecli.fusion.literals import Side
 from fusecli.fusion.results import fuse_chunk, query_sides
 from fusecli.pairs.open import Pair
+from fusecli.pairs.reader import PairReader
 from fusecli.report.report import Diagnosis, Note
 
 _ROWS = 8  # texts are filled up to a multiple of this
 _JOINED_BYTES = 16 << 20  # of features: from here on products gain nothing by more rows
+_DEFAULT = Tuning()
+
+Stop = Callable[[], bool]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Result:
     """What became of one pair.
 
@@ -45,6 +54,7 @@ class Result:
             shapes the axes want; None where it failed.
         error: why it failed.
         diagnoses: what may be wrong with the result.
+        content: tells the features that were read; 0 where they were not.
         notes: what was assumed, or used without being asked for.
     """
 
@@ -53,6 +63,7 @@ class Result:
     tensors: dict[str, NDArray[Any]] | None = None
     error: str | None = None
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    content: int = 0
     notes: list[Note] = field(default_factory=list)
 
     @property
@@ -69,23 +80,84 @@ class Result:
 _Read = tuple[Result, Features]
 
 
+class PairFeaturesReader:
+    """Reads the features of pairs; every failure is a sentence about that pair alone.
+
+    Args:
+        spec: what they are read for.
+        tuning: from which size on memory is looked at first.
+    """
+
+    def __init__(self, spec: FusionSpec, tuning: Tuning = _DEFAULT) -> None:
+        self._spec, self._tuning = spec, tuning
+        self._reader = PairChecks(spec)
+        self._headers = PairReader(spec.reading)
+
+    def read(self, pair: Pair, stamps: list[FileStamp]) -> Features | str:
+        """A pair's features, or why there are none.
+
+        Args:
+            pair: which.
+            stamps: of its files.
+        """
+        try:
+            if sum(stamp[0] for stamp in stamps if stamp) > self._tuning.large_pair_bytes:
+                shapes = self._headers.shapes(pair)
+                if why := self.too_large(pair, shapes.T, shapes.P):
+                    return why
+            return self._reader.read(pair)
+        except FuseError as error:
+            return str(error)
+        except MemoryError:
+            return f"{pair.image.file} and {pair.text.file}: do not fit into memory"
+        except OSError as error:  # the disk or the file server failed
+            name = error.filename or f"{pair.image.file} or {pair.text.file}"
+            return f"{name}: cannot be read: {error.strerror or error}"
+
+    def close(self) -> None:
+        """Close the files that are kept open."""
+        self._reader.close()
+        self._headers.close()
+
+    def too_large(self, pair: Pair, T: int, P: int) -> str | None:
+        """Why a pair of so many tokens does not fit into memory; None where it may."""
+        needed = bytes_of_pair(self._spec, T, P)
+        if needed < self._tuning.large_pair_bytes:
+            return None
+        left = bytes_left()
+        if left is None or needed <= left:
+            return None
+        return (
+            f"{pair.image.file} and {pair.text.file}: {P:,} image tokens and {T:,} text tokens "
+            f"take at least {needed:,} bytes to fuse, and there are {left:,} left: give fewer "
+            "tokens, or use a machine with more memory"
+        )
+
+
 class Fuser:
     """Reads and fuses pairs; several threads may call `work`.
 
     Args:
         spec: what is computed.
+        weights: the run's.
+        tuning: how long a window may take.
     """
 
-    def __init__(self, spec: FusionSpec) -> None:
+    def __init__(self, spec: FusionSpec, weights: RunWeights, tuning: Tuning = _DEFAULT) -> None:
         self.spec = spec
-        self._reader = PairChecks(spec)
+        self._weights, self._tuning = weights, tuning
+        self._reader = PairFeaturesReader(spec, tuning)
         self._built: dict[tuple[Side, bool], Fusion] = {}
         self._building = Lock()
         # Reading waits and may be done by many threads, products use all of a core.
         self._cores = BoundedSemaphore(cores())
 
+    def close(self) -> None:
+        """Close the files that are kept open."""
+        self._reader.close()
+
     def undivided(self) -> AbstractContextManager[object]:
-        """While pairs are fused: numpy's products stay on the thread that asks for them.
+        """While pairs are fused: numpy's products stay on the thread that calls them.
 
         Threads of its own would take the cores from the other workers, and the number of them
         would show in the last bits. Torch, where one pair after the other is computed, has as
@@ -95,24 +167,33 @@ class Fuser:
             return one_thread_a_product()
         return nullcontext() if self.spec.threads is None else torch_threads(self.spec.threads)
 
-    def work(self, pairs: Sequence[Pair], budget: int) -> list[Result]:
-        """Read and fuse pairs in their order, as far as memory allows.
+    def work(self, pairs: Sequence[Pair], budget: int, stop: Stop = lambda: False) -> list[Result]:
+        """Read and fuse pairs in their order, as far as memory and time allow.
 
         Args:
             pairs: at least one.
             budget: bytes of results from which on the rest is left.
+            stop: asked between pairs; the rest is left when it says so.
 
         Returns:
-            One result for each of the pairs, or of the first of them, at least one.
+            One result for each of the pairs, or of the first of them; at least one, unless it
+            was to stop.
 
         Raises:
             FuseError: what concerns the whole run: its weights or its device.
         """
+        until = time.monotonic() + self._tuning.window_seconds
+
+        def over() -> bool:
+            return stop() or time.monotonic() > until
+
         results: list[Result] = []
         before = FileStamps()
         read: list[_Read] = []
         taken = held = 0
         for pair in pairs:
+            if stop() or (results and time.monotonic() > until):
+                break
             result = Result(pair, before.of(pair))
             results.append(result)
             features = self._read(result)
@@ -120,11 +201,13 @@ class Fuser:
                 read.append((result, features))
                 held += features.nbytes
             if held >= min(_JOINED_BYTES, budget):
-                taken += self._fuse(read)
-                held = 0
-            if taken >= budget:
-                break
-        self._fuse(read)
+                taken, held = taken + self._fuse(read, over), 0
+                if read or taken >= budget:
+                    break
+        if held:
+            self._fuse(read, over)
+        if read:  # there was no time for these
+            results = results[: results.index(read[0][0])]
         after = FileStamps()
         for index, result in enumerate(results):
             if after.of(result.pair) != result.stamps:
@@ -136,7 +219,7 @@ class Fuser:
         result = Result(pair, FileStamps().of(pair))
         features = self._read(result)
         if features is not None:
-            self._fuse([(result, features)])
+            self._fuse([(result, features)], lambda: False)
         if FileStamps().of(pair) != result.stamps:
             result.tensors = None
             result.error = f"{pair.image.file} or {pair.text.file}: changed while it was read"
@@ -144,38 +227,74 @@ class Fuser:
 
     def _read(self, result: Result) -> Features | None:
         """A pair's features; None with the reason in its result."""
-        try:
-            return self._reader.read(result.pair)
-        except FuseError as error:
-            result.error = str(error)
-        except MemoryError:
-            result.error = f"{result.pair.image.file}: does not fit into memory"
-        return None
+        read = self._reader.read(result.pair, result.stamps)
+        if isinstance(read, str):
+            result.error = read
+            return None
+        result.content = content_of(read)
+        return read
 
-    def _fuse(self, read: list[_Read]) -> int:
-        """Fuse what was read, which is emptied, into its results; gives the bytes they take."""
+    def _fuse(self, read: list[_Read], over: Stop) -> int:
+        """Fuse what was read into its results; gives the bytes they take.
+
+        What is done is taken out of `read`; what stays there, from the first pair on that there
+        was no time for, is to be done again.
+        """
         taken = 0
+        left = {id(result) for result, _ in read}
         for rows, group in self._groups(read):
+            if len(left) < len(read) and over():
+                break
+            self._fuse_into_results(rows, group)
+            for result, _ in group:
+                taken += result.nbytes
+                left.discard(id(result))
+        first = next((i for i, (result, _) in enumerate(read) if id(result) in left), len(read))
+        del read[:first]
+        return taken
+
+    def _fuse_into_results(self, rows: int, group: list[_Read]) -> None:
+        """Fuse some pairs; one that does not fit into memory fails alone."""
+        if len(group) == 1:
+            (result, features) = group[0]
+            why = self._reader.too_large(result.pair, len(features.text), len(features.image))
+            if why is not None:
+                result.error = why
+                return
+        try:
             with self._cores:
                 made = self._fuse_group(rows, [features for _, features in group])
-            for (result, features), tensors in zip(group, made, strict=True):
-                try:
-                    result.tensors = self._stored(result.pair, features, tensors)
-                    result.diagnoses, result.notes = features.diagnoses, features.notes
-                except FuseError as error:
-                    result.error = str(error)
-                taken += result.nbytes
-        read.clear()
-        return taken
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            if len(group) > 1:
+                for single in group:
+                    self._fuse_into_results(rows, [single])
+                return
+            pair = group[0][0].pair
+            group[0][0].error = (
+                f"{pair.image.file} and {pair.text.file}: fusing them takes more memory than there "
+                "is: give fewer tokens, or use a machine with more memory"
+            )
+            return
+        for (result, features), tensors in zip(group, made, strict=True):
+            try:
+                result.tensors = self._stored(result.pair, features, tensors)
+                result.diagnoses, result.notes = features.diagnoses, features.notes
+            except FuseError as error:
+                result.error = str(error)
+            if self.spec.strict and result.diagnoses:
+                result.tensors = None
+                result.error = "--strict: " + " | ".join(map(str, result.diagnoses))
 
     def _groups(self, read: list[_Read]) -> Iterator[tuple[int, list[_Read]]]:
         """Pairs that are fused together, and with how many text rows each."""
         groups: dict[tuple[object, int], list[_Read]] = {}
-        for each in read:
-            rows = self._text_rows(each[1])
-            shape: object = each[1].image.shape
-            key = (shape, rows) if rows else (id(each), len(each[1].text))
-            groups.setdefault(key, []).append(each)
+        for item in read:
+            rows = self._text_rows(item[1])
+            shape: object = item[1].image.shape
+            key = (shape, rows) if rows else (id(item), len(item[1].text))
+            groups.setdefault(key, []).append(item)
         for (_, rows), group in groups.items():
             step = 1 if len(group) == 1 else self._chunk(rows, group[0][1], len(group))
             for start in range(0, len(group), step):
@@ -215,8 +334,8 @@ class Fuser:
         fusions, first = self._fusions(group[0]), group[0]
         image = np.stack([f.image for f in group])  # [n, P, Di]
         text = np.zeros((len(group), T, first.text.shape[1]), np.float32)  # [n, T, Dt]
-        for place, f in zip(text, group, strict=True):
-            place[: len(f.text)] = f.text[:T]
+        for rows, f in zip(text, group, strict=True):
+            rows[: len(f.text)] = f.text[:T]
         image_mask = None if first.image_mask is None else first.image_mask[None]
         text_mask = None if first.text_mask is None else first.text_mask[None]
         made = fuse_chunk(fusions, self.spec.pool, image, text, image_mask, text_mask)
@@ -259,16 +378,16 @@ class Fuser:
         )
 
     def _fusions(self, f: Features) -> list[Fusion]:
-        """Those of all asking sides for a pair, built when they are first needed."""
-        found = []
-        for asking in query_sides(self.spec.direction):
-            asked = f.image if asking == "text" else f.text
-            key = asking, len(asked) == 1
+        """Those of all query sides for a pair, built when they are first needed."""
+        fusions = []
+        for query in query_sides(self.spec.direction):
+            context = f.image if query == "text" else f.text
+            key = query, len(context) == 1
             fusion = self._built.get(key)
             if fusion is None:
                 with self._building:
                     fusion = self._built.get(key)
                     if fusion is None:
-                        fusion = self._built[key] = self.spec.build(*key)
-            found.append(fusion)
-        return found
+                        fusion = self._built[key] = self.spec.build(*key, self._weights)
+            fusions.append(fusion)
+        return fusions

@@ -7,6 +7,7 @@ import os
 import stat
 from collections import OrderedDict
 from contextlib import ExitStack
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -20,7 +21,7 @@ from fusecli.features.tensor import InMemory, MemoryBytes, Span, StoredTensor
 # np.save writes headers of this length for shapes of few digits: one read takes it all.
 _HEADER = 128
 _LARGEST_AT_ONCE = 64 << 20  # a larger file has its header looked at before it is read
-_KEPT_FILES = 4  # open shards of keyed tensors
+_KEPT_FILES = 4  # of many tensors
 _KEPT_HEADERS = 4096
 
 
@@ -29,7 +30,7 @@ class Opener:
 
     def __init__(self) -> None:
         self._headers: dict[bytes, StoredTensor] = {}
-        self._shards = _OpenShards()
+        self._shared = _OpenFiles()
 
     def open(self, file: str, key: str | None, stack: ExitStack, part: bool = False) -> FeatureFile:
         """A file, which stays open for as long as `stack` lasts.
@@ -44,14 +45,18 @@ class Opener:
             FeatureFileError: it is missing or damaged.
         """
         if part:
-            return self._shards.open(file, stack)
+            return self._shared.open(file, stack)
         if file.endswith(".npy"):
             stored = self._whole_npy(file)
             if stored is not None:
                 return FeatureFile(file, {"": stored})
         if key is not None and file.lower().endswith(".safetensors"):
-            return self._shards.open(file, stack)
+            return self._shared.open(file, stack)
         return stack.enter_context(open_features(file))
+
+    def close(self) -> None:
+        """Close the files that are kept open; they are opened again when they are needed."""
+        self._shared.close()
 
     def _whole_npy(self, name: str) -> StoredTensor | None:
         """A .npy file read in one go; None where the usual way is to say what is there.
@@ -102,23 +107,32 @@ def raw_row(stored: StoredTensor, axis: int, row: int) -> NDArray[Any]:
     return part.reshape(stored.shape[:axis] + stored.shape[axis + 1 :])
 
 
-class _Shard:
-    """An open file of many tensors, closed when the last that uses it lets go."""
+@dataclass
+class _OpenFile:
+    """An open file of many tensors.
 
-    def __init__(self, name: str) -> None:
-        self.file = open_features(name)
+    Attributes:
+        identity: device, inode, size and time of change when it was opened.
+        file: open while it is kept or used.
+        users: how many use it now.
+        kept: it may be used again.
+    """
 
-    def __del__(self) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
+    identity: tuple[int, ...]
+    file: FeatureFile
+    users: int = 0
+    kept: bool = True
 
 
-class _OpenShards:
-    """The files of many tensors that were used last, each opened once for all threads."""
+class _OpenFiles:
+    """The files of many tensors that were used last, each opened once for all threads.
+
+    A file that is no longer kept closes when its last user is done with it.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open: OrderedDict[str, tuple[tuple[int, ...], _Shard]] = OrderedDict()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
 
     def open(self, name: str, stack: ExitStack) -> FeatureFile:
         """The file, which stays open for as long as `stack` lasts.
@@ -134,15 +148,34 @@ class _OpenShards:
             pass  # opening it says why
         with self._lock:
             known = self._open.get(name)
-            if known is None or known[0] != identity or not identity:
-                known = identity, _Shard(name)
-                self._open[name] = known
+            if known is None or known.identity != identity or not identity:
+                new = _OpenFile(identity, open_features(name))
+                if known is not None:
+                    self._drop(name)
+                known = self._open[name] = new
             self._open.move_to_end(name)
+            known.users += 1
             while len(self._open) > _KEPT_FILES:
-                self._open.popitem(last=False)
-        stack.callback(_let_go, known[1])
-        return known[1].file
+                self._drop(next(iter(self._open)))
+        stack.callback(self._release, known)
+        return known.file
 
+    def close(self) -> None:
+        """Keep no file any longer."""
+        with self._lock:
+            for name in list(self._open):
+                self._drop(name)
 
-def _let_go(shard: _Shard) -> None:
-    """Its reference was what kept the file open."""
+    def _drop(self, name: str) -> None:
+        dropped = self._open.pop(name)
+        dropped.kept = False
+        self._close_unused(dropped)
+
+    def _release(self, used: _OpenFile) -> None:
+        with self._lock:
+            used.users -= 1
+            self._close_unused(used)
+
+    def _close_unused(self, file: _OpenFile) -> None:
+        if not file.kept and not file.users:
+            file.file.close()

@@ -134,6 +134,10 @@ class PairReader:
         self._known: dict[object, _Known] = {}
         self._files = Opener()
 
+    def close(self) -> None:
+        """Close the files that are kept open; reading opens them again."""
+        self._files.close()
+
     def shapes(self, pair: Pair) -> PairShapes:
         """How the two sides of a pair belong together, from their headers.
 

@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 
 from fusecli import ImageTextFusion, __version__, save_module
 from fusecli.batch import BatchOptions, RayOptions
+from fusecli.batch.ray import actor
 from fusecli.batch.ray import pool as on_ray
 from fusecli.batch.ray.cluster import worker_count
-from fusecli.batch.resolve import settle
+from fusecli.batch.resolve import resolve
 from fusecli.batch.worker import Result
 from fusecli.cli.main import _with_values
 from fusecli.errors import FuseError, RayError, UsageError
@@ -542,16 +543,16 @@ def test_worker_that_would_compute_something_else_refuses(folder: Path) -> None:
     save_module(ImageTextFusion(64, 8), "w.safetensors")
     options = BatchOptions(PairOptions("images", "texts"), "out", weights="w.safetensors")
     source = open_pairs(options.pairs)
-    spec = settle(options, source, 1, None)
-    on_ray.Worker(spec, os.getcwd(), __version__).begin()
+    spec, _ = resolve(options, source, 1, None)
+    actor.Worker(spec, os.getcwd(), __version__).begin()
     with pytest.raises(RayError, match=rf"^fusecli is {__version__} on .* and 0.0 here: install"):
-        on_ray.Worker(spec, os.getcwd(), "0.0").begin()
+        actor.Worker(spec, os.getcwd(), "0.0").begin()
     with pytest.raises(RayError, match=r"^/none/such: cannot be entered on .*: No such file"):
-        on_ray.Worker(spec, "/none/such", __version__).begin()
+        actor.Worker(spec, "/none/such", __version__).begin()
     save_module(ImageTextFusion(64, 8), "other.safetensors")
     os.replace("other.safetensors", "w.safetensors")
     with pytest.raises(RayError, match=r"^w.safetensors: is another file on .* than here$"):
-        on_ray.Worker(spec, os.getcwd(), __version__).begin()
+        actor.Worker(spec, os.getcwd(), __version__).begin()
 
 
 @pytest.mark.parametrize(

@@ -213,14 +213,29 @@ def test_two_runs_on_one_folder_do_not_meet(pairs, layout):
     assert outputs(Path("out")) == expected(layout)
 
 
+# No window is worked on before a file is there.
+HELD = """
+import time
+from fusecli.batch import worker as work
+quick = work.Fuser.work
+
+def held(*given):
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return quick(*given)
+
+work.Fuser.work = held
+"""
+
+
 def test_shards_run_at_once_and_the_same_one_only_once(pairs):
-    first = start([*arguments("packs"), "--shard", "1/2"], SLOW)
+    first = start([*arguments("packs"), "--shard", "1/2"], HELD)
     until = time.monotonic() + 30
     while not Path("out/journal-1-of-2.jsonl").exists():
         assert time.monotonic() < until
         time.sleep(0.01)
     same = start([*arguments("packs"), "--shard", "1/2"])
-    other = start([*arguments("packs"), "--shard", "2/2"], SLOW)
+    other = start([*arguments("packs"), "--shard", "2/2"], HELD)
     all_of_it = start(arguments("packs"))
     _, said = same.communicate(timeout=30)
     assert same.returncode == 1
@@ -229,6 +244,7 @@ def test_shards_run_at_once_and_the_same_one_only_once(pairs):
     assert all_of_it.returncode == 1
     assert b"another run is working in this folder" in said
     assert not Path("out/fused.safetensors.index.json").exists()
+    Path("go").touch()
     for run in (first, other):
         _, said = run.communicate(timeout=50)
         assert run.returncode == 0, said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -25,16 +24,32 @@ _CONNECTING = 10.0  # seconds to reach an address
 # Where Ray's own processes die, Ray may end the process that they serve, past all of Python.
 # So a small one waits for it, says the last word and removes what Ray left behind.
 _WITNESS = """
-import os, shutil, sys, time
+import os, shutil, signal, sys, time
+
+def kill_left(mark):
+    left = 0
+    for name in os.listdir("/proc") if mark and os.path.isdir("/proc") else []:
+        try:
+            if name.isdigit() and int(name) != os.getpid():
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if mark.encode() in file.read().split(b"\\0"):
+                        left += 1
+                        os.kill(int(name), signal.SIGKILL)
+        except OSError:
+            pass
+    return left
+
 if not sys.stdin.read():
     print("error: --ray: this run was ended from outside, by Ray whose own processes have died "
           "or by a kill; the same command goes on", file=sys.stderr, flush=True)
     for _ in range(50):
+        left = kill_left(sys.argv[2])
         shutil.rmtree(sys.argv[1], ignore_errors=True)
-        if not os.path.exists(sys.argv[1]):
+        if not left and not os.path.exists(sys.argv[1]):
             break
         time.sleep(0.1)
 """
+_MARK = "FUSECLI_RAY_RUN"  # in the environment of Ray's processes that were started here
 
 
 def check_ray(on: RayOptions) -> None:
@@ -77,8 +92,10 @@ def connected(on: RayOptions, o: BatchOptions) -> Iterator[Any]:
         return
     with contextlib.ExitStack() as stack:
         settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        logs = ""
+        logs = mark = ""
         if on.address is None:
+            mark = secrets.token_hex(16)
+            stack.enter_context(_marked(mark))
             logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="fray-"))
             settings |= {
                 "address": "local",
@@ -89,7 +106,7 @@ def connected(on: RayOptions, o: BatchOptions) -> Iterator[Any]:
             }
         else:
             settings["address"] = on.address
-        stack.enter_context(_witnessed(logs))
+        stack.enter_context(_witnessed(logs, mark and f"{_MARK}={mark}"))
         stack.callback(ray.shutdown)
         _initialize(ray, settings)
         yield ray
@@ -107,9 +124,24 @@ def refuse_ended(ray: Any) -> None:
 
 
 @contextlib.contextmanager
-def _witnessed(logs: str) -> Iterator[None]:
-    """Inside, an end of this process that Python does not see is said."""
-    command = [sys.executable, "-IS", "-c", _WITNESS, logs]
+def _marked(mark: str) -> Iterator[None]:
+    """Inside, processes that are started can be told from all others."""
+    os.environ[_MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[_MARK]
+
+
+@contextlib.contextmanager
+def _witnessed(logs: str, mark: str) -> Iterator[None]:
+    """Inside, an end of this process that Python does not see is said, and cleaned up after.
+
+    Args:
+        logs: the folder of Ray's logs, "" where Ray was not started here.
+        mark: `NAME=value` in the environment of the processes that were started here.
+    """
+    command = [sys.executable, "-IS", "-c", _WITNESS, logs, mark]
     # In a session of its own Ctrl-C does not end it.
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as witness:
         try:
@@ -122,7 +154,6 @@ def _witnessed(logs: str) -> Iterator[None]:
 
 
 def _initialize(ray: Any, settings: dict[str, Any]) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(**settings)
     except Exception as error:  # which is the kind that Ray raises where a start takes too long
@@ -134,8 +165,6 @@ def _initialize(ray: Any, settings: dict[str, Any]) -> None:
             f"--ray: Ray cannot be started or reached: {one_line(error)}"
             f"{token if settings['address'] not in ('local', 'auto') else ''}"
         ) from None
-    for number, handler in handlers.items():  # Ray puts its own in their place
-        signal.signal(number, handler)
 
 
 def _imported(on: RayOptions) -> Any:

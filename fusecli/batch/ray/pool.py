@@ -1,4 +1,4 @@
-"""The work of a run on Ray's workers: `work.py` somewhere else, the journal and outputs here.
+"""The work of a run on Ray's workers: `worker.py` somewhere else, the journal and outputs here.
 
 A worker is an actor: a process that holds the fusion. It is handed some pairs at once and gives
 their rows back through Ray's object store; this process takes them in the order of the pairs and
@@ -11,24 +11,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from threading import Event
 from typing import Any
 
 from fusecli import __version__
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_inputs import FileStamp, FileStamps
+from fusecli.batch.pair_inputs import FileStamps
+from fusecli.batch.ray.actor import Worker
 from fusecli.batch.ray.cluster import connected, refuse_ended, worker_count
 from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.worker import Fuser, Result
+from fusecli.batch.worker import Result
 from fusecli.errors import FuseError, RayError, shortened
-from fusecli.features.file import open_features
 from fusecli.features.formats.base import one_line
 from fusecli.pairs.open import Pair
-from fusecli.report.report import Diagnosis, sha256_of
 
 _QUEUED = 2  # chunks a worker has in hand: one it works on, one that is there when it is done
 _AHEAD = 3  # chunks a worker that may wait for the one whose turn it is
@@ -39,59 +39,11 @@ _LEAST_BYTES = 1 << 20
 _TRIES = 3  # a pair that ended so many workers is not tried again
 _MOST_LOSSES = 20  # workers lost one after the other; finding one bad pair of a chunk takes 12
 _PATIENCE = 10.0  # seconds without any result until it is said that nothing happens
+_STEP = 0.25  # seconds that Ray is waited for until it is asked whether to stop
 _LOST = object()
 
 Tell = Callable[[str], None]
-# What a worker gives back for a pair: a result without the pair.
-Made = tuple[list[FileStamp], Any, str | None, list[Diagnosis]]
-
-
-class Worker:
-    """A Ray actor that fuses chunks of pairs.
-
-    Args:
-        spec: what is computed.
-        folder: the driver's working directory, which relative paths are about.
-        version: of the driver's fusecli.
-    """
-
-    def __init__(self, spec: FusionSpec, folder: str, version: str) -> None:
-        self._spec, self._folder, self._version = spec, folder, version
-        self._fuser = Fuser(spec)
-        self._held = contextlib.ExitStack()
-
-    def work(self, pairs: list[Pair], budget: int) -> list[Made]:
-        """Fuse pairs, as `Fuser.work` does.
-
-        Raises:
-            FuseError: what concerns the whole run.
-        """
-        results = self._fuser.work(pairs, budget)
-        return [(made.stamps, made.tensors, made.error, made.diagnoses) for made in results]
-
-    def begin(self) -> None:
-        """See that this process computes what the driver would.
-
-        Raises:
-            RayError: another version, another file system or other weights are here.
-        """
-        node = socket.gethostname()
-        if self._version != __version__:
-            raise RayError(
-                f"fusecli is {__version__} on {node} and {self._version} here: install the same"
-            )
-        try:
-            os.chdir(self._folder)
-        except OSError as error:
-            raise RayError(
-                f"{self._folder}: cannot be entered on {node}: {error.strerror}: workers read "
-                "the same paths as this machine, from a file system that all share"
-            ) from None
-        if self._spec.weights is not None:
-            with open_features(self._spec.weights) as file:
-                if sha256_of(file) != self._spec.sha256:
-                    raise RayError(f"{self._spec.weights}: is another file on {node} than here")
-        self._held.enter_context(self._fuser.undivided())  # for as long as this process lives
+Stop = Callable[[], bool]
 
 
 @dataclass(eq=False)
@@ -110,8 +62,51 @@ class _Chunk:
     results: list[Result] | None = None
 
 
+class RayWorkers:
+    """Results in the order of the pairs, made by Ray's workers.
+
+    Everything of Ray happens in a thread of its own. A signal is then an exception in this
+    thread's Python code, and never in the middle of Ray's, which ends in a SystemError there.
+
+    Args:
+        options: of the run.
+        spec: what is computed.
+        pairs: to be fused, in order.
+        tell: receives notes and warnings.
+    """
+
+    def __init__(
+        self, options: BatchOptions, spec: FusionSpec, pairs: Iterator[Pair], tell: Tell
+    ) -> None:
+        self._stop = Event()
+        self._thread = ThreadPoolExecutor(1, "ray")
+        self._results = worked_on_ray(options, spec, pairs, tell, self._stop.is_set)
+
+    def __iter__(self) -> Iterator[list[Result]]:
+        """Results as they come; nothing, now and then, while workers are waited for."""
+        while (results := self._thread.submit(next, self._results, None).result()) is not None:
+            yield results
+
+    def drain(self) -> Iterator[list[Result]]:
+        """Stop, and give what is done already, in the order of the pairs."""
+        self._stop.set()
+        return iter(self)
+
+    def close(self) -> None:
+        """Stop, and end Ray where it was started here."""
+        self._stop.set()
+        try:
+            self._thread.submit(self._results.close).result()
+        finally:
+            self._thread.shutdown()
+
+
 def worked_on_ray(
-    o: BatchOptions, spec: FusionSpec, todo: Iterator[Pair], tell: Tell
+    o: BatchOptions,
+    spec: FusionSpec,
+    todo: Iterator[Pair],
+    tell: Tell,
+    stop: Stop = lambda: False,
 ) -> Generator[list[Result], None, None]:
     """Results in the order of the pairs, made by Ray's workers.
 
@@ -120,6 +115,7 @@ def worked_on_ray(
         spec: what is computed.
         todo: the pairs.
         tell: receives notes and warnings.
+        stop: asked again and again; what is done already comes, and no more.
 
     Returns:
         Results as they come; nothing, now and then, while workers are waited for.
@@ -133,7 +129,7 @@ def worked_on_ray(
         return  # Ray takes seconds to start
     with connected(o.ray, o) as ray:
         try:
-            pool = Pool(ray, o, spec, tell)
+            pool = Pool(ray, o, spec, tell, stop)
             try:
                 yield from pool.run(chain(first, todo))
             finally:
@@ -150,11 +146,19 @@ class Pool:
         o: the options.
         spec: what is computed.
         tell: receives notes and warnings.
+        stop: asked again and again.
     """
 
-    def __init__(self, ray: Any, o: BatchOptions, spec: FusionSpec, tell: Tell) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        o: BatchOptions,
+        spec: FusionSpec,
+        tell: Tell,
+        stop: Stop = lambda: False,
+    ) -> None:
         assert o.ray is not None
-        self._ray, self._spec, self._tell = ray, spec, tell
+        self._ray, self._spec, self._tell, self._stop = ray, spec, tell, stop
         size = worker_count(o, ray.cluster_resources())
         self._kind = ray.remote(num_cpus=1, num_gpus=o.ray.gpus_per_worker)(Worker)
         self._most = _AHEAD * size
@@ -184,9 +188,11 @@ class Pool:
                 self._waiting.append(self._order[-1])
             if not self._order:
                 return
-            self._hand_out()
             results = self._order[0].results
             if results is None:
+                if self._stop():
+                    return
+                self._hand_out()
                 if not self._wait():
                     yield []
                 continue
@@ -229,7 +235,13 @@ class Pool:
     def _wait(self) -> bool:
         """Wait for any worker to begin or to be done with a chunk; false after a while."""
         under_way = [*self._in_hand, *self._beginning]
-        ready, _ = self._ray.wait(under_way, num_returns=1, timeout=_PATIENCE)
+        ready: list[Any] = []
+        for _ in range(int(_PATIENCE / _STEP)):
+            ready, _ = self._ray.wait(under_way, num_returns=1, timeout=_STEP)
+            if ready or self._stop():
+                break
+        if self._stop() and not ready:
+            return True
         for reference in ready:
             slot = self._beginning.pop(reference, None)
             if slot is not None:
@@ -243,7 +255,7 @@ class Pool:
                 continue
             self._losses = 0
             pairs = zip(chunk.pairs, made, strict=False)
-            chunk.results = [Result(pair, *each) for pair, each in pairs]
+            chunk.results = [Result(pair, *parts) for pair, parts in pairs]
         if not ready:
             refuse_ended(self._ray)
         if not ready and self._patient:

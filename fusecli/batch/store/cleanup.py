@@ -1,86 +1,98 @@
-"""Results of an earlier run that the one which begins anew does not vouch for."""
+"""Delete a previous run's files: only those that its own records name, and no input."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import stat
-from array import array
-from collections.abc import Iterable
-from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fusecli.batch.pair_inputs import files_of
-from fusecli.batch.store.journal import read_entries
+from fusecli.batch.store import layout
+from fusecli.batch.store.journal import Entry, read_entries
+from fusecli.batch.store.safe_folder import ResultFolders, SafeFolder
+from fusecli.errors import OutputError
 from fusecli.features.formats.table import WRITABLE_ENDINGS
-from fusecli.pairs.open import Pair
-
-_KEPT = 4096  # folders and inputs that were looked at last
+from fusecli.features.protected import ProtectedFiles
 
 
-def remove_results(folder: str, journals: Iterable[str], pairs: Iterable[Pair]) -> None:
-    """Remove the files of single pairs that journals name; 8 bytes for each input in memory.
+def delete_results(
+    root: SafeFolder,
+    results: ResultFolders,
+    journals: list[str],
+    protected: ProtectedFiles,
+) -> None:
+    """Delete the results and packs that journals name.
 
-    A journal is a file like any other: what it names outside the folder stays, and what is no
-    regular file, or an input of the run that begins.
-
-    Args:
-        folder: the output folder.
-        journals: of the earlier run.
-        pairs: of the run that begins.
+    A journal is a file like any other: what it names outside the folder stays, and so does what
+    is no regular file, or protected.
 
     Raises:
         OSError: a file cannot be removed.
     """
-    root = os.path.realpath(folder)
-    inside = lru_cache(_KEPT)(lambda path: _lies_in(os.path.realpath(path), root))
-    inputs: NDArray[np.int64] | None = None
+    packs: set[str] = set()
     for journal in journals:
-        for entry in read_entries(journal):
-            if entry.at is not None or not _may_be_result(entry.output):
-                continue
-            path = os.path.join(folder, str(entry.output))
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                status = os.lstat(path)
-                if not stat.S_ISREG(status.st_mode) or not inside(os.path.dirname(path)):
-                    continue
-                if inputs is None:
-                    inputs = _identities(pairs)
-                identity = np.int64(hash((status.st_dev, status.st_ino)))
-                index = int(np.searchsorted(inputs, identity))
-                if index == len(inputs) or inputs[index] != identity:
-                    os.unlink(path)
+        for entry in read_entries(root, journal):
+            if entry.at is not None and layout.is_pack_name(str(entry.output)):
+                packs.add(str(entry.output))
+            elif entry.at is None:
+                delete_result(results, entry, protected)
+    for name in packs:
+        _delete(root, name, protected)
 
 
-def _may_be_result(output: object) -> bool:
+def delete_result(results: ResultFolders, entry: Entry, protected: ProtectedFiles) -> None:
+    """Delete the file of a single pair that a line of a journal names.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if entry.output is None or not _may_be_result(entry.output):
+        return
+    try:
+        folder, name = results.parent(entry.output, make=False)
+        _delete(folder, name, protected)
+    except (OutputError, ValueError):
+        pass  # below a link or a file, or a name that no file can have
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+
+
+def delete_staged(hidden: SafeFolder, name: str, kept: str | None = None) -> None:
+    """Delete the unfinished files in one staging folder of a process that is gone.
+
+    Args:
+        hidden: the hidden folder.
+        name: of the staging folder; its lock is held by the caller.
+        kept: a file that stays, and with it the folder.
+
+    Raises:
+        OutputError: the staging folder is a link.
+        OSError: a file cannot be removed.
+    """
+    try:
+        staging = hidden.folder(name)
+    except FileNotFoundError:
+        return
+    try:
+        for file in staging.names():
+            ours = file.isdigit() or layout.is_pack_name(file.removesuffix(".moved"))
+            if ours and file != kept:
+                staging.unlink(file)
+    finally:
+        staging.close()
+
+
+def _delete(folder: SafeFolder, name: str, protected: ProtectedFiles) -> None:
+    status = folder.status(name)
+    if status is None or not stat.S_ISREG(status.st_mode) or protected.holds(status):
+        return
+    folder.unlink(name)
+
+
+def _may_be_result(output: str) -> bool:
     """Whether a path is of the kind that results have: relative, nothing hidden, an ending."""
-    if not isinstance(output, str) or "\0" in output:
+    if "\0" in output:
         return False
     parts = output.split("/")
     ending = os.path.splitext(output)[1].lower()
     return ending in WRITABLE_ENDINGS and all(part and part[0] != "." for part in parts)
-
-
-def _lies_in(path: str, root: str) -> bool:
-    return path == root or path.startswith(os.path.join(root, ""))
-
-
-def _identities(pairs: Iterable[Pair]) -> NDArray[np.int64]:
-    """What tells the inputs from other files, by whatever name they are read; sorted."""
-    look = lru_cache(_KEPT)(_identity)
-    found = array("q")
-    for pair in pairs:
-        found.extend(each for name in files_of(pair) if (each := look(name)) is not None)
-    identities = np.array(found, np.int64)
-    identities.sort()
-    return identities
-
-
-def _identity(name: str) -> int | None:
-    try:
-        status = os.stat(name)
-    except (OSError, ValueError):
-        return None
-    return hash((status.st_dev, status.st_ino))

@@ -1,7 +1,7 @@
 """Results as one file a pair: complete under its final name, or not there.
 
 Files are written under temporary names in a folder of the output folder, many of them. Then all
-are brought to the disk at once, each gets its name, and the journal its line, in this order: a
+are flushed to the disk at once, each gets its name, and the journal its line, in this order: a
 process that is killed leaves no partial file under a final name, nor does a power cut, and the
 journal never says more than is there.
 """
@@ -11,21 +11,22 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import time
 
-from fusecli.batch.pair_inputs import files_of
+from fusecli.batch.source import files_of
+from fusecli.batch.store.cleanup import delete_result, delete_staged
 from fusecli.batch.store.encode import Encoder
+from fusecli.batch.store.entries import done_entry, failed_entry
 from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.journal import Entry
+from fusecli.batch.store.layout import staging_name
+from fusecli.batch.store.safe_folder import InTheWayError
+from fusecli.batch.tuning import Tuning
 from fusecli.batch.worker import Result
-from fusecli.features.atomic import bring_to_disk, not_written, write_all
+from fusecli.errors import OutputError
+from fusecli.features.atomic import bring_to_disk
 from fusecli.pairs.open import Pair, relative_path
-
-# What waits for its name: enough that bringing it to the disk is worth a call.
-_EVERY_S = 0.5
-_MOST_BYTES = 256 << 20
-_MOST_FILES = 4096
-_KNOWN_FOLDERS = 10_000
 
 
 class FileSink:
@@ -35,141 +36,190 @@ class FileSink:
         folder: the output folder, begun.
         encoder: makes the files.
         ending: of the files of pairs whose source names none.
+        tuning: how much waits for the disk.
     """
 
-    def __init__(self, folder: OutputFolder, encoder: Encoder, ending: str) -> None:
-        self._folder, self._encoder, self._ending = folder, encoder, ending
-        self._staged: list[tuple[str, str]] = []  # temporary and final path
+    def __init__(self, folder: OutputFolder, encoder: Encoder, ending: str, tuning: Tuning) -> None:
+        self._folder, self._encoder, self._ending, self._tuning = folder, encoder, ending, tuning
+        self._staged: list[tuple[str, str]] = []  # temporary name, and path in the output folder
         self._entries: list[Entry] = []
         self._bytes = self._count = 0
         self._committed = time.monotonic()
-        self._there: set[str] = set()
-        for name in os.listdir(folder.staging):  # of a run that was killed
-            os.unlink(os.path.join(folder.staging, name))
+        try:  # of a run that was killed
+            delete_staged(folder.hidden, staging_name(folder.suffix))
+        except OSError as error:
+            raise folder.failed(error, folder.staging.path) from None
 
     def output_of(self, pair: Pair) -> str:
         """Path of a pair's file, relative to the output folder, with `/`."""
         return relative_path(pair.id, self._ending) if pair.output is None else pair.output
 
-    def counts(self, entry: Entry) -> bool:
+    def is_valid(self, entry: Entry) -> bool:
         """Whether a line of an earlier run may count; files are looked for one by one."""
         return True
 
-    def there(self, pair: Pair, size: int) -> bool:
+    def exists(self, pair: Pair, size: int) -> bool:
         """Whether a pair's file is there, as long as the journal says (0: it does not say)."""
-        try:
-            status = os.stat(self._folder.inside(self.output_of(pair)))
-        except OSError:
-            return False
-        return stat.S_ISREG(status.st_mode) and status.st_size == (size or status.st_size)
+        return file_exists(self._folder, self.output_of(pair), size)
 
-    def withdraw(self, pair: Pair) -> None:
+    def delete_result(self, pair: Pair) -> None:
         """Remove the file that an earlier run made of a pair which has no result any more.
 
         Raises:
             OutputError: the folder does not allow it.
         """
-        output = self.output_of(pair)
-        if not self._is_input(pair, output):
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._folder.inside(output))
-            except OSError as error:
-                raise self._folder.failed(error) from None
+        self.delete_entry(Entry(pair.id, self.output_of(pair), None, None, []))
 
-    def put(self, results: list[Result]) -> None:
+    def delete_entry(self, entry: Entry) -> None:
+        """Remove the file that a line of a journal names.
+
+        Raises:
+            OutputError: the folder does not allow it.
+        """
+        try:
+            delete_result(self._folder.results, entry, self._folder.protected)
+        except OSError as error:
+            raise self._folder.failed(error, self._folder.inside(str(entry.output))) from None
+
+    def write(self, results: list[Result]) -> None:
         """Take results; they may appear later.
 
         Raises:
             OutputError: the folder or the disk does not take them.
         """
         for result in results:
-            if result.tensors is None:
-                self._entries.append(Entry(result.pair.id, None, None, result.error, result.stamps))
-                continue
-            output = self.output_of(result.pair)
-            if self._is_input(result.pair, output):
-                result.error = f"{output}: is an input of this pair, and inputs are never changed"
+            if result.tensors is not None:
+                output = self.output_of(result.pair)
+                result.error = self._what_is_in_the_way(result.pair, output)
+            if result.error is not None or result.tensors is None:
                 result.tensors = None
-                self._entries.append(_failed(result))
+                self._entries.append(failed_entry(result))
                 continue
             size = self._stage(output, result)
             self._bytes += size
-            self._entries.append(
-                Entry(result.pair.id, output, result.shapes, None, result.stamps, size=size)
-            )
-        waited = time.monotonic() - self._committed
-        if waited > _EVERY_S or self._bytes > _MOST_BYTES or len(self._entries) > _MOST_FILES:
+            self._entries.append(done_entry(result, output, size=size))
+        tuning = self._tuning
+        if (
+            time.monotonic() - self._committed > tuning.commit_seconds
+            or self._bytes > tuning.commit_bytes
+            or len(self._entries) > tuning.commit_files
+        ):
             self.commit()
 
     def commit(self) -> None:
-        """Let everything that was put appear, and write it down.
+        """Let everything that was written appear, and note it in the journal.
 
         Raises:
             OutputError: the folder or the disk does not take it.
         """
-        assert self._folder.journal is not None
+        folder = self._folder
+        assert folder.journal is not None
+        path = folder.staging.path
         try:
             if self._staged:
-                bring_to_disk(self._folder.staging, [path for path, _ in self._staged])
+                staged = [os.path.join(path, name) for name, _ in self._staged]
+                bring_to_disk(path, staged)
             while self._staged:
-                staged, final = self._staged[-1]
-                self._make_folder(os.path.dirname(final))
-                os.replace(staged, final)
+                name, output = self._staged[-1]
+                path = folder.inside(output)
+                parent, final = folder.results.parent(output, make=True)
+                if folder.protected.holds(parent.status(final)):
+                    raise OutputError(
+                        f"{path}: became an input of this run while it worked, and inputs are "
+                        "never changed"
+                    )
+                folder.staging.move(name, parent, final)
                 self._staged.pop()
         except OSError as error:
-            raise self._folder.failed(error) from None
-        self._folder.journal.append(self._entries)
+            raise folder.failed(error, path) from None
+        folder.journal.append(self._entries)
         self._entries.clear()
         self._bytes, self._committed = 0, time.monotonic()
 
     def finish(self) -> None:
-        """Let the last results appear.
+        """Let the last results appear, and bring names and journal to the disk.
 
         Raises:
             OutputError: the folder or the disk does not take them.
         """
         self.commit()
+        folder = self._folder
+        assert folder.journal is not None
+        try:
+            if sys.platform == "linux":  # one call for all folders
+                bring_to_disk(folder.path, [])
+            for made in folder.results.made():
+                made.sync()
+        except OSError as error:
+            raise folder.failed(error, folder.path) from None
+        folder.journal.sync()
 
-    def abandon(self) -> None:
+    def rollback(self) -> None:
         """Remove what has not appeared."""
-        for staged, _ in self._staged:
+        for name, _ in self._staged:
             with contextlib.suppress(OSError):
-                os.unlink(staged)
+                self._folder.staging.unlink(name)
+        if self._staged:
+            self._folder.results.remove_empty()
         self._staged.clear()
+        self._entries.clear()
 
     def _stage(self, output: str, result: Result) -> int:
         """Write a file under a temporary name; gives its size."""
         assert result.tensors is not None
         self._count += 1
-        staged = os.path.join(self._folder.staging, str(self._count))
+        name = str(self._count)
         ending = os.path.splitext(output)[1].lower()
-        self._staged.append((staged, self._folder.inside(output)))
+        self._staged.append((name, output))
         try:
-            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptor = self._folder.staging.open(name, flags)
             try:
-                return write_all(descriptor, self._encoder.encode(result.tensors, ending))
+                buffers = self._encoder.encode(result.tensors, ending)
+                return self._tuning.write_all(descriptor, buffers)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            where = self._folder.inside(output)
-            raise not_written(where, error) from None
+            raise self._folder.failed(error, self._folder.inside(output)) from None
 
-    def _is_input(self, pair: Pair, output: str) -> bool:
-        """A manifest may name a file that lies in the output folder."""
-        final = self._folder.inside(output)
-        return os.path.exists(final) and any(
-            os.path.exists(name) and os.path.samefile(name, final) for name in files_of(pair)
-        )
+    def _what_is_in_the_way(self, pair: Pair, output: str) -> str | None:
+        """Why a pair's result cannot have its name: an input, a folder or a link has it."""
+        folder = self._folder
+        try:
+            parent, name = folder.results.parent(output, make=True)
+            status = parent.status(name)
+        except InTheWayError as error:
+            return str(error)
+        except OSError as error:
+            raise folder.failed(error, folder.inside(output)) from None
+        if status is None:
+            return None
+        if folder.protected.holds(status):
+            of = "this pair" if _is_one_of(status, files_of(pair)) else "this run"
+            return f"{output}: is an input of {of}, and inputs are never changed"
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            return f"{folder.inside(output)}: is {kind}; the result needs this name: remove it"
+        return None
 
-    def _make_folder(self, path: str) -> None:
-        if path in self._there:
-            return
-        if len(self._there) > _KNOWN_FOLDERS:
-            self._there.clear()
-        os.makedirs(path, exist_ok=True)
-        self._there.add(path)
+
+def file_exists(folder: OutputFolder, output: str, size: int) -> bool:
+    """Whether a result is there, as a regular file of this size (0: of any)."""
+    try:
+        parent, name = folder.results.parent(output, make=False)
+        status = parent.status(name)
+    except (OSError, OutputError, ValueError):
+        return False
+    return (
+        status is not None
+        and stat.S_ISREG(status.st_mode)
+        and status.st_size == (size or status.st_size)
+    )
 
 
-def _failed(result: Result) -> Entry:
-    return Entry(result.pair.id, None, None, result.error, result.stamps)
+def _is_one_of(status: os.stat_result, names: list[str]) -> bool:
+    for name in names:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(status, os.stat(name)):
+                return True
+    return False

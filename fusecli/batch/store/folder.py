@@ -1,37 +1,23 @@
-"""The output folder: what lies where in it, who may work in it, and for which run it is.
-
-    run.json                 what the run computes; written first
-    journal.jsonl            a line a pair; journal-1-of-8.jsonl for a shard
-    .fusecli/lock            held by whoever works here: shared by shards
-    .fusecli/staging*/       files on their way; gone when a run ends
-    .fusecli/finished-*      a shard that has nothing left to do
-
-A lock ends with the process that holds it, however that ends.
-"""
+"""The output folder: who may work in it, for which run it is, and how a run begins and ends."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
-import json
 import os
-import shutil
+import stat
 import time
-from collections.abc import Iterable
-from typing import Any
 
 from fusecli.batch.options import Shard
-from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.store.cleanup import remove_results
-from fusecli.batch.store.journal import Journal
+from fusecli.batch.store import layout
+from fusecli.batch.store.cleanup import delete_results, delete_staged
+from fusecli.batch.store.journal import Journal, is_journal
+from fusecli.batch.store.locks import try_lock, unlock
+from fusecli.batch.store.run_record import LARGEST_RECORD, RECORD, RunRecord, decode_record
+from fusecli.batch.store.safe_folder import ResultFolders, SafeFolder, open_root
+from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError, UsageError
 from fusecli.features.atomic import StagedFile, not_written
-from fusecli.pairs.open import Pair
-
-HIDDEN = ".fusecli"
-_RECORD = "run.json"
-_PATIENCE = 10.0  # seconds that a shard waits for another to write the record
+from fusecli.features.protected import ProtectedFiles
 
 
 class OutputFolder:
@@ -40,34 +26,77 @@ class OutputFolder:
     Args:
         path: the folder.
         shard: this process's part of the run, or None for all of it.
+        protected: files that stay as they are.
+        tuning: how long to wait for others.
+
+    Attributes:
+        root, hidden, staging: the open folders, after `enter` and `begin`.
+        results: the folders of results.
+        journal: this process's journal, after `begin`.
     """
 
-    def __init__(self, path: str, shard: Shard | None) -> None:
-        self.path, self.shard = path, shard
+    def __init__(
+        self,
+        path: str,
+        shard: Shard | None,
+        protected: ProtectedFiles,
+        tuning: Tuning = Tuning(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self.path, self.shard, self.protected, self._tuning = path, shard, protected, tuning
         self.suffix = "" if shard is None else shard.suffix
-        self._made = False
-        self._locks: list[int] = []
+        self.root: SafeFolder
+        self.hidden: SafeFolder
+        self.staging: SafeFolder
+        self.results: ResultFolders
         self.journal: Journal | None = None
+        self._stack = contextlib.ExitStack()
+        self._lock = -1
+        self._alone = self._was_ours = False
 
     def inside(self, *parts: str) -> str:
-        """A path in the folder."""
+        """A path in the folder, for messages."""
         return os.path.join(self.path, *parts)
 
-    @property
-    def staging(self) -> str:
-        """Where this process's files are until they are whole."""
-        return self.inside(HIDDEN, f"staging{self.suffix}")
+    def look(self) -> RunRecord | None:
+        """The record of an earlier run; makes nothing and waits for nobody.
 
-    @property
-    def journals(self) -> list[str]:
-        """Paths of all journals, the one that was written last at the end."""
-        found = glob.glob(os.path.join(glob.escape(self.path), "journal*.jsonl"))
-        return sorted(found, key=lambda path: (os.stat(path).st_mtime_ns, len(path), path))
+        Raises:
+            OutputError: the record is damaged, or the path is no folder.
+        """
+        self.refuse_file()
+        try:
+            root = open_root(self.path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self.failed(error, self.path) from None
+        try:
+            return _read_record(root)
+        finally:
+            root.close()
 
-    @property
-    def journal_path(self) -> str:
-        """Path of this process's journal."""
-        return self.inside(f"journal{self.suffix}.jsonl")
+    def refuse_file(self) -> None:
+        """Raises:
+        OutputError: the path is no folder.
+        """
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise OutputError(f"{self.path}: is a file, expected a folder: say another -o")
+
+    def refuse_foreign(self) -> None:
+        """Raises:
+        OutputError: there is something in the folder, and no run has put it there.
+        """
+        if os.path.isdir(self.path) and any(
+            name != layout.HIDDEN for name in os.listdir(self.path)
+        ):
+            raise OutputError(
+                f"{self.path}: is not empty and holds no run of `fusecli batch`: say another -o, "
+                "or --force to write into it"
+            )
+
+    def holds_no_run(self) -> OutputError:
+        """The error for a folder in which nothing was begun."""
+        return OutputError(f"{self.path}: holds no run of `fusecli batch` (no {RECORD} in it)")
 
     def enter(self) -> None:
         """Make the folder where there is none, and take the right to work in it.
@@ -75,120 +104,179 @@ class OutputFolder:
         Raises:
             OutputError: somebody else works in it, or it cannot be written.
         """
-        if os.path.exists(self.path) and not os.path.isdir(self.path):
-            raise OutputError(f"{self.path}: is a file, expected a folder: say another -o")
+        where = self.inside(layout.HIDDEN)
         try:
-            self._made = not os.path.isdir(self.path)
-            os.makedirs(self.inside(HIDDEN), exist_ok=True)
-            lock = os.open(self.inside(HIDDEN, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            os.makedirs(self.path, exist_ok=True)
+            self.root = open_root(self.path)
+            self._stack.callback(self.root.close)
+            self._was_ours = self.root.status(layout.HIDDEN) is not None
+            self.hidden = self.root.folder(layout.HIDDEN, make=True)
+            self._stack.callback(self.hidden.close)
+            self._lock = self.hidden.open(layout.LOCK, os.O_RDWR | os.O_CREAT)
+            self._stack.callback(os.close, self._lock)
         except OSError as error:
-            raise self.failed(error) from None
-        self._locks.append(lock)
-        if _locked(lock, fcntl.LOCK_EX):
-            self._clear()
+            raise self.failed(error, where) from None
+        self.results = ResultFolders(self.root)
+        self._stack.callback(self.results.close)
+        where = self.inside(layout.HIDDEN, layout.LOCK)
+        if try_lock(self._lock, "exclusive", where):
+            self._alone = True
             return
         if self.shard is None:
             raise OutputError(f"{self.path}: another run is working in this folder: wait for it")
-        until = time.monotonic() + _PATIENCE
-        while not (_locked(lock, fcntl.LOCK_SH) and os.path.exists(self.inside(_RECORD))):
+        until = time.monotonic() + self._tuning.lock_seconds
+        while not (try_lock(self._lock, "shared", where) and self.root.status(RECORD)):
             if time.monotonic() > until:
                 raise OutputError(
                     f"{self.path}: a run of all shards is working in this folder: wait for it"
                 )
             time.sleep(0.05)
 
-    def _clear(self) -> None:
-        """Remove what a killed process was writing beside the results; nobody else works here."""
-        for path in glob.glob(os.path.join(glob.escape(self.path), ".fusecli-*.part")):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> RunRecord | None:
         """What an earlier run, or another shard, wrote down; None for a new folder.
 
         Raises:
             OutputError: the record is damaged.
         """
-        path = self.inside(_RECORD)
-        try:
-            with open(path, "rb") as file:
-                data = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"{path}: is damaged ({error}): say another -o, or --force to begin anew"
-            ) from None
-        if not isinstance(data, dict):
-            raise OutputError(f"{path}: is no record of a run: say another -o")
-        return data
+        return _read_record(self.root)
 
-    def holds_no_run(self) -> OutputError:
-        """The error for a folder in which nothing was begun."""
-        return OutputError(f"{self.path}: holds no run of `fusecli batch` (no {_RECORD} in it)")
+    @property
+    def journals(self) -> list[str]:
+        """Names of all journals, the one that was written last at the end.
 
-    def refuse_foreign(self) -> None:
-        """Raises:
-        OutputError: there is something in the folder, and no run has put it there.
+        Raises:
+            OutputError: one of them is no regular file.
         """
-        if any(name != HIDDEN for name in os.listdir(self.path)):
+        found = []
+        for name in self.root.names():
+            status = self.root.status(name) if layout.is_journal_name(name) else None
+            if status is None:
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                raise OutputError(f"{self.inside(name)}: is no regular file: remove it")
+            if not self.protected.holds(status):
+                found.append((status.st_mtime_ns, len(name), name))
+        return [name for _, _, name in sorted(found)]
+
+    @property
+    def own_journals(self) -> list[str]:
+        """Those of them that hold lines of a journal; others may have files of that name."""
+        return [name for name in self.journals if is_journal(self.root, name)]
+
+    @property
+    def journal_name(self) -> str:
+        """Of this process's journal."""
+        return layout.journal_name(self.suffix)
+
+    def begin_anew(self) -> None:
+        """Delete an earlier run: its results, its journals, what it was about to write.
+
+        Raises:
+            OutputError: the system does not allow it, or a file that the run has to write is
+                somebody else's.
+        """
+        journals = self.own_journals
+        try:
+            self._refuse_others_files(journals)
+            delete_results(self.root, self.results, journals, self.protected)
+            for name in journals:
+                self.root.unlink(name)
+            for name in (layout.INDEX, RECORD):
+                self.root.unlink(name)
+            for name in self.hidden.names():
+                if layout.is_finished_name(name):
+                    self.hidden.unlink(name)
+                elif layout.is_staging_name(name):
+                    delete_staged(self.hidden, name)
+        except OSError as error:
+            raise self.failed(error, self.path) from None
+
+    def _refuse_others_files(self, journals: list[str]) -> None:
+        """Raises:
+        OutputError: a protected file, or one that no run has written, has a name of ours.
+        """
+        for name in (RECORD, layout.INDEX, self.journal_name):
+            status = self.root.status(name)
+            if status is None:
+                continue
+            self._refuse_protected(name, status)
+            if name == self.journal_name and name in journals:
+                continue
+            if name == self.journal_name or not (self._was_ours and stat.S_ISREG(status.st_mode)):
+                raise OutputError(
+                    f"{self.inside(name)}: was written by no run of `fusecli batch`, and this one "
+                    "would replace it: say another -o, or move it"
+                )
+
+    def _refuse_protected(self, name: str, status: os.stat_result | None) -> None:
+        if self.protected.holds(status):
             raise OutputError(
-                f"{self.path}: is not empty and holds no run of `fusecli batch`: say another -o, "
-                "or --force to write into it"
+                f"{self.inside(name)}: is an input of this run, and inputs are never changed: "
+                "say another -o"
             )
 
-    def begin_anew(self, pairs: Iterable[Pair]) -> None:
-        """Remove an earlier run: its results, its journals, what it was about to write.
+    def begin(self, record: RunRecord, recorded: RunRecord | None) -> None:
+        """Write the record or hold this run against it, open the journal and the staging.
 
         Args:
-            pairs: of the run that begins, whose inputs stay whatever journals say.
-        """
-        from fusecli.batch.store.packs import remove_packs
-
-        try:
-            remove_results(self.path, self.journals, pairs)
-            remove_packs(self.path)
-            for path in self.journals:
-                os.unlink(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.inside(_RECORD))
-            for path in glob.glob(os.path.join(glob.escape(self.inside(HIDDEN)), "*")):
-                if os.path.isdir(path):
-                    shutil.rmtree(path)
-                elif os.path.basename(path) != "lock":
-                    os.unlink(path)
-        except OSError as error:
-            raise self.failed(error) from None
-
-    def begin(self, described: dict[str, Any], recorded: dict[str, Any] | None) -> None:
-        """Write the record or hold this run against it, open the journal, clear the staging.
-
-        Args:
-            described: what this run computes.
+            record: what this run computes.
             recorded: what `record` gave.
 
         Raises:
             UsageError: the folder holds a run with other options.
             OutputError: this shard runs already, or the folder cannot be written.
         """
-        if recorded is None:
-            with StagedFile(self.inside(_RECORD)) as staged:
-                staged.begin().write((json.dumps(described, indent=2) + "\n").encode())
-                staged.publish()
-        elif differences := _differences(recorded, described):
+        if recorded is not None and (differences := recorded.differences(record)):
             raise UsageError(
                 f"{self.path}: holds a run with other options ({'; '.join(differences)}): "
                 "say another -o, or --force to begin it anew"
             )
-        if self.shard is not None:
-            fcntl.flock(self._locks[0], fcntl.LOCK_SH)
-        self.journal = Journal(self.journal_path)
+        where = self.inside(layout.HIDDEN)
         try:
-            os.makedirs(self.staging, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._finished(self.suffix))
+            for name in (RECORD, layout.INDEX, self.journal_name):
+                self._refuse_protected(name, self.root.status(name))
+            if recorded is None:
+                self._write_record(record)
+            if self._alone:
+                self._delete_left_staging()
+            if self.shard is not None:
+                try_lock(self._lock, "shared", where)
+                self._alone = False
+            where = self.inside(self.journal_name)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self.journal = Journal(
+                self.root, self.journal_name, self.root.open(self.journal_name, flags)
+            )
+            self._stack.callback(self.journal.close)
+            where = self.inside(layout.HIDDEN)
+            self.staging = self.hidden.folder(layout.staging_name(self.suffix), make=True)
+            self._stack.callback(self._close_staging)
+            self.hidden.unlink(layout.finished_name(self.suffix))
         except OSError as error:
-            raise self.failed(error) from None
+            raise self.failed(error, where) from None
+
+    def _write_record(self, record: RunRecord) -> None:
+        import json
+
+        status = self.root.status(RECORD)
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            raise OutputError(f"{self.inside(RECORD)}: is no regular file: remove it")
+        with StagedFile(self.inside(RECORD)) as staged:
+            staged.begin().write((json.dumps(record.to_dict(), indent=2) + "\n").encode())
+            staged.publish()
+
+    def _delete_left_staging(self) -> None:
+        """Delete what killed processes of other parts were writing; nobody else works here."""
+        for name in self.hidden.names():
+            same_parts = self.shard is not None and name.endswith(f"-of-{self.shard.of}")
+            if (
+                layout.is_staging_name(name)
+                and name != layout.staging_name(self.suffix)
+                and not same_parts
+            ):
+                delete_staged(self.hidden, name)
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=self.hidden.descriptor)
 
     def finish(self) -> bool:
         """Leave in good order.
@@ -196,75 +284,58 @@ class OutputFolder:
         Returns:
             Whether nobody else works here any more, every shard has finished, and this process
             now holds the folder for itself.
+
+        Raises:
+            OutputError: the folder cannot be written.
         """
         if self.shard is None:
             return True
-        with open(self._finished(self.suffix), "wb"):
-            pass
-        lock = self._locks[0]
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        if not _locked(lock, fcntl.LOCK_EX):
+        name = layout.finished_name(self.suffix)
+        try:
+            os.close(self.hidden.open(name, os.O_WRONLY | os.O_CREAT))
+            self.hidden.sync()
+        except OSError as error:
+            raise self.failed(error, self.inside(layout.HIDDEN, name)) from None
+        unlock(self._lock)
+        if not try_lock(self._lock, "exclusive", self.inside(layout.HIDDEN, layout.LOCK)):
             return False
-        parts = (f"-{index}-of-{self.shard.of}" for index in range(1, self.shard.of + 1))
-        return all(os.path.exists(self._finished(part)) for part in parts)
+        return not self.unfinished(self.shard.of)
 
-    def _finished(self, suffix: str) -> str:
-        return self.inside(HIDDEN, f"finished{suffix}")
+    def unfinished(self, of: int) -> list[int]:
+        """Those of so many shards that have not finished."""
+        return [
+            index
+            for index in range(1, of + 1)
+            if self.hidden.status(layout.finished_name(layout.shard_suffix(index, of))) is None
+        ]
+
+    def _close_staging(self) -> None:
+        self.staging.close()
+        with contextlib.suppress(OSError):  # not where a pack waits to be continued
+            os.rmdir(layout.staging_name(self.suffix), dir_fd=self.hidden.descriptor)
 
     def leave(self) -> None:
-        """Remove what is temporary and give the locks back; a folder that holds nothing goes."""
-        if self.journal is not None:
-            self.journal.close()
-            with contextlib.suppress(OSError):
-                os.rmdir(self.staging)  # not where a pack waits to be continued
-        elif self._locks and not os.path.exists(self.inside(_RECORD)):
-            with contextlib.suppress(OSError):
-                os.unlink(self.inside(HIDDEN, "lock"))
-                os.rmdir(self.inside(HIDDEN))
-                if self._made:
-                    os.rmdir(self.path)
-        for lock in self._locks:
-            os.close(lock)
-        self._locks.clear()
+        """Give the locks back, and remove a staging folder that holds nothing."""
+        self._stack.close()
 
-    def failed(self, error: OSError) -> OutputError:
-        """What the system said about the folder, as the user's error."""
-        return not_written(error.filename2 or error.filename or self.path, error)
+    def failed(self, error: OSError, path: str) -> OutputError:
+        """What the system said about a file of the folder, as the user's error."""
+        return not_written(path, error)
 
 
-def described(spec: FusionSpec, layout: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run: what it computes and how results are laid out."""
-    return {**spec.to_dict(), "layout": layout}
-
-
-def _locked(descriptor: int, kind: int) -> bool:
+def _read_record(root: SafeFolder) -> RunRecord | None:
+    path = root.join(RECORD)
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _differences(recorded: dict[str, Any], described: dict[str, Any]) -> list[str]:
-    """What two records do not have in common, each as `name: was A, is B`."""
-    before, now = dict(_flat(recorded)), dict(_flat(described))
-    return [
-        f"{name}: {_shown(before.get(name))} there, {_shown(now.get(name))} now"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return f"{text[:12]}..." if isinstance(value, str) and len(text) > 40 else text
+        descriptor = root.open(RECORD, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with open(descriptor, "rb") as file:
+        try:
+            content = file.read(LARGEST_RECORD + 1)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(content) > LARGEST_RECORD:
+        raise OutputError(f"{path}: is no record of a run: say another -o")
+    return decode_record(content, path)

@@ -1,35 +1,38 @@
-"""The journal: one JSON line a pair, appended when its result is safe, and what it tells later.
+"""The journal: one JSON line a pair, appended when its result is safe.
 
 A line that was torn by a stop is cut off before the next is written; what it said is done again.
-For every pair the last line counts.
+For every pair the latest line counts: that of the highest `run`, a number that every run takes one
+higher than it finds, and in one journal the last. Journals of fusecli 0.1.0 (format 1) have no
+such number; their lines are older than all others, and among them the times of the files decide.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fusecli.batch.pair_inputs import FileStamp, FileStamps
-from fusecli.errors import OutputError
+from fusecli.batch.store.locks import try_lock
+from fusecli.batch.store.safe_folder import SafeFolder
+from fusecli.errors import OutputError, shortened
 from fusecli.features.atomic import not_written
 from fusecli.features.writer import FUSED_KEY
-from fusecli.pairs.open import Pair
 
-DONE, FAILED = 1, 2
-_STATES = {"done": DONE, "failed": FAILED}
-
+FORMAT = 2  # of journals and of run.json
 
 Shapes = dict[str, tuple[int, ...]]
+FileStamp = tuple[int, int] | None
+
+_LONGEST_LINE = 1 << 18
+_LONGEST_ERROR = 2000
+_LARGEST = 1 << 62
+_MOST_AXES = 32
+_MOST_TENSORS = 64
+_BEGIN = b'{"id":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,17 @@ class Entry:
 
     Attributes:
         id: of the pair.
-        output: its file, relative to the output folder; None where it failed.
-        shapes: of the tensors of the result, by name; None where it failed.
+        output: its file, relative to the output folder; None where there is none.
+        shapes: of the tensors of the result, by name; None where there is none.
         error: why it failed.
         stamps: size and time of change of its input files, as they were read.
         at: where its numbers lie in a pack, first byte and last plus one.
         size: bytes of a file of its own; 0 in a pack, and in journals that do not say it.
+        source: tells which files, keys and rows were read; 0 in journals that do not say it.
+        content: tells the features that were read; 0 where it is not known.
+        diagnoses: what may be wrong with the result, as `code: message`.
+        removed: its result was removed, since the pair is no longer among the inputs.
+        run: the number of the run that wrote the line; 0 in journals that do not say it.
     """
 
     id: str
@@ -53,24 +61,43 @@ class Entry:
     stamps: list[FileStamp]
     at: tuple[int, int] | None = None
     size: int = 0
+    source: int = 0
+    content: int = 0
+    diagnoses: list[str] = field(default_factory=list)
+    removed: bool = False
+    run: int = 0
 
-    def line(self) -> bytes:
-        """As it stands in the journal."""
+    @property
+    def done(self) -> bool:
+        """Whether the line says that there is a result."""
+        return self.error is None and not self.removed
+
+    def line(self, run: int) -> bytes:
+        """As it stands in the journal, written by the run of this number."""
         shape: object = self.shapes
         if self.shapes is not None and len(self.shapes) == 1:
             (shape,) = self.shapes.values()
+        error = None if self.error is None else shortened(self.error, _LONGEST_ERROR)
         data: dict[str, Any] = {
             "id": self.id,
             "output": self.output,
             "shape": shape,
-            "status": "done" if self.error is None else "failed",
-            "error": self.error,
+            "status": "removed" if self.removed else "done" if error is None else "failed",
+            "error": error,
             "inputs": self.stamps,
         }
         if self.at is not None:
             data["at"] = self.at
         if self.size:
             data["size"] = self.size
+        if self.diagnoses:
+            data["diagnoses"] = self.diagnoses
+        if self.source:
+            data["source"] = f"{self.source:016x}"
+        if self.content:
+            data["content"] = f"{self.content:016x}"
+        data["run"] = run
+        data["format"] = FORMAT
         return json.dumps(data, separators=(",", ":")).encode() + b"\n"
 
 
@@ -78,26 +105,34 @@ class Journal:
     """A journal that is open for appending, by one process at a time.
 
     Args:
-        path: of the file, which is made where there is none.
+        folder: the output folder.
+        name: of the file, which is made where there is none.
+        descriptor: of the open file.
+
+    Attributes:
+        run: number of this run, written into every line.
 
     Raises:
-        OutputError: another process has it open, or it cannot be written.
+        OutputError: another process has it open, it is no journal, or it cannot be written.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, folder: SafeFolder, name: str, descriptor: int) -> None:
+        self._path, self._descriptor = folder.join(name), descriptor
+        self.run = 1
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise self._failed(error) from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(descriptor, "exclusive", self._path):
+                raise OutputError(f"{self._path}: another run is writing it: wait for it")
+            if not is_journal(folder, name):
+                raise OutputError(
+                    f"{self._path}: is no journal of `fusecli batch`: say another -o, or move it"
+                )
             self._mend()
         except OSError as error:
-            os.close(self._descriptor)
-            if isinstance(error, BlockingIOError):
-                raise OutputError(f"{path}: another run is writing it: wait for it") from None
+            os.close(descriptor)
             raise self._failed(error) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Write lines; they are there for a process that is killed right after.
@@ -105,7 +140,7 @@ class Journal:
         Raises:
             OutputError: the disk is full, or a limit is reached.
         """
-        data = memoryview(b"".join(entry.line() for entry in entries))
+        data = memoryview(b"".join(entry.line(self.run) for entry in entries))
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
@@ -146,105 +181,164 @@ class Journal:
         return not_written(self._path, error)
 
 
-def read_entries(path: str) -> Iterator[Entry]:
-    """The lines of a journal; those that are damaged are passed over.
+def is_journal(folder: SafeFolder, name: str) -> bool:
+    """Whether a file is empty or holds at least one line of a journal, a torn one included.
 
     Raises:
-        OutputError: it cannot be read.
+        OutputError: it is no regular file, or it cannot be read.
     """
+    empty = True
+    for line in _lines(folder, name):
+        if decode_line(line) is not None or (line[-1:] != b"\n" and line.startswith(_BEGIN)):
+            return True
+        empty = False
+    return empty
+
+
+def read_entries(
+    folder: SafeFolder, name: str, damaged: list[int] | None = None
+) -> Iterator[Entry]:
+    """The lines of a journal.
+
+    Args:
+        folder: the output folder.
+        name: of the journal.
+        damaged: receives the numbers of lines that are not what a journal holds; they are
+            passed over, as is a last line without an end.
+
+    Raises:
+        OutputError: it is no regular file, or it cannot be read.
+    """
+    for number, line in enumerate(_lines(folder, name), 1):
+        entry = decode_line(line)
+        if entry is not None:
+            yield entry
+        elif damaged is not None and line[-1:] == b"\n":
+            damaged.append(number)
+
+
+def _lines(folder: SafeFolder, name: str) -> Iterator[bytes]:
+    """Lines with their ends; of one that is too long only the beginning."""
     try:
-        with open(path, "rb") as file:
-            for line in file:
-                try:
-                    data = json.loads(line)
-                    at = data.get("at")
-                    yield Entry(
-                        data["id"],
-                        data["output"],
-                        _shapes(data["shape"]),
-                        data["error"],
-                        data["inputs"],
-                        None if at is None else (at[0], at[1]),
-                        int(data.get("size", 0)),
-                    )
-                except (ValueError, TypeError, KeyError, IndexError):
-                    continue
+        descriptor = folder.open(name, os.O_RDONLY)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(folder.join(name), error) from None
+    with open(descriptor, "rb") as file:
+        try:
+            while line := file.readline(_LONGEST_LINE):
+                rest = line
+                while rest and rest[-1:] != b"\n":
+                    rest = file.readline(_LONGEST_LINE)
+                yield line if line[-1:] == b"\n" or not rest else line[:-1] + b"\n"
+        except OSError as error:
+            raise _unreadable(folder.join(name), error) from None
 
 
-def _shapes(shape: Any) -> Shapes | None:
-    if shape is None:
+def _unreadable(path: str, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def decode_line(line: bytes) -> Entry | None:
+    """One line, checked by type; None where it is damaged."""
+    try:
+        data = json.loads(line)
+        if type(data) is not dict:
+            return None
+        return _entry(data)
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    named = shape if isinstance(shape, dict) else {FUSED_KEY: shape}
-    return {name: tuple(sizes) for name, sizes in named.items()}
+
+
+def _entry(data: dict[str, Any]) -> Entry:
+    """Raises ValueError, TypeError or KeyError for what does not fit."""
+    output, shape, error = data["output"], data["shape"], data["error"]
+    status = data.get("status", "done" if error is None else "failed")
+    removed = status == "removed"
+    if status not in ("done", "failed", "removed") or (status == "failed") != (error is not None):
+        raise ValueError
+    shapes = None if shape is None else _shapes(shape)
+    if (output is None) != (shapes is None) or (status == "done") != (output is not None):
+        raise ValueError
+    at = data.get("at")
+    if at is not None:
+        first, end = at
+        at = _number(first), _number(end)
+        if at[0] > at[1]:
+            raise ValueError
+    if not 1 <= _number(data.get("format", 1)) <= FORMAT:
+        raise ValueError
+    inputs = data["inputs"]
+    if type(inputs) is not list:
+        raise TypeError
+    return Entry(
+        _text(data["id"]),
+        None if output is None else _text(output),
+        shapes,
+        None if error is None else _text(error),
+        [_stamp(stamp) for stamp in inputs],
+        at,
+        _number(data.get("size", 0)),
+        _hexadecimal(data.get("source")),
+        _hexadecimal(data.get("content")),
+        [_text(diagnosis) for diagnosis in data.get("diagnoses", [])],
+        removed,
+        _number(data.get("run", 0)),
+    )
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError
+    if not 0 <= value < _LARGEST:
+        raise ValueError
+    return value
+
+
+def _hexadecimal(value: object) -> int:
+    if value is None:
+        return 0
+    if type(value) is not str or len(value) != 16:
+        raise ValueError
+    return int(value, 16)
+
+
+def _stamp(value: object) -> FileStamp:
+    if value is None:
+        return None
+    if type(value) is not list:
+        raise TypeError
+    size, changed = value
+    if type(changed) is not int or abs(changed) >= _LARGEST:
+        raise ValueError  # times before 1970 are below zero
+    return _number(size), changed
+
+
+def _shapes(shape: object) -> Shapes:
+    if type(shape) is list:
+        named: dict[str, Any] = {FUSED_KEY: shape}
+    elif type(shape) is dict:
+        named = shape
+    else:
+        raise TypeError
+    if not 1 <= len(named) <= _MOST_TENSORS:
+        raise ValueError
+    shapes = {}
+    for name, sizes in named.items():
+        if type(sizes) is not list or len(sizes) > _MOST_AXES:
+            raise ValueError
+        shapes[name] = tuple(_number(size) for size in sizes)
+    return shapes
 
 
 def fingerprint(*parts: object) -> int:
     """64 bits that tell ids, and versions of inputs, apart without keeping them."""
     text = json.dumps(parts, separators=(",", ":")).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
-
-
-class PreviousResults:
-    """What earlier runs did, in 25 bytes a pair, whatever the ids are.
-
-    Args:
-        journals: paths of all journals of the output folder.
-        counts: whether what a line says was done is still there.
-    """
-
-    def __init__(
-        self, journals: Iterable[str], counts: Callable[[Entry], bool] = lambda entry: True
-    ) -> None:
-        ids, versions, states, lengths = array("Q"), array("Q"), array("B"), array("Q")
-        for path in journals:
-            for entry in read_entries(path):
-                there = entry.error is not None or counts(entry)
-                ids.append(fingerprint(entry.id))
-                versions.append(fingerprint(entry.id, entry.stamps))
-                states.append(0 if not there else DONE if entry.error is None else FAILED)
-                lengths.append(entry.size)
-        found = np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64)
-        # The last line of each id: the sort is stable.
-        order = np.argsort(found, kind="stable")
-        ordered = found[order]
-        last = np.ones(len(ordered), bool)
-        last[:-1] = ordered[1:] != ordered[:-1]
-        kept = order[last]
-        self._ids: NDArray[np.uint64] = ordered[last]
-        self._versions = np.frombuffer(versions, np.uint64)[kept] if ids else found
-        self._states = np.frombuffer(states, np.uint8)[kept] if ids else np.zeros(0, np.uint8)
-        self._sizes = np.frombuffer(lengths, np.uint64)[kept] if ids else found
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def state(self, pair: Pair) -> tuple[int, bool, int]:
-        """What became of a pair.
-
-        Returns:
-            DONE, FAILED or 0, whether its inputs are still those that were read, and the size of
-            its file, 0 where that is not known.
-        """
-        if not len(self._ids):
-            return 0, False, 0
-        wanted = np.uint64(fingerprint(pair.id))
-        index = int(np.searchsorted(self._ids, wanted))
-        if index == len(self._ids) or self._ids[index] != wanted or not self._states[index]:
-            return 0, False, 0
-        version = fingerprint(pair.id, FileStamps().of(pair))
-        same = int(self._versions[index]) == version
-        return int(self._states[index]), same, int(self._sizes[index])
-
-    @property
-    def failed(self) -> int:
-        """Pairs whose last line says that they failed."""
-        return int((self._states == FAILED).sum())
-
-    @property
-    def done(self) -> int:
-        """Pairs whose last line says that they are done."""
-        return int((self._states == DONE).sum())

@@ -108,6 +108,21 @@ class Run:
             "a machine, of its own.",
         ),
     ] = None
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare the contents of the inputs with what was fused, not only their names, "
+            "sizes and times.",
+        ),
+    ] = False
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Remove the results of pairs that are no longer among the inputs."
+        ),
+    ] = False
+    strict: Annotated[bool, typer.Option("--strict", help="A pair with a diagnosis fails.")] = False
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -251,6 +266,9 @@ def _batch_options(
         workers=computing.workers,
         max_memory=MAX_MEMORY if memory is None else parse_bytes(memory),
         ray=computing.ray_options(),
+        verify=run.verify,
+        prune=run.prune,
+        strict=run.strict,
     )
 
 

@@ -1,0 +1,88 @@
+"""Which pairs a run has to do, going by what earlier runs did and by what the inputs are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from fusecli.batch.options import BatchOptions
+from fusecli.batch.pair_inputs import FileStamps
+from fusecli.batch.source import content_of, source_of
+from fusecli.batch.store.history import PairState, PreviousResults
+from fusecli.batch.store.journal import fingerprint
+from fusecli.batch.summary import Summary
+from fusecli.batch.worker import PairFeaturesReader
+from fusecli.pairs.open import Pair
+
+Exists = Callable[[Pair, int], bool]
+
+
+def todo(
+    options: BatchOptions,
+    pairs: Iterable[Pair],
+    history: PreviousResults,
+    reader: PairFeaturesReader,
+    exists: Exists,
+    summary: Summary,
+    earlier: dict[str, bool],
+) -> Iterator[Pair]:
+    """The pairs that this run is to do, in order; counts the others.
+
+    Args:
+        options: of the run.
+        pairs: all of them.
+        history: what earlier runs did.
+        reader: reads a pair whose content is compared.
+        exists: whether the file of a pair is there, with this size.
+        summary: receives the counts.
+        earlier: receives the pairs that have a result of an earlier run, with whether their
+            inputs have changed since.
+    """
+    inputs = _Inputs(reader, options.verify)
+    shard = options.shard
+    for pair in pairs:
+        if shard is not None and fingerprint(pair.id) % shard.of != shard.index - 1:
+            continue
+        state = history.state(pair.id)
+        same = state.known != "nothing" and inputs.are_the_same(pair, state)
+        if options.strict and state.diagnosed:
+            same = False
+        if state.known == "done" and same and exists(pair, state.size):
+            summary.skipped += 1
+        elif state.known == "failed" and same and not options.retry_failed:
+            summary.failed_before += 1
+        elif options.retry_failed and state.known != "failed":
+            continue
+        else:
+            if state.known == "done":
+                earlier[pair.id] = not same
+            yield pair
+
+
+class _Inputs:
+    """Compares the inputs of pairs with those of an earlier run.
+
+    Args:
+        reader: reads a pair whose content is compared.
+        verify: compare every content.
+    """
+
+    def __init__(self, reader: PairFeaturesReader, verify: bool) -> None:
+        self._reader, self._verify = reader, verify
+
+    def are_the_same(self, pair: Pair, state: PairState) -> bool:
+        """Whether a pair is read from the same files, keys and rows, which have not changed.
+
+        Size and time of the files have to be those that were read. If in addition the files,
+        keys and rows are the same, that is enough; if they are others, or if it is to be
+        verified, the content decides. Journals of fusecli 0.1.0 say neither.
+        """
+        stamps = FileStamps().of(pair)
+        if fingerprint(pair.id, stamps) != state.version:
+            return False
+        same_source = state.source in (0, source_of(pair))
+        if same_source and not self._verify:
+            return True
+        if state.known == "failed" or not state.content:
+            return False
+        features = self._reader.read(pair, stamps)
+        return not isinstance(features, str) and content_of(features) == state.content

@@ -1,0 +1,186 @@
+"""What earlier runs did, read from their journals, in 42 bytes a pair."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.batch.store.journal import Entry, fingerprint, read_entries
+from fusecli.batch.store.safe_folder import SafeFolder
+
+Known = Literal["nothing", "done", "failed"]
+_NOTHING, _DONE, _FAILED, _DIAGNOSED, _MISSING = range(5)
+_KNOWN: tuple[Known, ...] = ("nothing", "done", "failed", "done", "nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class PairState:
+    """What became of one pair.
+
+    Attributes:
+        known: "done", "failed", or "nothing".
+        version: fingerprint of the id and of size and time of its files, as they were read.
+        source: which files, keys and rows were read; 0 if the journal does not say it.
+        content: of the features that were read; 0 if it is not known.
+        size: of its file; 0 if it is not known.
+        diagnosed: something may be wrong with its result.
+    """
+
+    known: Known = "nothing"
+    version: int = 0
+    source: int = 0
+    content: int = 0
+    size: int = 0
+    diagnosed: bool = False
+
+
+class PreviousResults:
+    """The latest line of every pair.
+
+    Args:
+        folder: the output folder.
+        journals: names of all journals in it, the older first where their lines do not tell.
+        is_valid: whether what a line says was done is still there.
+
+    Attributes:
+        damaged: numbers of the lines of each journal that are damaged, where there are any.
+        last_run: the highest number of a run.
+
+    Raises:
+        OutputError: a journal cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: SafeFolder,
+        journals: list[str],
+        is_valid: Callable[[Entry], bool] = lambda entry: True,
+    ) -> None:
+        self.damaged: dict[str, list[int]] = {}
+        ids, versions, sources, contents = array("Q"), array("Q"), array("Q"), array("Q")
+        states, sizes, runs = array("B"), array("Q"), array("Q")
+        for name in journals:
+            damaged: list[int] = []
+            for entry in read_entries(folder, name, damaged):
+                ids.append(fingerprint(entry.id))
+                versions.append(fingerprint(entry.id, entry.stamps))
+                sources.append(entry.source)
+                contents.append(entry.content)
+                states.append(_state(entry, is_valid))
+                sizes.append(entry.size)
+                runs.append(entry.run)
+            if damaged:
+                self.damaged[name] = damaged
+        found = np.array(ids, np.uint64)
+        numbers = np.array(runs, np.uint64)
+        self.last_run = int(numbers.max()) if len(numbers) else 0
+        # The latest line of each id: the sort is stable.
+        order = np.lexsort((numbers, found))
+        ordered = found[order]
+        last = np.ones(len(ordered), bool)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        kept = order[last]
+        self._ids: NDArray[np.uint64] = ordered[last]
+        self._versions = np.array(versions, np.uint64)[kept]
+        self._sources = np.array(sources, np.uint64)[kept]
+        self._contents = np.array(contents, np.uint64)[kept]
+        self._states = np.array(states, np.uint8)[kept]
+        self._sizes = np.array(sizes, np.uint64)[kept]
+        self._seen = np.zeros(len(kept), bool)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def state(self, id: str) -> PairState:
+        """What became of a pair; marks it as seen."""
+        if not len(self._ids):
+            return PairState()
+        wanted = np.uint64(fingerprint(id))
+        index = int(np.searchsorted(self._ids, wanted))
+        if index == len(self._ids) or self._ids[index] != wanted:
+            return PairState()
+        self._seen[index] = True
+        return PairState(
+            _KNOWN[int(self._states[index])],
+            int(self._versions[index]),
+            int(self._sources[index]),
+            int(self._contents[index]),
+            int(self._sizes[index]),
+            bool(self._states[index] == _DIAGNOSED),
+        )
+
+    @property
+    def failed(self) -> int:
+        """Pairs whose latest line says that they failed."""
+        return int((self._states == _FAILED).sum())
+
+    @property
+    def done(self) -> int:
+        """Pairs whose latest line says that they are done, and whose result is there."""
+        return int(self._is_done().sum())
+
+    @property
+    def missing(self) -> int:
+        """Pairs whose latest line says that they are done, and whose result is not there."""
+        return int((self._states == _MISSING).sum())
+
+    @property
+    def unseen(self) -> int:
+        """Pairs with a result that were not asked about."""
+        return int((self._is_done() & ~self._seen).sum())
+
+    def _is_done(self) -> NDArray[np.bool_]:
+        done: NDArray[np.bool_] = (self._states == _DONE) | (self._states == _DIAGNOSED)
+        return done
+
+    def is_unseen(self, id: str) -> bool:
+        """Whether a pair has a result and was not asked about."""
+        wanted = np.uint64(fingerprint(id))
+        index = int(np.searchsorted(self._ids, wanted))
+        if index == len(self._ids) or self._ids[index] != wanted:
+            return False
+        return bool(self._states[index] in (_DONE, _DIAGNOSED) and not self._seen[index])
+
+
+def _state(entry: Entry, is_valid: Callable[[Entry], bool]) -> int:
+    if entry.error is not None:
+        return _FAILED
+    if not entry.done:
+        return _NOTHING
+    if not is_valid(entry):
+        return _MISSING
+    return _DIAGNOSED if entry.diagnoses else _DONE
+
+
+def latest_entries(folder: SafeFolder, journals: list[str]) -> Iterator[Entry]:
+    """Of each id the latest line, in the order of the journals; holds 8 bytes a line.
+
+    Args:
+        folder: the output folder.
+        journals: names of all journals, the older first where their lines do not tell.
+
+    Raises:
+        OutputError: a journal cannot be read.
+    """
+    ids = array("Q")
+    for name in journals:
+        ids.extend(fingerprint(entry.id) for entry in read_entries(folder, name))
+    values = np.array(ids, np.uint64)
+    values.sort()
+    repeated = set(values[1:][values[1:] == values[:-1]].tolist())
+    latest: dict[int, tuple[int, str, int]] = {}  # run, journal and place in it
+    for name in journals if repeated else []:
+        for number, entry in enumerate(read_entries(folder, name)):
+            key = fingerprint(entry.id)
+            if key in repeated and (key not in latest or entry.run >= latest[key][0]):
+                latest[key] = entry.run, name, number
+    for name in sorted(journals, key=lambda name: (len(name), name)):
+        for number, entry in enumerate(read_entries(folder, name)):
+            place = entry.run, name, number
+            if not repeated or latest.get(fingerprint(entry.id), place) == place:
+                yield entry

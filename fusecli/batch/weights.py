@@ -1,0 +1,81 @@
+"""The weights of a run: opened once, hashed as they are read, and nothing else is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import WeightsError
+from fusecli.features.file import FeatureFile
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.initial_weights import initial_weights
+from fusecli.fusion.options import ModuleOptions
+from fusecli.fusion.weights import config_of, open_weights, read_weights
+
+_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """The parameters of a run's fusion.
+
+    Attributes:
+        config: the fusion.
+        sha256: of the file they were read from; None for initial weights.
+        seed: of initial weights, also where a file holds them; None for trained ones.
+        heads_assumed: H is a guess.
+        parameters: of a file, float32 under their `state_dict` names.
+    """
+
+    config: FusionConfig
+    sha256: str | None
+    seed: int | None
+    heads_assumed: bool = False
+    parameters: Mapping[str, NDArray[np.float32]] | None = None
+
+    def load(self, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:
+        """Some rows of some parameters."""
+        if self.parameters is None:
+            return initial_weights(self.config, self.seed or 0, rows)
+        return {name: self.parameters[name][part] for name, part in rows.items()}
+
+
+def read_run_weights(path: str, options: ModuleOptions) -> RunWeights:
+    """Read a weights file once and for all; it may be replaced while the run works.
+
+    Args:
+        path: of the file.
+        options: of the module, for what the file does not say.
+
+    Raises:
+        FuseError: the file is not usable, or it was changed while it was read.
+    """
+    weights = open_weights(path)
+    with weights.file:
+        before = _sha256(weights.file)
+        config, assumed = config_of(weights, options)
+        parameters = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
+        if _sha256(weights.file) != before:
+            raise WeightsError(
+                f"{path}: was changed while it was read: wait until it is written, and run the "
+                "same command again"
+            )
+    return RunWeights(config, before, weights.seed, assumed, parameters)
+
+
+def _sha256(file: FeatureFile) -> str:
+    """SHA-256 of the open file, whatever has its name by now."""
+    digest = hashlib.sha256()
+    if file.handle is None:
+        digest.update(file.content or b"")
+        return digest.hexdigest()
+    offset = 0
+    while block := os.pread(file.handle.fileno(), _READ, offset):
+        digest.update(block)
+        offset += len(block)
+    return digest.hexdigest()
