@@ -21,8 +21,8 @@ from fusecli.batch.resolve import resolve
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.worker import Fuser
 from fusecli.errors import FuseError, OutputError, UsageError
-from fusecli.fusion import build as fusion
 from fusecli.fusion.backend import row_stable
+from fusecli.fusion.methods.attention import fusion
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from tests.batches import DI, DT, journal, left_behind, make_pairs, outputs
 
