@@ -11,7 +11,18 @@ from typer.core import TyperCommand, TyperGroup
 from fusecli.cli.options import spread
 
 # Each is a function in the module of its name.
-COMMANDS = ("fuse", "batch", "init", "inspect", "methods", "selftest", "bench")
+COMMANDS = (
+    "fuse",
+    "batch",
+    "train",
+    "evaluate",
+    "predict",
+    "init",
+    "inspect",
+    "methods",
+    "selftest",
+    "bench",
+)
 
 # What most people need first.
 FIRST_STEPS = (

@@ -1,0 +1,102 @@
+"""The options that train, evaluate and predict share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import typer
+
+from fusecli.cli.option_groups import ManyPairs, Reading, StoredMasks
+from fusecli.cli.options import parse_bytes
+
+if TYPE_CHECKING:
+    from fusecli.features.pair_inputs import ReadOptions
+    from fusecli.training.options import LabelOptions
+
+TaskName = Literal["classify", "multilabel", "regress", "tag", "match"]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainingPairs(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
+    """Where pairs are and how they are read."""
+
+    def read_options(self) -> "ReadOptions":
+        """How features are read, as the library takes it."""
+        from fusecli.features.pair_inputs import ReadOptions
+
+        self.check()
+        return ReadOptions(
+            image_key=self.image_key,
+            text_key=self.text_key,
+            image_axes=self.image_axes,
+            text_axes=self.text_axes,
+            image_mask=self.image_mask is None,
+            text_mask=self.text_mask is None,
+            allow_empty_image=self.allow_empty_image,
+            allow_nonfinite=self.allow_nonfinite,
+        )
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class LabelColumns:
+    """Where the labels are."""
+
+    heading: ClassVar[str] = "Labels"
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .csv, .jsonl or .parquet file with the columns id and label, and optionally "
+            "group, split (train, validation, test) and weight.",
+            show_default="columns of --manifest",
+        ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of the labels.", show_default="label"),
+    ] = None
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Pairs with the same value in this column are never divided between training and "
+            "test. Pairs that share an image never are.",
+            show_default="group, if there is one",
+        ),
+    ] = None
+    task: Annotated[
+        TaskName | None,
+        typer.Option(
+            help="What the labels are: a class, several classes (a|b), a number, a list with one "
+            "tag a text token, or none (match: does the image belong to the text).",
+            show_default="told by the labels",
+        ),
+    ] = None
+
+    def label_options(self, strict: bool) -> "LabelOptions":
+        """These options as the library takes them."""
+        from fusecli.training.options import LabelOptions
+
+        return LabelOptions(self.labels, self.label_column, self.group, self.task, strict)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainingMachine:
+    """What computes."""
+
+    heading: ClassVar[str] = "Computing"
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto"
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="How much memory the features may take: 500M, 2G. Larger ones are read from the "
+            "files again for every batch.",
+            show_default="2G",
+        ),
+    ] = None
+
+    def max_bytes(self) -> int | None:
+        """The bound in bytes, or None."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory)

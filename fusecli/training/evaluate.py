@@ -1,0 +1,269 @@
+"""A finished run on given pairs: metrics, what the image adds, what of it is interaction."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import PairsError, ShapeError, UsageError, counted
+from fusecli.features.pair_inputs import ReadOptions
+from fusecli.fusion.backend.device import check_device_name
+from fusecli.fusion.options import check_choice
+from fusecli.pairs.pair import PairOptions
+from fusecli.training.calibration import Calibration
+from fusecli.training.examples import Examples, Side
+from fusecli.training.fit import choose_device
+from fusecli.training.fitted import FitInfo, Fitted
+from fusecli.training.interaction import Interaction, take_apart
+from fusecli.training.metrics import require_sklearn
+from fusecli.training.options import LabelOptions
+from fusecli.training.report import Facts, metrics_json, summary_lines
+from fusecli.training.results import FUSION, Measured, compare
+from fusecli.training.run_folder import StoredModel, load_run
+from fusecli.training.score_part import Part, retrieval_of, seed_headlines
+from fusecli.training.source import SourceOptions, open_data
+from fusecli.training.split import join_groups
+from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
+from fusecli.training.targets import TASKS, Targets, Task
+from fusecli.training.train import PREDICTIONS, SPLIT, write_bytes
+
+Rows = NDArray[np.int64]
+Tell = Callable[[str], None]
+
+GIVEN = "given"
+
+
+class ReadingProgress(Protocol):
+    """What is told while pairs are read."""
+
+    def reading(self, done: int, total: int) -> None:
+        """So many pairs of so many have been read."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `evaluate` and `predict` can be told; the meanings are those of the options.
+
+    Attributes:
+        run: the folder of a finished run.
+        labels: for `evaluate`; its task is that of the run.
+        output: for `predict`: the .csv file.
+        seed: of samples, shuffles and draws.
+    """
+
+    run: str
+    pairs: PairOptions
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    output: str = PREDICTIONS
+    seed: int = 0
+    device: str = "auto"
+    max_memory: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's models, for pairs of any kind.
+
+    Attributes:
+        task: what was learnt.
+        names: of its classes.
+        models: as they lie in the folder.
+    """
+
+    task: Task
+    names: tuple[str, ...]
+    models: list[StoredModel]
+
+    def bind(self, model: StoredModel, examples: Examples, device: str) -> Fitted:
+        """A model that gives logits for these pairs."""
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        return Fitted(
+            model.name,
+            list(model.members),
+            examples,
+            choose_device(device),
+            FitInfo(model.variant),
+            *nothing,
+            model.constant,
+            self.task == "tag",
+        )
+
+
+def open_run(path: str) -> LoadedRun:
+    """Read a finished run's folder.
+
+    Raises:
+        UsageError: it is none.
+        FeatureFileError: a file in it is damaged.
+    """
+    head, models = load_run(path)
+    task = head.get("task")
+    if task not in TASKS:
+        raise UsageError(f"{path}: holds a run of the task {task!r}, which this version has not")
+    return LoadedRun(cast(Task, task), tuple(head["names"]), models)
+
+
+def calibration_of(model: StoredModel) -> Calibration:
+    """What the run has fitted on its validation part."""
+    found = model.calibration
+    return Calibration(found.get("temperature", 1.0), tuple(found.get("thresholds", ())))
+
+
+def evaluate_run(
+    options: RunOptions, tell: Tell, progress: ReadingProgress
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure a run's models on given pairs.
+
+    Pairs that the run has learnt from are left out, and that is said.
+
+    Args:
+        options: the run, pairs and labels.
+        tell: receives notes and warnings.
+        progress: is told how many pairs have been read.
+
+    Returns:
+        The content of a `metrics.json`, and the lines that are printed.
+
+    Raises:
+        FuseError: the run, the pairs or the labels cannot be used.
+    """
+    check_device_name(options.device)
+    require_sklearn()
+    run = open_run(options.run)
+    if options.labels.task is not None:
+        check_choice("--task", options.labels.task, TASKS)
+        if options.labels.task != run.task:
+            raise UsageError(f"--task {options.labels.task}: {options.run} has learnt {run.task}")
+    labels = replace(options.labels, task=run.task)
+    if run.task != "match" and labels.file is None and options.pairs.manifest is None:
+        raise UsageError("evaluate compares with labels: expected --labels FILE or --manifest FILE")
+    source = SourceOptions(options.pairs, labels, options.reading, options.max_memory)
+    data = open_data(source, tell, progress.reading, run.names, said=False)
+    assert data.targets is not None
+    refuse_other_widths(options.run, run.models, data.examples)
+    groups = join_groups(data.examples.image_key, data.targets.group)
+    rows = _rows(options.run, data.examples, data.targets, tell)
+    part = Part(data.examples, data.targets, groups, rows, options.seed, options.device)
+    if len(np.unique(groups[rows])) < 2:
+        raise PairsError(
+            f"{counted(len(rows), 'pair')} in one group: evaluation needs pairs of at least two "
+            "images"
+        )
+    fitted = [run.bind(model, data.examples, options.device) for model in run.models]
+    measured = [
+        Measured(
+            model.name,
+            part.flat(part.logits(model)),
+            calibration_of(stored),
+            stored.variant,
+            seeds=seed_headlines(model, part),
+        )
+        for model, stored in zip(fitted, run.models, strict=True)
+    ]
+    result = compare(GIVEN, measured, len(rows), options.seed)
+    result.retrieval.update(retrieval_of(fitted, part))
+    interaction: Interaction | None = None
+    if run.task != "match":
+        fusion = next(model for model in fitted if model.name == FUSION)
+        interaction = take_apart(fusion, data.examples, data.targets, rows, groups, options.seed)
+    facts = Facts("Evaluation", run.names, {GIVEN: len(rows)})
+    metrics = metrics_json(result, facts, interaction)
+    return metrics, summary_lines(metrics)
+
+
+def refuse_other_widths(path: str, models: list[StoredModel], examples: Examples) -> None:
+    """Raises:
+    ShapeError: the features are not as wide as those that the run has learnt from.
+    """
+    spec = next(model for model in models if model.members).members[0].spec
+    sides: tuple[tuple[Side, int], ...] = (("image", spec.image_dim), ("text", spec.text_dim))
+    for side, width in sides:
+        if examples.width(side) != width:
+            raise ShapeError(
+                f"the {side} features are {examples.width(side)} wide, and {path} has learnt from "
+                f"{width}: take features of the same encoder"
+            )
+
+
+def _rows(path: str, examples: Examples, targets: Targets, tell: Tell) -> Rows:
+    """The test part where the labels give one, without the pairs that were learnt from."""
+    rows = np.arange(examples.n)
+    if targets.split is not None and "test" in targets.split:
+        rows = np.flatnonzero(np.asarray(targets.split) == "test")
+        if len(rows) < examples.n:
+            tell(f"note: only the test part of the column split: {counted(len(rows), 'pair')}")
+    pairs, images = _learnt(os.path.join(path, SPLIT))
+    known = np.array(
+        [(examples.ids[row], examples.image_key[row]) in pairs for row in rows.tolist()], bool
+    )
+    if known.all() and len(known):
+        tell(
+            f"warning: all {counted(len(rows), 'pair')} stood in training or validation of this "
+            "run: these numbers are too good"
+        )
+        return rows
+    if known.any():
+        tell(
+            f"note: {counted(int(known.sum()), 'pair')} stood in training or validation of this "
+            f"run: left out, {len(rows) - int(known.sum()):,} remain"
+        )
+        rows = rows[~known]
+    seen = sum(examples.image_key[row] in images for row in rows.tolist())
+    if seen:
+        tell(
+            f"warning: {counted(seen, 'pair')} of {len(rows):,} with an image that the run has "
+            "learnt from: these numbers may be too good"
+        )
+    return rows
+
+
+def _learnt(path: str) -> tuple[set[tuple[str, str]], set[str]]:
+    """Id and image of the pairs that weights were fitted or chosen on, and their images."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError:
+        return set(), set()
+    learnt = [row for row in rows if row.get("split") != "test" and row.get("image")]
+    return {(row["id"], row["image"]) for row in learnt}, {row["image"] for row in learnt}
+
+
+def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> str:
+    """Write what the fusion of a run says of given pairs.
+
+    Args:
+        options: the run, the pairs and the output.
+        tell: receives notes and warnings.
+        progress: is told how many pairs have been read.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        FuseError: the run or the pairs cannot be used, or the file cannot be written.
+    """
+    check_device_name(options.device)
+    if not options.output.lower().endswith(".csv"):
+        raise UsageError(f"-o {options.output}: predictions are written as .csv")
+    if os.path.exists(options.output) and not options.force:
+        raise UsageError(f"{options.output}: exists: say -f to replace it")
+    run = open_run(options.run)
+    source = SourceOptions(options.pairs, None, options.reading, options.max_memory)
+    data = open_data(source, tell, progress.reading)
+    refuse_other_widths(options.run, run.models, data.examples)
+    stored = next(model for model in run.models if model.name == FUSION)
+    fusion = run.bind(stored, data.examples, options.device)
+    logits = fusion.logits(np.arange(data.examples.n))
+    info = PairInfo(data.examples.ids, text_mask=data.examples.text_mask)
+    said = ModelLogits(FUSION, logits, calibration_of(stored))
+    write_bytes(options.output, answers_csv(run.task, run.names, info, said))
+    return options.output

@@ -1,0 +1,112 @@
+"""Fitted models on a part of the pairs: logits, calibration, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.training.bootstrap import headline
+from fusecli.training.calibration import Calibration, calibrate
+from fusecli.training.examples import Examples
+from fusecli.training.fit import choose_device
+from fusecli.training.fitted import Fitted
+from fusecli.training.flat import Flat, flatten
+from fusecli.training.results import Measured
+from fusecli.training.retrieval import candidates, recall
+from fusecli.training.shuffle import with_negatives
+from fusecli.training.targets import Targets
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows on which models are compared.
+
+    Attributes:
+        examples, targets, groups: of all pairs.
+        rows: int64 [m], of the part.
+        seed: of the wrong images of `match`.
+        device: where single seeds are computed.
+    """
+
+    examples: Examples
+    targets: Targets
+    groups: Rows
+    rows: Rows
+    seed: int
+    device: str
+
+    def logits(self, model: Fitted) -> NDArray[np.float32]:
+        """What a model says of the rows; for `match` [2 m, 1], wrong images last."""
+        if self.targets.task != "match":
+            return model.logits(self.rows)
+        found = with_negatives(model, self.rows, self.groups[self.rows], self.seed)
+        assert found is not None, "a part that is measured has more than one group"
+        return found
+
+    def flat(self, logits: NDArray[np.floating]) -> Flat:
+        """The rows as one model sees them."""
+        return flatten(self.targets.take(self.rows), logits, self.groups[self.rows])
+
+
+def calibration_of(model: Fitted, targets: Targets) -> Calibration:
+    """Temperature and thresholds from the logits that the model gives for rows it has not seen.
+
+    None for `match`: the validation part has no wrong images of its own.
+    """
+    if targets.task == "match":
+        return Calibration(1.0, (0.5,))
+    return calibrate(_tuning(model, targets))
+
+
+def validation_score(model: Fitted, targets: Targets) -> float | None:
+    """The headline on the validation rows; None for `match`."""
+    return None if targets.task == "match" else headline(_tuning(model, targets))
+
+
+def _tuning(model: Fitted, targets: Targets) -> Flat:
+    rows = model.tuning_rows
+    return flatten(targets.take(rows), model.tuning_logits, np.arange(len(rows)))
+
+
+def measured(
+    model: Fitted, part: Part, logits: NDArray[np.float32], calibration: Calibration
+) -> Measured:
+    """One model on the part, with what each of its seeds reaches alone."""
+    return Measured(
+        model.name,
+        part.flat(logits),
+        calibration,
+        model.info.variant,
+        validation_score(model, part.targets),
+        seed_headlines(model, part),
+    )
+
+
+def seed_headlines(model: Fitted, part: Part) -> tuple[float, ...]:
+    """The headline of the network of each seed alone; empty where there is only one."""
+    if len(model.members) < 2:
+        return ()
+    return tuple(headline(part.flat(part.logits(one))) for one in _each_seed(model, part))
+
+
+def _each_seed(model: Fitted, part: Part) -> list[Fitted]:
+    """The networks of a model one by one."""
+    device = choose_device(part.device)
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return [
+        Fitted(model.name, [member], part.examples, device, model.info, *nothing, tag=model.tag)
+        for member in model.members
+    ]
+
+
+def retrieval_of(models: Sequence[Fitted], part: Part) -> dict[str, dict[str, float | int]]:
+    """recall@k of every model over the same candidates; empty but for `match`."""
+    if part.targets.task != "match":
+        return {}
+    rows = candidates(part.examples, part.rows, part.seed)
+    return {model.name: recall(model, rows) for model in models}

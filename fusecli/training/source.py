@@ -1,0 +1,222 @@
+"""From the options to labelled pairs and their features: what train, evaluate and predict share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fusecli.errors import FuseError, PairsError, UsageError, counted, shortened
+from fusecli.features.pair_inputs import ReadOptions
+from fusecli.pairs.open import Pair, PairOptions, open_pairs
+from fusecli.pairs.reader import PairFeatures, PairReader
+from fusecli.training.encode import (
+    Tokens,
+    make_targets,
+    match_targets,
+    may_be_tags,
+    told_task,
+)
+from fusecli.training.examples import Examples, load_examples
+from fusecli.training.label_rows import columns_of
+from fusecli.training.labels import (
+    Labels,
+    columns_wanted,
+    labels_of_file,
+    labels_of_pairs,
+    task_said,
+)
+from fusecli.training.options import LabelOptions
+from fusecli.training.targets import Targets, Task
+
+Tell = Callable[[str], None]
+OnRead = Callable[[int, int], None]
+
+MAX_MEMORY = 2 << 30  # of features in memory; above it they are read from the files again
+
+
+class PairFiles:
+    """Pairs as `load_examples` reads them; notes how many text tokens lie in each file.
+
+    Args:
+        pairs: in their order.
+        options: how files are read.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], options: ReadOptions) -> None:
+        self._pairs, self._reader = pairs, PairReader(options)
+        self.ids: Sequence[str] = tuple(pair.id for pair in pairs)
+        self.stored = np.zeros(len(pairs), np.int64)  # text tokens with padding
+
+    def read(self, row: int) -> PairFeatures:
+        """Both sides of a pair.
+
+        Raises:
+            FuseError: it cannot be read; names the pair.
+        """
+        pair = self._pairs[row]
+        try:
+            features = self._reader.read(pair)
+        except FuseError as error:
+            raise type(error)(f"pair {shortened(pair.id)!r}: {error}") from None
+        self.stored[row] = len(features.text)
+        return features
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled pairs, read.
+
+    Attributes:
+        examples: their features.
+        targets: their labels; None for `predict`.
+    """
+
+    examples: Examples
+    targets: Targets | None
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where pairs, labels and features come from.
+
+    Attributes:
+        labels: None: no labels are wanted (`predict`).
+        max_memory: bytes of features in memory; None: `MAX_MEMORY`.
+    """
+
+    pairs: PairOptions
+    labels: LabelOptions | None
+    reading: ReadOptions
+    max_memory: int | None = None
+
+
+def open_data(
+    options: SourceOptions,
+    tell: Tell,
+    on_read: OnRead,
+    names: Sequence[str] | None = None,
+    said: bool = True,
+) -> Data:
+    """Find the pairs, bring the labels to them, and read the features once.
+
+    What is wrong with labels is said before features are read, where it can be.
+
+    Args:
+        options: where everything is.
+        tell: receives notes and warnings.
+        on_read: is told how many pairs of how many have been read.
+        names: of the classes of a run; None: those that occur.
+        said: say which task the labels tell.
+
+    Raises:
+        FuseError: pairs, labels or features cannot be used.
+    """
+    wanted = options.labels
+    columns = _manifest_columns(options)
+    pair_options = replace(options.pairs, extra_columns=columns, ending="")
+    source = open_pairs(pair_options)
+    pairs = list(source)
+    for note in source.notes:
+        tell(f"note: {note}")
+    if source.unmatched.total:
+        tell(f"warning: {source.unmatched}")
+    labels = None if wanted is None else _labels(options, wanted, pairs, columns, tell)
+    task = None if wanted is None else wanted.task
+    targets: Targets | None = None
+    tags = False
+    if labels is not None:
+        pairs = [pairs[row] for row in labels.rows]
+        tags = may_be_tags(labels, task)
+        if not tags:
+            targets = make_targets(labels, task, None, names)
+    elif wanted is not None:
+        targets = _match(wanted, pairs, columns, tell)
+    if labels is not None and targets is not None and said:
+        tell(task_said(targets.task, task is not None, targets.names))
+    files = PairFiles(pairs, options.reading)
+    examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read)
+    for note in examples.notes:
+        tell(f"note: {note}")
+    if labels is not None and tags:
+        tokens = Tokens(examples.text_mask, files.stored)
+        targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)
+        if said:
+            tell(task_said(targets.task, task is not None, targets.names))
+    return Data(examples, targets)
+
+
+def _manifest_columns(options: SourceOptions) -> tuple[str, ...]:
+    """The columns of labels that the manifest has and that are wanted from it."""
+    manifest, wanted = options.pairs.manifest, options.labels
+    if manifest is None or wanted is None or wanted.file is not None:
+        return ()
+    there = columns_of(manifest, "--manifest")
+    label, *others = columns_wanted(wanted)
+    if wanted.task == "match":
+        return tuple(name for name in others if name in there)
+    return tuple(name for name in (label, *others) if name in there)
+
+
+def _labels(
+    options: SourceOptions,
+    wanted: LabelOptions,
+    pairs: Sequence[Pair],
+    columns: tuple[str, ...],
+    tell: Tell,
+) -> Labels | None:
+    ids = [pair.id for pair in pairs]
+    if wanted.file is not None:
+        return labels_of_file(wanted, ids, tell)
+    label, *_ = columns_wanted(wanted)
+    manifest = options.pairs.manifest
+    if manifest is None or wanted.task == "match" or label not in columns:
+        if wanted.column is not None or wanted.task not in (None, "match"):
+            where = manifest or "the command line"
+            told = f"no column {label} in {where}" if manifest else "no --labels"
+            raise UsageError(
+                f"there are no labels ({told}): expected --labels FILE, or a column "
+                f"{label} in --manifest"
+            )
+        return None
+    places = [columns.index(name) if name in columns else None for name in columns_wanted(wanted)]
+    extra = [["" if place is None else pair.extra[place] for place in places] for pair in pairs]
+    return labels_of_pairs(wanted, manifest, ids, extra, tell)
+
+
+def _match(
+    wanted: LabelOptions, pairs: Sequence[Pair], columns: tuple[str, ...], tell: Tell
+) -> Targets:
+    """No labels: whether image and text belong together; groups and splits may be given."""
+    if wanted.task is None:
+        tell("note: no labels are given: task match (does the image belong to the text)")
+    if not columns:
+        if wanted.group is not None:
+            raise PairsError(f"--group {wanted.group}: there is no such column in the manifest")
+        return match_targets(len(pairs), None, None)
+    # Read as labels are, with the pair's own id in place of one.
+    places = [columns.index(name) if name in columns else None for name in columns_wanted(wanted)]
+    extra = [
+        ["own", *("" if place is None else pair.extra[place] for place in places[1:])]
+        for pair in pairs
+    ]
+    labels = labels_of_pairs(wanted, "the manifest", [pair.id for pair in pairs], extra, tell)
+    targets = match_targets(len(pairs), labels.group, labels.split)
+    weight = None if labels.weight is None else np.asarray(labels.weight, np.float32)
+    return replace(targets, weight=weight)
+
+
+def refuse_unlearnable_tags(
+    task: Task, examples: Examples, method: str, residual: bool | None
+) -> None:
+    """Raises:
+    UsageError: the fused rows of a pair are all equal, and tags differ by row.
+    """
+    single = int(examples.lengths("image").max()) == 1
+    if task == "tag" and single and method == "attention" and residual is False:
+        raise UsageError(
+            "--task tag cannot be learnt by --method attention --no-residual from images of one "
+            f"vector ({counted(examples.n, 'pair')}): attention to one image token gives the same "
+            "row for every text token; leave --no-residual out"
+        )

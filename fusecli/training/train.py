@@ -1,0 +1,438 @@
+"""One training run: from labelled pairs to a folder with weights, metrics and predictions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli import __version__
+from fusecli.features.atomic import StagedFile
+from fusecli.training.calibration import Calibration
+from fusecli.training.examples import Examples
+from fusecli.training.fit import FitProgress, fit
+from fusecli.training.fitted import Fitted
+from fusecli.training.flat import Flat
+from fusecli.training.metrics import require_sklearn
+from fusecli.training.options import TrainOptions
+from fusecli.training.pictures import draw_comparison, draw_curves
+from fusecli.training.report import Facts, as_json, metrics_json, report_md, summary_lines
+from fusecli.training.results import Measured, PartResult, compare, join_flats
+from fusecli.training.run_folder import RunFolder, hash_of
+from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
+from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlearnable_tags
+from fusecli.training.split import (
+    Split,
+    all_for_training,
+    join_groups,
+    make_folds,
+    make_split,
+    seen_share,
+)
+from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
+from fusecli.training.targets import IGNORED, Targets
+
+Rows = NDArray[np.int64]
+Tell = Callable[[str], None]
+
+METRICS, REPORT, PREDICTIONS, SPLIT, LOG = (
+    "metrics.json",
+    "report.md",
+    "predictions.csv",
+    "split.csv",
+    "log.jsonl",
+)
+CURVES, COMPARISON = "curves.png", "comparison.png"
+# The file that says that a run is complete comes first: it is deleted first and written last.
+OUTPUTS = (METRICS, REPORT, PREDICTIONS, SPLIT, LOG, CURVES, COMPARISON)
+
+
+class TrainProgress(FitProgress, Protocol):
+    """What a run tells while it goes on."""
+
+    def reading(self, done: int, total: int) -> None:
+        """So many pairs of so many have been read."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+        output: the folder.
+        metrics: the content of `metrics.json`.
+        lines: the table and the verdict.
+        complete_before: the folder held this very run, complete; nothing was computed.
+    """
+
+    output: str
+    metrics: dict[str, Any]
+    lines: list[str]
+    complete_before: bool
+
+
+def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> Outcome:
+    """Train a fusion and its baselines, measure them, and write the run's folder.
+
+    Can be stopped at any moment and run again: it goes on where it was.
+
+    Args:
+        options: what to do.
+        tell: receives notes and warnings, one line each.
+        progress: is told what happens.
+
+    Raises:
+        FuseError: the data cannot be learnt from, or the folder holds something else.
+    """
+    options.check()
+    require_sklearn()
+    notes = _Notes(tell)
+    source = SourceOptions(options.pairs, options.labels, options.reading, options.max_memory)
+    data = open_data(source, notes, progress.reading)
+    run = _Run(options, data, notes, progress)
+    if run.folder.begin(options.resume, options.force):
+        stored = _read(os.path.join(options.output, METRICS))
+        if stored is not None:
+            run.folder.finish()
+            return Outcome(options.output, stored, stored_lines(stored), True)
+    else:
+        for name in OUTPUTS:
+            _delete(os.path.join(options.output, name))
+    return run.folds() if options.folds else run.held_out()
+
+
+class _Notes:
+    """Hands notes on, and keeps them for the report."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self.kept: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.kept.append(line.removeprefix("note: "))
+        self._tell(line)
+
+
+class _Noted:
+    """A `FitProgress` that keeps what is noted."""
+
+    def __init__(self, inner: TrainProgress, notes: _Notes) -> None:
+        self._inner, self._notes = inner, notes
+        self.plan, self.epoch, self.done = inner.plan, inner.epoch, inner.done
+
+    def note(self, text: str) -> None:
+        """Keep it for the report, and tell it."""
+        self._notes(f"note: {text}")
+
+
+class _Run:
+    """What is known before the first model is trained."""
+
+    def __init__(
+        self, options: TrainOptions, data: Data, notes: _Notes, progress: TrainProgress
+    ) -> None:
+        assert data.targets is not None
+        self.options, self.notes = options, notes
+        self.progress = _Noted(progress, notes)
+        self.examples: Examples = data.examples
+        self.targets: Targets = data.targets
+        self.groups = join_groups(self.examples.image_key, self.targets.group)
+        method = options.module.method or ("attention" if options.method == "auto" else "")
+        refuse_unlearnable_tags(self.targets.task, self.examples, method, options.module.residual)
+        if options.folds:
+            if self.targets.split is not None:
+                notes("note: the column split is not used: --folds holds out every pair once")
+            targets = self.targets
+            self.splits = make_folds(
+                targets, self.groups, options.folds, options.seed, options.val_fraction
+            )
+        else:
+            self.splits = [
+                make_split(
+                    self.targets,
+                    self.groups,
+                    self.examples.ids,
+                    options.seed,
+                    options.val_fraction,
+                    options.test_fraction,
+                )
+            ]
+        self.folder = RunFolder(options.output, identity(options, self.examples, self.targets))
+
+    def held_out(self) -> Outcome:
+        """Train on one split and look at its held-out part once."""
+        split = self.splits[0]
+        seen = seen_share(self.examples.text_key, split)
+        fitted = self._fit(split, "")
+        calibrations = {model.name: calibration_of(model, self.targets) for model in fitted}
+        part = self._part(split.test)
+        logits = {model.name: part.logits(model) for model in fitted}
+        models = [
+            measured(model, part, logits[model.name], calibrations[model.name]) for model in fitted
+        ]
+        result = compare("test", models, len(split.test), self.options.seed, seen)
+        result.retrieval.update(retrieval_of(fitted, part))
+        predictions = self._predictions(split, fitted, logits, calibrations)
+        table = split_csv(self.examples.ids, self.examples.image_key, split)
+        sizes = {
+            "train": len(split.train),
+            "validation": len(split.validation),
+            "test": len(split.test),
+        }
+        return self._write(result, fitted, calibrations, sizes, predictions, table)
+
+    def folds(self) -> Outcome:
+        """Out-of-fold logits of everybody, then one fit on all for the weights."""
+        flats: dict[str, list[Flat]] = {}
+        pooled: dict[str, NDArray[np.float32]] = {}
+        found: dict[str, list[Calibration]] = {}
+        values: dict[str, list[Measured]] = {}
+        fold_of = np.zeros(self.targets.n, np.int64)
+        for number, split in enumerate(self.splits, 1):
+            fold_of[split.test] = number
+            fitted = self._fit(split, f"fold {number}")
+            part = self._part(split.test)
+            for model in fitted:
+                calibration = calibration_of(model, self.targets)
+                logits = part.logits(model)
+                values.setdefault(model.name, []).append(measured(model, part, logits, calibration))
+                found.setdefault(model.name, []).append(calibration)
+                # Logits of different models are brought to one scale before they are pooled.
+                scaled = part.flat(logits / np.float32(calibration.temperature))
+                flats.setdefault(model.name, []).append(scaled)
+                self._pool(pooled, model.name, split.test, logits, calibration)
+        split = all_for_training(
+            self.targets, self.groups, self.options.seed, self.options.val_fraction
+        )
+        fitted = self._fit(split, "all")
+        calibrations = {model.name: calibration_of(model, self.targets) for model in fitted}
+        models = [self._joined(name, flats[name], values[name], found[name]) for name in flats]
+        result = compare("out-of-fold", models, self.targets.n, self.options.seed)
+        predictions = self._out_of_fold(pooled, found)
+        table = split_csv(self.examples.ids, self.examples.image_key, split, fold_of)
+        sizes = {"out-of-fold": self.targets.n}
+        return self._write(result, fitted, calibrations, sizes, predictions, table)
+
+    def _fit(self, split: Split, part: str) -> list[Fitted]:
+        checkpoints = self.folder.checkpoints(part)
+        return fit(self.examples, self.targets, split, self.options, self.progress, checkpoints)
+
+    def _part(self, rows: Rows) -> Part:
+        return Part(
+            self.examples, self.targets, self.groups, rows, self.options.seed, self.options.device
+        )
+
+    def _pool(
+        self,
+        pooled: dict[str, NDArray[np.float32]],
+        name: str,
+        rows: Rows,
+        logits: NDArray[np.float32],
+        calibration: Calibration,
+    ) -> None:
+        own = logits[: len(rows)]  # of `match`, the pairs with their own images
+        if name not in pooled:
+            pooled[name] = np.zeros((self.targets.n, *own.shape[1:]), np.float32)
+        pooled[name][rows] = own / np.float32(calibration.temperature)
+
+    def _joined(
+        self,
+        name: str,
+        flats: Sequence[Flat],
+        values: Sequence[Measured],
+        calibrations: Sequence[Calibration],
+    ) -> Measured:
+        """All folds of a model as one; the thresholds are the mean of the folds'."""
+        thresholds = np.mean([c.thresholds for c in calibrations], axis=0).tolist()
+        groups = np.concatenate([self._groups_of(split) for split in self.splits])
+        return Measured(
+            name,
+            join_flats(flats, groups),
+            Calibration(1.0, tuple(thresholds)),
+            ", ".join(dict.fromkeys(value.variant for value in values)),
+            None,
+            (),
+            tuple(_headline(value) for value in values),
+        )
+
+    def _groups_of(self, split: Split) -> Rows:
+        """Groups of the rows that `flatten` makes of a fold."""
+        groups = self.groups[split.test]
+        if self.targets.task == "match":
+            return np.tile(groups, 2)
+        if self.targets.task == "tag":
+            return groups[np.nonzero(self.targets.values[split.test] != IGNORED)[0]]
+        return groups
+
+    def _predictions(
+        self,
+        split: Split,
+        fitted: Sequence[Fitted],
+        logits: dict[str, NDArray[np.float32]],
+        calibrations: dict[str, Calibration],
+    ) -> bytes:
+        """Of the validation and the test part: no row is by a model that has learnt from it."""
+        inner = fitted[-1].tuning_rows
+        rows = np.concatenate([inner, split.test])
+        order = np.argsort(rows)
+        models = []
+        for model in fitted:
+            tuning = _widened(model.tuning_logits, logits[model.name])
+            own = logits[model.name][: len(split.test)]
+            place = np.searchsorted(model.tuning_rows, inner, sorter=np.argsort(model.tuning_rows))
+            sorted_rows = np.argsort(model.tuning_rows)[place]
+            both = np.concatenate([tuning[sorted_rows], own])
+            models.append(ModelLogits(model.name, both[order], calibrations[model.name]))
+        rows = rows[order]
+        parts = split.parts()
+        info = self._info(rows, [parts[row] for row in rows.tolist()])
+        return predictions_csv(self.targets.task, self.targets.names, info, models)
+
+    def _out_of_fold(
+        self, pooled: dict[str, NDArray[np.float32]], found: dict[str, list[Calibration]]
+    ) -> bytes:
+        models = [
+            ModelLogits(name, logits, Calibration(1.0, found[name][0].thresholds))
+            for name, logits in pooled.items()
+        ]
+        info = self._info(np.arange(self.targets.n), None)
+        return predictions_csv(self.targets.task, self.targets.names, info, models)
+
+    def _info(self, rows: Rows, parts: Sequence[str] | None) -> PairInfo:
+        ids = [self.examples.ids[row] for row in rows.tolist()]
+        return PairInfo(ids, self.groups[rows].tolist(), parts, self.targets.take(rows))
+
+    def _write(
+        self,
+        result: PartResult,
+        fitted: Sequence[Fitted],
+        calibrations: dict[str, Calibration],
+        sizes: dict[str, int],
+        predictions: bytes,
+        split: bytes,
+    ) -> Outcome:
+        output, targets = self.options.output, self.targets
+        title = f"Training run: {targets.task}"
+        facts = Facts(title, targets.names, sizes, tuple(self.notes.kept))
+        head = {"task": targets.task, "names": list(targets.names)}
+        self.folder.save_models(
+            fitted, head, {name: asdict(found) for name, found in calibrations.items()}
+        )
+        metrics = metrics_json(result, facts)
+        written = {
+            SPLIT: split,
+            PREDICTIONS: predictions,
+            LOG: _log(fitted),
+            CURVES: draw_curves(fitted),
+            COMPARISON: draw_comparison(result),
+        }
+        if written[CURVES] is None:
+            self.notes(
+                "note: no pictures were drawn: they need matplotlib, pip install '.[plot]' in the "
+                "clone of fusecli"
+            )
+        for name, content in written.items():
+            if content is not None:
+                write_bytes(os.path.join(output, name), content)
+        write_bytes(os.path.join(output, REPORT), report_md(result, facts).encode())
+        write_bytes(os.path.join(output, METRICS), as_json(metrics))
+        self.folder.finish()
+        return Outcome(output, metrics, summary_lines(metrics), False)
+
+
+def _headline(value: Measured) -> float:
+    from fusecli.training.bootstrap import headline
+
+    return headline(value.flat)
+
+
+def _widened(logits: NDArray[np.floating], like: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Tags of shorter texts, padded to the token count of other logits."""
+    if logits.ndim < 3 or logits.shape[1] == like.shape[1]:
+        return logits
+    wide = np.zeros((len(logits), like.shape[1], logits.shape[2]), logits.dtype)
+    wide[:, : logits.shape[1]] = logits[:, : like.shape[1]]
+    return wide
+
+
+def identity(options: TrainOptions, examples: Examples, targets: Targets) -> dict[str, Any]:
+    """All that a run's results follow from: `run.json`."""
+    import safetensors
+    import torch
+
+    said = asdict(options)
+    for name in ("output", "resume", "force", "max_memory"):
+        del said[name]
+    said["pairs"] = {
+        name: value
+        for name, value in said["pairs"].items()
+        if value and name not in ("output", "ending", "refused", "extra_columns")
+    }
+    labels = hashlib.sha256(targets.values.tobytes())
+    labels.update(json.dumps([targets.names, targets.group, targets.split]).encode())
+    labels.update(targets.weights().tobytes())
+    return {
+        "options": said,
+        "data": {
+            "pairs": examples.n,
+            "ids": hash_of(examples.ids),
+            "images": hash_of(examples.image_key),
+            "texts": hash_of(examples.text_key),
+            "labels": labels.hexdigest(),
+        },
+        "versions": {
+            "fusecli": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "safetensors": safetensors.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _log(fitted: Sequence[Fitted]) -> bytes:
+    """`log.jsonl`: a line an epoch of every model of the table; no times, so that bytes repeat."""
+    lines = []
+    for model in fitted:
+        for job, records in model.info.history.items():
+            for record in records:
+                line = {"model": model.name, "job": job, **asdict(record)}
+                lines.append(json.dumps(line, ensure_ascii=False))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def stored_lines(metrics: dict[str, Any]) -> list[str]:
+    """The table and the verdict of a run that is complete."""
+    return summary_lines(metrics)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _delete(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with StagedFile(path) as staged:
+        staged.begin().write(content)
+        staged.publish()

@@ -1,0 +1,165 @@
+"""What the numbers say, in sentences. Each holds what its interval shows and no more."""
+
+from __future__ import annotations
+
+import math
+
+from fusecli.errors import counted
+from fusecli.training.bootstrap import FEW_GROUPS, Interval
+from fusecli.training.interaction import Interaction
+from fusecli.training.results import ADDITIVE, CONCAT, FUSION, IMAGE, TEXT, PartResult
+
+
+def signed(value: float) -> str:
+    """`+0.11`; three digits where two would show nothing."""
+    if not math.isfinite(value):
+        return "unknown"
+    return f"{value:+.2f}" if abs(value) >= 0.0995 else f"{value:+.3f}"
+
+
+def plain(value: float) -> str:
+    """`0.913`, or `unknown`."""
+    return f"{value:.3f}" if math.isfinite(value) else "unknown"
+
+
+def between(interval: Interval) -> str:
+    """`95 % 0.08 to 0.14`."""
+    if not math.isfinite(interval.low):
+        return "no interval"
+    digits = 2 if min(abs(interval.low), abs(interval.high)) >= 0.0095 else 3
+    return f"95 % {interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def verdict(result: PartResult) -> list[str]:
+    """Whether the image helps, what of it is interaction, and what speaks against the numbers."""
+    sentences = [*_match(result)] if result.task == "match" else [*_image(result), *_text(result)]
+    if result.groups < FEW_GROUPS:
+        sentences.append(
+            f"warning: {counted(result.groups, 'group')} in the {result.part} part: with fewer "
+            f"than {FEW_GROUPS} the intervals are rough and mostly too narrow"
+        )
+    return sentences
+
+
+def _image(result: PartResult) -> list[str]:
+    total = result.contrast(TEXT)
+    if total is None:
+        return []
+    gain, name = total.difference, result.headline
+    amount = f"{name} {signed(gain.value)} ({between(gain)})"
+    if gain.above_zero:
+        return [f"the image helps: {amount}; {_interaction(result)}"]
+    if gain.below_zero:
+        return [f"the image does harm: the fusion is worse than text only: {amount}"]
+    found = [f"that the image helps is not shown with {counted(result.groups, 'group')}: {amount}"]
+    interaction = result.contrast(ADDITIVE)
+    if interaction is not None and interaction.difference.below_zero:
+        found.append(_below_additive(result))
+    return found
+
+
+def _interaction(result: PartResult) -> str:
+    """What of the gain is more than both sides give by themselves."""
+    found = result.contrast(ADDITIVE)
+    if found is None:
+        return "there is no additive model to compare it with"
+    gain, total = found.difference, result.contrast(TEXT)
+    if gain.above_zero and total is not None and gain.value > total.difference.value:
+        return "all of it is interaction: the additive model does not reach text only"
+    if gain.above_zero:
+        return f"of that {signed(gain.value)} is interaction ({between(gain)})"
+    if gain.below_zero:
+        return _below_additive(result)
+    return (
+        f"interaction adds nothing that is shown: {signed(gain.value)} over the additive model "
+        f"({between(gain)})"
+    )
+
+
+def _below_additive(result: PartResult) -> str:
+    found = result.contrast(ADDITIVE)
+    assert found is not None
+    return (
+        f"the additive model, without interaction, is better than the fusion: "
+        f"{signed(-found.difference.value)} ({between(_negative(found.difference))})"
+    )
+
+
+def _negative(interval: Interval) -> Interval:
+    return Interval(-interval.value, -interval.high, -interval.low)
+
+
+def _text(result: PartResult) -> list[str]:
+    """Said where the text adds nothing, and where the simplest fusion is better."""
+    found = []
+    gain = result.contrast(IMAGE)
+    if gain is not None and not gain.difference.above_zero:
+        found.append(
+            f"that the text helps is not shown: {result.headline} "
+            f"{signed(gain.difference.value)} over image only ({between(gain.difference)})"
+        )
+    simple = result.contrast(CONCAT)
+    if simple is not None and simple.difference.below_zero:
+        better = _negative(simple.difference)
+        found.append(
+            f"{CONCAT} is better than the fusion here: {result.headline} {signed(better.value)} "
+            f"({between(better)})"
+        )
+    return found
+
+
+def _match(result: PartResult) -> list[str]:
+    model = result.model(FUSION)
+    if model is None:
+        return []
+    value = model.headline
+    shown = "tells" if value.low > 0.5 else "is not shown to tell"
+    found = [
+        f"the fusion {shown} a text's own image from another one: AUC {plain(value.value)} "
+        f"({between(value)}; chance is 0.5)"
+    ]
+    simple = result.contrast(CONCAT)
+    if simple is not None:
+        gain = simple.difference
+        how = "more" if gain.above_zero else "less" if gain.below_zero else "not shown to differ"
+        found.append(f"over {CONCAT}: {signed(gain.value)} ({between(gain)}), {how}")
+    return found
+
+
+def interaction_sentences(found: Interaction) -> list[str]:
+    """The two lines of `evaluate` about interaction and reliance, and one of meaning."""
+    name = found.headline
+    sample = "" if found.exact else f", on a sample of {found.pairs:,} pairs"
+    lines = []
+    if found.additive is not None and found.worth is not None:
+        lines.append(
+            f"without interaction (EMAP{sample}): {name} {plain(found.additive)}, with it "
+            f"{plain(found.model)}: interaction is worth {signed(found.worth.value)} "
+            f"({between(found.worth)})"
+        )
+    wrong = []
+    if found.images is not None:
+        wrong.append(f"images {plain(found.images.mean)}")
+    if found.texts is not None:
+        wrong.append(f"texts {plain(found.texts.mean)}")
+    if wrong:
+        lines.append(f"with those of other groups: {name} {', '.join(wrong)}")
+    meaning = _meaning(found)
+    return [*lines, meaning] if meaning else lines
+
+
+def _meaning(found: Interaction) -> str:
+    if found.worth is None:
+        return ""
+    relies = found.images is not None and found.images.highest < found.model
+    if found.worth.above_zero:
+        return (
+            f"meaning: the {FUSION} reads text and image together; a sum of what each says by "
+            "itself does not reach it"
+        )
+    if relies:
+        return (
+            f"meaning: the {FUSION} uses the image, but as a sum of what text and image say each "
+            "by itself"
+        )
+    return f"meaning: the {FUSION} does as well with wrong images: it does not use them"
