@@ -30,12 +30,15 @@ class TrainingProgress(Progress):
         self._planned, self._finished = 0, 0
         self._before, self._in_this_fit = 0, 0
         self._under_way: dict[str, float] = {}
-        self._started = self._shown = 0.0
+        self._started = self._shown = self._read_from = 0.0
         self._line = ""
         self._lock = threading.Lock()
 
     def reading(self, done: int, total: int) -> None:
         """So many pairs of so many have been read."""
+        if not self._read_from:
+            # Importing torch took a second: only the reading itself decides whether a bar appears.
+            self._began = self._read_from = time.monotonic()
         self.update(done, total)
 
     def plan(self, jobs: int) -> None:
