@@ -446,7 +446,7 @@ def test_chunks_are_as_good_as_the_whole(engine, form, axes, monkeypatch):
     options = {"engine": engine, "weights": "w.safetensors", "force": True, "image_axes": axes}
     options["text_axes"] = axes.replace("P", "T")
     for budget, chunks in ((1 << 30, 1), (1, N)):
-        monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", budget)
+        monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", budget)
         steps = []
         fuse_files(
             FuseOptions(image_file, text_file, "out.npy", **options),
@@ -484,7 +484,7 @@ def test_chunks_take_images_and_masks_of_every_kind(engine, image_shape, masked,
         np.save("tm.npy", rng.random((7, 5)) < 0.5)
         options |= {"image_mask": "im.npy", "text_mask": "tm.npy"}
     whole, _ = fuse(image, text, **options)
-    monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", 1)
+    monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", 1)
     chunked, _ = fuse(image, text, **options)
     assert_close(chunked, whole, 1e-6)
 
@@ -494,7 +494,7 @@ def test_chunks_give_every_format(output, monkeypatch):
     trained()
     image, text = noise(7, 4, DI), noise(7, 5, DT, seed=1)
     whole, _ = fuse(image, text)
-    monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", 1)
+    monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", 1)
     chunked, _ = fuse(image, text, output)
     assert_close(chunked, whole, 1e-6)
 
@@ -511,7 +511,7 @@ def test_a_slow_disk_gets_what_was_computed_for_it(engine, P, monkeypatch):
         append(writer, rows)
 
     monkeypatch.setattr(FeatureWriter, "append", slow)
-    monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", 1)
+    monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", 1)
     fused, _ = fuse(image, text, engine=engine)
     assert_close(fused, expected(module, image, text))
 
@@ -550,7 +550,7 @@ def test_a_bad_row_in_a_late_sample_is_named_and_nothing_is_left(budget, monkeyp
     trained()
     image, text = noise(7, 4, DI), noise(7, 5, DT, seed=1)
     image[5, 2, 3] = np.nan
-    monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", budget)
+    monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", budget)
     with pytest.raises(
         FeatureFileError, match=r"image.npy: holds NaN at sample 5, token 2, column 3"
     ):
@@ -622,7 +622,7 @@ def test_a_weights_file_and_its_seed_give_the_same_bytes(engine, P, seed):
 def test_the_same_job_gives_the_same_bytes(output, engine, monkeypatch):
     trained()
     image, text = noise(7, 4, DI), noise(7, 5, DT, seed=1)
-    monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", 10_000)
     contents = []
     for _ in range(2):
         fuse(image, text, output, engine=engine)
@@ -778,6 +778,7 @@ MODULE = [
     "alpha",
     "layers",
     "ffn_dim",
+    "rank",
     "parameters",
     "weights",
 ]
@@ -1046,7 +1047,7 @@ def test_zero_rows_are_counted_over_all_chunks(budget, monkeypatch):
     trained()
     image, text = noise(7, 4, DI), noise(7, 5, DT, seed=1)
     text[[0, 3, 6], 4] = 0
-    monkeypatch.setattr("fusecli.fusion.methods.attention.plan.CHUNK_BYTES", budget)
+    monkeypatch.setattr("fusecli.fusion.base.CHUNK_BYTES", budget)
     _, report = fuse(image, text)
     (diagnosis,) = report.diagnoses
     assert "3 of 35 text tokens" in diagnosis.message
