@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
+from fusecli.features.formats.safetensors import file_start
 from fusecli.fusion.weights import METADATA_KEY
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
@@ -315,17 +316,10 @@ def _write(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
 
 def _header(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
     """Of a safetensors file. The library's own writer gives metadata in a random order."""
-    entries: dict[str, Any] = {
-        "__metadata__": {k: json.dumps(v, sort_keys=True) for k, v in metadata.items()}
-    }
-    begin = 0
-    for name, array in tensors.items():
-        end = begin + array.nbytes
-        entries[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    shapes = {name: array.shape for name, array in tensors.items()}
+    return file_start(
+        shapes, "float32", {k: json.dumps(v, sort_keys=True) for k, v in metadata.items()}
+    )
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
