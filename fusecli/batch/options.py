@@ -17,6 +17,7 @@ from fusecli.fusion.options import (
     check_result,
 )
 from fusecli.fusion.results import BOTH
+from fusecli.fusion.weights_file import weights_path
 from fusecli.pairs.open import PairOptions
 
 FORMATS = ("npy", "safetensors", "npz")
@@ -103,6 +104,8 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", os.fspath(self.output))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", weights_path(os.fspath(self.weights)))
         # Packed results have no files of their own whose names could collide.
         pairs = replace(
             self.pairs,

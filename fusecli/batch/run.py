@@ -33,6 +33,7 @@ from fusecli.batch.worker import Fuser, PairFeaturesReader, Result
 from fusecli.errors import DiagnosisError, FuseError, UsageError
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
+from fusecli.fusion.weights import unused_note
 from fusecli.job.open import untrained_note
 from fusecli.pairs.open import Pair, PairSource, open_pairs
 from fusecli.report import diagnoses as diagnose
@@ -97,7 +98,7 @@ def run_batch(
         folder = OutputFolder(options.output, options.shard, protected, tuning)
         stack.callback(folder.leave)
         spec, weights = _begin(options, folder, source)
-        for note in _notes(options, spec, source):
+        for note in _notes(options, spec, weights, source):
             tell(note)
         sink = _sink(options, spec, folder, tuning)
         stack.callback(sink.rollback)
@@ -319,13 +320,17 @@ def _record(options: BatchOptions, spec: FusionSpec) -> RunRecord:
     return spec.to_record(layout)
 
 
-def _notes(options: BatchOptions, spec: FusionSpec, source: PairSource) -> Iterator[str]:
+def _notes(
+    options: BatchOptions, spec: FusionSpec, weights: RunWeights, source: PairSource
+) -> Iterator[str]:
     for note in source.notes:
         yield f"note: {note}"
     if source.unmatched.total:
         yield f"warning: {source.unmatched}"
     if spec.seed is not None:
         yield f"note: {untrained_note(options.weights, spec.seed, spec.config)}"
+    if spec.weights is not None and weights.unused:
+        yield f"note: {unused_note(spec.weights, weights.unused)}"
     found = diagnose.heads_assumed(spec.heads_assumed, spec.config, spec.weights)
     for side in query_sides(spec.direction):
         found += diagnose.closed_gate(spec.gate, side)

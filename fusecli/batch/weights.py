@@ -15,7 +15,8 @@ from fusecli.features.file import FeatureFile
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.options import ModuleOptions
-from fusecli.fusion.weights import config_of, open_weights, read_weights
+from fusecli.fusion.stored_module import module_of
+from fusecli.fusion.weights_file import open_weights, read_weights
 
 _READ = 1 << 20
 
@@ -29,6 +30,7 @@ class RunWeights:
         sha256: of the file they were read from; None for initial weights.
         seed: of initial weights, also where a file holds them; None for trained ones.
         heads_assumed: H is a guess.
+        unused: keys of the file's tensors that are no part of the fusion.
         parameters: of a file, float32 under their `state_dict` names.
     """
 
@@ -36,6 +38,7 @@ class RunWeights:
     sha256: str | None
     seed: int | None
     heads_assumed: bool = False
+    unused: tuple[str, ...] = ()
     parameters: Mapping[str, NDArray[np.float32]] | None = None
 
     def load(self, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:
@@ -55,17 +58,20 @@ def read_run_weights(path: str, options: ModuleOptions) -> RunWeights:
     Raises:
         FuseError: the file is not usable, or it was changed while it was read.
     """
-    weights = open_weights(path)
+    weights = open_weights(path, options.weights_prefix)
     with weights.file:
         before = _sha256(weights.file)
-        config, assumed = config_of(weights, options)
-        parameters = read_weights(weights, dict.fromkeys(config.parameter_shapes(), slice(None)))
+        found = module_of(weights, options)
+        names = found.config.parameter_shapes()
+        parameters = read_weights(weights, dict.fromkeys(names, slice(None)))
         if _sha256(weights.file) != before:
             raise WeightsError(
                 f"{path}: was changed while it was read: wait until it is written, and run the "
                 "same command again"
             )
-    return RunWeights(config, before, weights.seed, assumed, parameters)
+    return RunWeights(
+        found.config, before, weights.seed, found.heads_assumed, found.unused, parameters
+    )
 
 
 def _sha256(file: FeatureFile) -> str:

@@ -5,7 +5,7 @@ says which (`show_default`). Groups are never compared or printed, and start-up 
 `__eq__` and `__repr__`; for the same reason no annotation here is a string.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
@@ -304,8 +304,17 @@ class ModuleOfJob(Module):
         str | None,
         typer.Option(
             metavar="FILE",
-            help="The trained weights: .safetensors, .npz, .pt or .pth.",
+            help="The trained weights: .safetensors, .npz, .pt, .pth or .ckpt, or the folder of a "
+            "training run.",
             show_default="untrained weights from --seed",
+        ),
+    ] = None
+    weights_prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="What stands before the parameters' names, where a weights file holds several "
+            "modules (one and its moving average, for example).",
         ),
     ] = None
     seed: Annotated[
@@ -316,6 +325,10 @@ class ModuleOfJob(Module):
             show_default="0",
         ),
     ] = None
+
+    def module_options(self) -> "ModuleOptions":
+        """These options as the library takes them."""
+        return replace(super().module_options(), weights_prefix=self.weights_prefix)
 
 
 # ----------------------------------------------------------------------------------- result

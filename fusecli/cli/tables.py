@@ -71,6 +71,11 @@ def print_inspection(files: list[dict[str, Any]]) -> None:
         weights = found["weights"]
         if weights is not None:
             print_line(console, "weights of a fusion", _described(weights))
+            if weights["unused"]:
+                from fusecli.fusion.weights import unused_note
+
+                note = unused_note(found["file"], tuple(weights["unused"]))
+                print_line(console, "note", note)
         table = _table("key", "shape", "type", "bytes", "as image", "as text")
         for tensor in found["tensors"]:
             table.add_row(

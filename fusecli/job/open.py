@@ -40,7 +40,9 @@ from fusecli.fusion.options import (
     initial_config,
 )
 from fusecli.fusion.results import BOTH, query_sides
-from fusecli.fusion.weights import WeightsFile, config_of, open_weights
+from fusecli.fusion.stored_module import StoredModule, module_of
+from fusecli.fusion.weights import unused_note
+from fusecli.fusion.weights_file import WeightsFile, open_weights, weights_path
 from fusecli.maps.writer import MapOptions
 from fusecli.report import diagnoses as diagnose
 
@@ -102,6 +104,8 @@ class FuseOptions:
             path = getattr(self, name)
             object.__setattr__(self, name, None if path is None else os.fspath(path))
         object.__setattr__(self, "reports", tuple(map(os.fspath, self.reports)))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", weights_path(self.weights))
 
     @property
     def reading(self) -> ReadOptions:
@@ -140,7 +144,7 @@ class Job:
     config: FusionConfig
     weights: WeightsFile | None
     seed: int | None
-    heads_assumed: bool
+    stored: StoredModule | None
     notes: list[str]
     output: str
     drawing: Drawing | None
@@ -183,7 +187,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         resolve_device(o.device)  # before any work
     inputs = _open_inputs(o, stack)
     shapes = match_inputs(inputs, o.reading).shapes
-    config, weights, seed, assumed = _choose_config(o, shapes, inputs.text.where, stack)
+    config, weights, seed, stored = _choose_config(o, shapes, inputs.text.where, stack)
     check_engine(config, o.engine)
     o.maps.check_method(config.method, o.direction)
     check_widths(shapes, inputs, _expected_widths(o, config))
@@ -212,6 +216,8 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     notes = list(shapes.notes)
     if seed is not None:
         notes.append(untrained_note(o.weights, seed, config))
+    if stored is not None and weights is not None and stored.unused:
+        notes.append(unused_note(weights.name, stored.unused))
     notes += [note.message for note in diagnose.used_masks(*masks)]
     notes += _tensor_notes(inputs, masks)
     sides = query_sides(o.direction)
@@ -228,7 +234,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         drawing = prepare_drawing(o.maps, shapes, o.text, *drawn)
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     _check_targets(o, output, o.force)
-    return Job(o, image, text, shapes, config, weights, seed, assumed, notes, output, drawing)
+    return Job(o, image, text, shapes, config, weights, seed, stored, notes, output, drawing)
 
 
 def pair_shapes(o: FuseOptions) -> PairShapes:
@@ -309,19 +315,19 @@ def _open_inputs(o: FuseOptions, stack: ExitStack) -> PairInputs:
 
 def _choose_config(
     o: FuseOptions, shapes: PairShapes, text: str, stack: ExitStack
-) -> tuple[FusionConfig, WeightsFile | None, int | None, bool]:
-    """The config, the weights file, the seed of untrained weights, and if H was assumed."""
+) -> tuple[FusionConfig, WeightsFile | None, int | None, StoredModule | None]:
+    """The config, the weights file, the seed of untrained weights, and what the file says."""
     if o.weights is not None:
-        weights = open_weights(o.weights)
+        weights = open_weights(o.weights, o.switches.weights_prefix)
         stack.enter_context(weights.file)
-        config, assumed = config_of(weights, o.switches)
-        return config, weights, weights.seed, assumed
+        stored = module_of(weights, o.switches)
+        return stored.config, weights, weights.seed, stored
     swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
     where = f"text {text} {list(shapes.text.shape)}"
     config, seed = initial_config(
         o.switches, o.seed, shapes.image.width, shapes.text.width, where, swapped
     )
-    return config, None, seed, False
+    return config, None, seed, None
 
 
 def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:

@@ -23,7 +23,7 @@ from fusecli.fusion.build import build_fusion
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.results import ResultTensor, fuse_chunk, query_sides, result_tensors
 from fusecli.fusion.settings import Sizes
-from fusecli.fusion.weights import read_weights
+from fusecli.fusion.weights_file import read_weights
 from fusecli.job.open import FuseOptions, Job, open_job
 from fusecli.job.pipeline import stream
 from fusecli.maps.writer import ChunkMaps, MapOptions, MapSink
@@ -149,7 +149,9 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     return [
         *diagnose.of_pair(job.shapes, job.config, sides, *masks),
         *(found for side in sides for found in diagnose.closed_gate(gate, side)),
-        *diagnose.heads_assumed(job.heads_assumed, job.config, job.options.weights),
+        *diagnose.heads_assumed(
+            job.stored is not None and job.stored.heads_assumed, job.config, job.options.weights
+        ),
     ]
 
 

@@ -12,7 +12,8 @@ from fusecli.features.axes import Side, read_axes
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.options import ModuleOptions
-from fusecli.fusion.weights import config_of, weights_in
+from fusecli.fusion.stored_module import module_of
+from fusecli.fusion.weights_file import weights_in, weights_path
 
 _CHUNK_BYTES = 16 << 20
 
@@ -21,21 +22,22 @@ def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
     """Describe a file as plain data.
 
     Args:
-        name: the path, or "-" for .npy on stdin.
+        name: the path, the folder of a training run, or "-" for .npy on stdin.
         stats: also read all numbers, in chunks, for NaN, infinities, zero rows and norms.
 
     Returns:
-        `file`, `bytes`, `weights` (a fusion's config, or None) and `tensors`, each with `key`,
+        `file`, `bytes`, `weights` (a fusion's config with the keys of tensors that are no part of
+        it as `unused`, or None) and `tensors`, each with `key`,
         `shape`, `dtype`, `bytes`, `as_image`, `as_text` (the axes it would be read as, or
         None), `problem` (why it would not be read, or None) and, if asked, `stats`.
 
     Raises:
         FeatureFileError: the file is missing or damaged.
     """
-    with open_features(name) as file:
+    with open_features(weights_path(name)) as file:
         tensors = [_describe(key, stored, stats) for key, stored in sorted(file.tensors.items())]
         weights = _weights(file)
-    return {"file": name, "bytes": file.size, "weights": weights, "tensors": tensors}
+    return {"file": file.name, "bytes": file.size, "weights": weights, "tensors": tensors}
 
 
 def _describe(key: str, stored: StoredTensor, stats: bool) -> dict[str, Any]:
@@ -97,13 +99,16 @@ def _weights(file: FeatureFile) -> dict[str, Any] | None:
     """A fusion's config if the file holds one, with where it comes from."""
     try:
         weights = weights_in(file)
-        config, assumed = config_of(weights, ModuleOptions())
+        found = module_of(weights, ModuleOptions())
     except FuseError:
         return None
+    config = found.config
+    known = config.has_heads and not found.heads_assumed
     return {
         **config.to_dict(),
         "parameters": config.parameter_count(),
-        "num_heads": None if assumed or not config.has_heads else config.num_heads,
+        "num_heads": config.num_heads if known else None,
         "trained": None if weights.seed is None else False,
         "initial_seed": weights.seed,
+        "unused": list(found.unused),
     }

@@ -261,7 +261,7 @@ def changed(**tensors):
         (
             {f"a.{n}": t for n, t in plain_state().items()}
             | {f"b.{n}": t.clone() for n, t in plain_state().items()},
-            r"found several text_proj.weight; there are a\.attention\.in_proj_bias, ",
+            r"found several, under 'a\.', 'b\.': choose one with --weights-prefix",
         ),
         (without("image_proj.weight"), r"have no image_proj.weight; there are attention\.in_proj"),
         (without("attention.in_proj_bias"), "these weights have no attention.in_proj_bias"),
@@ -285,10 +285,6 @@ def changed(**tensors):
         (
             changed(attention__bias_k=torch.ones(1, 1, 12)),
             "holds attention.bias_k besides a fusion's parameters, which would be left out",
-        ),
-        (
-            changed(classifier__weight=torch.ones(3, 12)),
-            "holds classifier.weight besides a fusion's parameters",
         ),
         (changed(norm__weight=torch.ones(12)), "these weights have no norm.bias"),
     ],

@@ -1,0 +1,206 @@
+"""Open weights files: where in a file a fusion's parameters are, and their numbers on request."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import UsageError, WeightsError, shortened
+from fusecli.features.file import FeatureFile, open_features
+from fusecli.fusion.config import FusionConfig, shown
+
+METADATA_KEY = "fusecli"
+SEED_KEY = "initial_seed"
+RUN_WEIGHTS = "weights.safetensors"  # in the folder of a training run
+# By these parameters the others are found where a file has no metadata.
+_ANCHORS = ("text_proj.weight", "projection.weight")
+# Names that a .pt file's reader leaves out where they stand in front of all keys.
+_LEFT_OUT = ("state_dict.", "model_state_dict.", "model.")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """An open weights file; its numbers are not read yet.
+
+    Attributes:
+        file: the open file.
+        prefix: what stands before every parameter's name ("module." and the like).
+        config: what the file says of itself, or None for a state dict without metadata.
+        seed: the seed of initial weights that were never trained, or None.
+    """
+
+    file: FeatureFile
+    prefix: str
+    config: FusionConfig | None
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """The file, for messages."""
+        return self.file.name
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor under the prefix, by its name without the prefix."""
+        return {
+            key.removeprefix(self.prefix): stored.shape
+            for key, stored in self.file.tensors.items()
+            if key.startswith(self.prefix)
+        }
+
+    def has(self, name: str) -> bool:
+        """Whether a parameter is stored."""
+        return self.prefix + name in self.file.tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter.
+
+        Raises:
+            WeightsError: there is no such parameter.
+        """
+        stored = self.file.tensors.get(self.prefix + name)
+        if stored is None:
+            raise WeightsError(
+                f"{self.name}: these weights have no {name}; there are {_listed(self.file)}"
+            )
+        return stored.shape
+
+
+def weights_path(name: str) -> str:
+    """The weights file that a path names: itself, or the one in a training run's folder."""
+    inside = os.path.join(name, RUN_WEIGHTS)
+    return inside if name and os.path.isdir(name) and os.path.exists(inside) else name
+
+
+def open_weights(name: str, prefix: str | None = None) -> WeightsFile:
+    """Open a weights file by its header.
+
+    Args:
+        name: .safetensors, .npz, or .pt, .pth and .ckpt (read without running code), or the
+            folder of a training run.
+        prefix: before the names of the parameters to take, where a file holds several modules.
+
+    Raises:
+        FeatureFileError: the file is damaged.
+        WeightsError: it does not hold a fusion's parameters.
+    """
+    if name == "-":
+        raise UsageError("--weights cannot be read from stdin: give a file")
+    path = weights_path(name)
+    if name and path == name and os.path.isdir(name):
+        if os.path.exists(os.path.join(name, "run.json")):
+            raise WeightsError(
+                f"{name}: holds no {RUN_WEIGHTS}: the training run in it is not finished (run the "
+                "same fusecli train command again)"
+            )
+        raise WeightsError(
+            f"{name}: is a folder without {RUN_WEIGHTS}: give a weights file, or the folder of a "
+            "finished training run (fusecli train -o)"
+        )
+    file = open_features(path)
+    try:
+        return weights_in(file, prefix)
+    except BaseException:
+        file.close()
+        raise
+
+
+def weights_in(file: FeatureFile, prefix: str | None = None) -> WeightsFile:
+    """Find a fusion's parameters in an open file.
+
+    Args:
+        file: the file.
+        prefix: as for `open_weights`.
+
+    Raises:
+        WeightsError: it does not hold them.
+    """
+    name = file.name
+    if list(file.tensors) == [""]:
+        raise WeightsError(f"{name}: holds one array without a name, expected a fusion's weights")
+    config = seed = None
+    if METADATA_KEY in file.metadata:
+        data = _metadata(file.metadata[METADATA_KEY], name)
+        seed = data.pop(SEED_KEY, None)
+        if seed is not None and type(seed) is not int:
+            raise WeightsError(f"{name}: its fusecli metadata says {SEED_KEY} = {shown(seed)}")
+        config = FusionConfig.from_dict(data, name)
+        if not config.has_weights:
+            raise WeightsError(
+                f"{name}: its fusecli metadata is of a {config.method} without weights"
+            )
+    return WeightsFile(file, _prefix(file, config, prefix), config, seed)
+
+
+def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:
+    """Read parameters as float32.
+
+    Args:
+        weights: the open file, checked by `module_of`.
+        rows: which parameters, and which rows of each.
+
+    Raises:
+        WeightsError: a weight is NaN or infinite.
+    """
+    arrays = {}
+    for name, part in rows.items():
+        stored = weights.file.tensors[weights.prefix + name]
+        stored.check_readable()
+        start, stop, _ = part.indices(stored.shape[0])
+        arrays[name] = stored.part(0, start, stop)
+        if not np.isfinite(arrays[name]).all():
+            raise WeightsError(f"{stored.where}: holds NaN or infinity, expected finite weights")
+    return arrays
+
+
+def _prefix(file: FeatureFile, config: FusionConfig | None, wanted: str | None) -> str:
+    """What stands before the parameters' names."""
+    anchors = _ANCHORS if config is None else (next(iter(config.parameter_shapes())),)
+    prefixes: list[str] = []
+    for anchor in anchors:
+        found = (key.removesuffix(anchor) for key in file.tensors if key.endswith(anchor))
+        prefixes = [prefix for prefix in sorted(found) if not prefix or prefix.endswith(".")]
+        if prefixes:
+            break
+    if not prefixes:
+        raise WeightsError(
+            f"{file.name}: expected the weights of one fusion, found no {anchors[0]}; there are "
+            f"{_listed(file)}"
+        )
+    shown_prefixes = ", ".join(shortened(repr(prefix)) for prefix in prefixes[:12])
+    if wanted is not None:
+        given = wanted if not wanted or wanted.endswith(".") else f"{wanted}."
+        fits = [p for p in prefixes if given == p] or [
+            p for p in prefixes if given.endswith(p) and given.removesuffix(p) in _LEFT_OUT
+        ]
+        if len(fits) != 1:
+            raise WeightsError(
+                f"{file.name}: --weights-prefix {wanted}: no fusion's parameters are under that "
+                f"name; there are some under {shown_prefixes}"
+            )
+        return fits[0]
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{file.name}: expected the weights of one fusion, found several, under "
+            f"{shown_prefixes}: choose one with --weights-prefix"
+        )
+    return prefixes[0]
+
+
+def _listed(file: FeatureFile) -> str:
+    return ", ".join(sorted(map(shortened, file.tensors))[:12])
+
+
+def _metadata(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{where}: its fusecli metadata is not JSON") from None
+    if not isinstance(data, dict):
+        raise WeightsError(f"{where}: its fusecli metadata is not a JSON object")
+    return data
