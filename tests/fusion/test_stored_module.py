@@ -18,7 +18,7 @@ from fusecli import (
     load_module,
 )
 from fusecli.cli.main import main as run_main
-from fusecli.errors import UsageError, WeightsError
+from fusecli.errors import OutputError, WeightsError
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights import open_weights
@@ -200,7 +200,7 @@ def test_the_folder_of_a_training_run_is_taken_as_weights(folder, capsys):
     assert found["file"] == os.path.join("run", "weights.safetensors")
     assert found["weights"]["embed_dim"] == config.embed_dim
     # The weights are an input, which no option replaces.
-    with pytest.raises(UsageError, match=r"run/weights\.safetensors"):
+    with pytest.raises(OutputError, match=r"run/weights\.safetensors"):
         fuse_files(FuseOptions("image.npy", "text.npy", found["file"], force=True, weights="run"))
 
 
