@@ -36,6 +36,11 @@ def temporary_name() -> str:
     return f".fusecli-{pid}-{_own_start(pid)}-{random}@{_host()}.part"
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a name, without a folder, is one that `temporary_name` makes, on any host."""
+    return _NAME.fullmatch(name) is not None
+
+
 def hold(descriptor: int) -> None:
     """Lock a temporary file until the descriptor is closed, where the file system has locks."""
     if fcntl is not None:

@@ -103,20 +103,12 @@ def check_every_call(layout: str, resumed: bool, errors: tuple[int, ...]) -> int
     return number_of_calls
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="packs: a folder that cannot be listed is taken for an empty one",
-)
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_call_of_a_batch_fails(pairs: Path, layout: str, resumed: bool) -> None:
     assert check_every_call(layout, resumed, ERRORS) > 30
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="packs: a folder that cannot be listed is taken for an empty one",
-)
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ERRORS)
 @pytest.mark.parametrize("resumed", [False, True])

@@ -167,10 +167,6 @@ def test_power_cut_at_every_moment_of_a_batch(folder: Path, layout: str) -> None
     assert check_batch(layout, every=1) > 20
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="issue 11, point 9: the last lines of the journal are not synced before exit 0",
-)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_that_says_done_is_on_the_disk(folder: Path, layout: str) -> None:
     """After exit 0 nothing that counts may still be lost."""

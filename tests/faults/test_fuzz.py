@@ -170,10 +170,6 @@ def pairs(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="issue 11, point 16: records of an output folder are not decoded by type yet",
-)
 @pytest.mark.parametrize("name", ["journal.jsonl", "run.json"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_records_of_an_output_folder(pairs: Path, layout: str, name: str) -> None:

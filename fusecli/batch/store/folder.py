@@ -17,6 +17,7 @@ from fusecli.batch.store.safe_folder import ResultFolders, SafeFolder, open_root
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError, UsageError
 from fusecli.features.atomic import StagedFile, not_written
+from fusecli.features.leftovers import is_temporary
 from fusecli.features.protected import ProtectedFiles
 
 
@@ -87,7 +88,9 @@ class OutputFolder:
         OutputError: there is something in the folder, and no run has put it there.
         """
         if os.path.isdir(self.path) and any(
-            name != layout.HIDDEN for name in os.listdir(self.path)
+            # A run that was killed while it wrote its record has left a temporary file.
+            name != layout.HIDDEN and not is_temporary(name)
+            for name in os.listdir(self.path)
         ):
             raise OutputError(
                 f"{self.path}: is not empty and holds no run of `fusecli batch`: say another -o, "

@@ -184,12 +184,15 @@ class Journal:
 def is_journal(folder: SafeFolder, name: str) -> bool:
     """Whether a file is empty or holds at least one line of a journal, a torn one included.
 
+    After a power cut some file systems give a file its length, with zeros in it.
+
     Raises:
         OutputError: it is no regular file, or it cannot be read.
     """
     empty = True
     for line in _lines(folder, name):
-        if decode_line(line) is not None or (line[-1:] != b"\n" and line.startswith(_BEGIN)):
+        torn = line[-1:] != b"\n" and (line.startswith(_BEGIN) or not line.strip(b"\0"))
+        if torn or decode_line(line) is not None:
             return True
         empty = False
     return empty

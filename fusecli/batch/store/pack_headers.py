@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.batch.store.journal import Entry, Shapes
-from fusecli.batch.store.safe_folder import SafeFolder
+from fusecli.batch.store.safe_folder import InTheWayError, SafeFolder
 from fusecli.errors import OutputError
 
 LARGEST_ROOM = 8 << 20  # of a header: a longer one takes every reader long to parse
@@ -122,7 +122,11 @@ class PackHeaders:
         self._rest: NDArray[np.int64] = np.zeros((0, 3), np.int64)  # place, and hash of the shape
 
     def holds(self, entry: Entry) -> bool:
-        """Whether a pack holds the tensors of a line of the journal, where the line says."""
+        """Whether a pack holds the tensors of a line of the journal, where the line says.
+
+        Raises:
+            OutputError: the pack is there and cannot be read.
+        """
         if entry.output is None or entry.at is None or entry.shapes is None:
             return False
         if entry.output != self._name:
@@ -146,18 +150,26 @@ class PackHeaders:
             return
         try:
             descriptor = self._folder.open(name, os.O_RDONLY)
-        except (OSError, OutputError, ValueError):
+        except (FileNotFoundError, InTheWayError, ValueError):
             return
+        except OSError as error:
+            raise self._unreadable(name, error) from None
         keys, rest = array("q"), array("q")
         try:
             for tensor in read_header(descriptor):
                 keys.append(hash(tensor.key))
                 rest.extend((*tensor.place, hash(tensor.shape)))
-        except (OSError, DamagedPackError):
+        except DamagedPackError:
             return
+        except OSError as error:
+            raise self._unreadable(name, error) from None
         finally:
             os.close(descriptor)
         found = np.array(keys, np.int64)
         order = np.argsort(found)
         self._keys = found[order]
         self._rest = np.array(rest, np.int64).reshape(-1, 3)[order]
+
+    def _unreadable(self, name: str, error: OSError) -> OutputError:
+        """A pack that cannot be read now is not missing: its results must not be forgotten."""
+        return OutputError(f"{self._folder.join(name)}: cannot be read: {error.strerror or error}")
