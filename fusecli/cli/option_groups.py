@@ -12,6 +12,7 @@ import typer
 
 from fusecli.cli.options import Choices, parse_bytes
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
+from fusecli.maps.literals import BoxFormat, BoxUnits
 
 if TYPE_CHECKING:
     from fusecli.fusion.options import ModuleOptions
@@ -434,6 +435,30 @@ class AttentionMaps:
     image_file: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="The photo that --plot lays the attention over."),
+    ] = None
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:KEY]",
+            help="A box for each image token, [P, 4], where image tokens are regions; 'none' "
+            "ignores boxes beside the features.",
+            show_default="boxes or bbox beside the features",
+        ),
+    ] = None
+    box_format: Annotated[
+        BoxFormat | None,
+        typer.Option(
+            help="What the numbers of a box are: corners, or a corner or the centre with width "
+            "and height.",
+            show_default="told by the numbers",
+        ),
+    ] = None
+    box_units: Annotated[
+        BoxUnits | None,
+        typer.Option(
+            help="Whether boxes are in pixels or in shares of the image's size.",
+            show_default="told by the numbers",
+        ),
     ] = None
     tokens: Annotated[
         str | None,

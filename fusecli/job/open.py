@@ -231,7 +231,9 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         from fusecli.maps.selection import prepare_drawing
 
         drawn = image.reader.mask, text.reader.mask
-        drawing = prepare_drawing(o.maps, shapes, o.text, *drawn)
+        drawing = prepare_drawing(o.maps, shapes, o.text, *drawn, inputs.image.file)
+        if drawing.boxes is not None:
+            notes.append(f"regions: {drawing.boxes.how}")
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     _check_targets(o, output, o.force)
     return Job(o, image, text, shapes, config, weights, seed, stored, notes, output, drawing)
@@ -254,6 +256,10 @@ def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
         from fusecli.maps.token_labels import file_of
 
         inputs.append(file_of(o.maps.tokens))
+    if o.maps.boxes not in (None, "none"):
+        from fusecli.maps.boxes import file_of_boxes
+
+        inputs.append(file_of_boxes(str(o.maps.boxes)))
     if output != "-":
         check_target(output, force, inputs, WRITABLE_ENDINGS)
     if o.maps.attention is not None:

@@ -152,7 +152,18 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
         *diagnose.heads_assumed(
             job.stored is not None and job.stored.heads_assumed, job.config, job.options.weights
         ),
+        *_guessed_grid(job),
     ]
+
+
+def _guessed_grid(job: Job) -> list[Diagnosis]:
+    drawing = job.drawing
+    if drawing is None or drawing.photo_file is None or drawing.grid is None:
+        return []
+    grid = drawing.grid
+    if not grid.guessed:
+        return []
+    return diagnose.guessed_grid(grid.name, job.shapes.P, drawing.photo_file)
 
 
 def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Diagnosis]:

@@ -21,13 +21,19 @@ _SIDE = 1024  # pixels kept
 
 
 def read_photo(path: str) -> NDArray[np.uint8]:
+    """As `read_photo_and_size`, without the size."""
+    return read_photo_and_size(path)[0]
+
+
+def read_photo_and_size(path: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read a photo, turned upright and made small.
 
     Args:
         path: JPEG, PNG, WebP, BMP, GIF or TIFF.
 
     Returns:
-        uint8 `[h, w, 3]`, no side over 1024.
+        uint8 `[h, w, 3]`, no side over 1024; and the width and height in pixels that the upright
+        photo has in its file.
 
     Raises:
         FeatureFileError: missing, no picture, damaged, with too many pixels, or of numbers of
@@ -47,7 +53,9 @@ def read_photo(path: str) -> NDArray[np.uint8]:
                     )
                 image.draft("RGB", (_SIDE, _SIDE))  # a JPEG decodes at a fraction of its size
                 image.thumbnail((_SIDE, _SIDE))
-                return _eight_bits(ImageOps.exif_transpose(image), path)
+                upright = ImageOps.exif_transpose(image)
+                size = (w, h) if upright.size == image.size else (h, w)
+                return _eight_bits(upright, path), size
         except UnidentifiedImageError:
             raise FeatureFileError(
                 f"{path}: is no picture that fusecli reads ({', '.join(_FORMATS)})"

@@ -1,7 +1,7 @@
 """A pair's attention as a picture: tokens down and image tokens across, or a small map a token.
 
 Everything is placed in inches from measured text, so that nothing overlaps at any number of
-tokens. Needs matplotlib (`fusecli[plot]`); nothing of its global state is used or changed.
+tokens. Needs matplotlib (the extra `plot`); nothing of its global state is used or changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import MissingExtraError
+from fusecli.maps.boxes import Boxes
 from fusecli.maps.view import AttentionView, Scale, in_words
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -40,7 +41,7 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"--plot needs matplotlib ({error}): pip install 'fusecli[plot]'"
+            f"--plot needs matplotlib ({error}): pip install '.[plot]' in a clone of fusecli"
         ) from None
 
 
@@ -100,7 +101,7 @@ class _Page:
         self.colours: Any = _colours()
         self.title, self.strong = Lettering(11, bold=True), Lettering(9)
         self.label, self.small = Lettering(_label_size(view)), Lettering(8)
-        grid = view.grid is not None
+        grid = view.in_panels
         body = self._panels() if grid else self._rows()
         self.width = max(_LEAST_WIDTH, body.width + 2 * _MARGIN)
         room = self.width - 2 * _MARGIN
@@ -140,9 +141,10 @@ class _Page:
     def _panels(self) -> _Body:
         """One small map a token, in rows that fill a page of about 4 by 3."""
         view, grid = self.view, self.view.grid
-        assert grid is not None
         count = len(view.labels) + (view.photo is not None)
-        shape = grid.columns / grid.rows
+        shape = 1.0 if view.boxes is None else view.boxes.aspect
+        if grid is not None:
+            shape = grid.columns / grid.rows
         if view.photo is not None:
             shape = view.photo.shape[1] / view.photo.shape[0]
         side = (
@@ -224,9 +226,10 @@ class _Page:
     # --- drawing ------------------------------------------------------------------------------
 
     def _draw_panels(self, body: _Body, above: float) -> None:
-        view, grid = self.view, self.view.grid
-        assert grid is not None
-        names, panels = list(view.labels), [*view.placed.reshape(-1, grid.rows, grid.columns)]
+        view, grid, boxes = self.view, self.view.grid, self.view.boxes
+        names, panels = list(view.labels), [*view.placed]
+        if grid is not None:
+            panels = [*view.placed.reshape(-1, grid.rows, grid.columns)]
         under = None
         if view.photo is not None:
             _, _, w, h = body.panels[0]
@@ -241,6 +244,8 @@ class _Page:
             axes = self._axes(x, y, w, h)
             if panel.ndim == 3:
                 axes.imshow(panel, aspect="auto", interpolation="nearest")
+            elif boxes is not None:
+                self._draw_regions(axes, boxes, panel, under, (round(w * _DPI), round(h * _DPI)))
             else:
                 self._draw_map(axes, panel, under)
 
@@ -263,6 +268,43 @@ class _Page:
             cells = cells[down][:, across]  # [h, w, 4]
             cells[..., :3] = _COVER * cells[..., :3] + (1 - _COVER) * under[..., None]
         axes.imshow(cells, aspect="auto", interpolation="nearest", zorder=1)
+
+    def _draw_regions(
+        self,
+        axes: Any,
+        boxes: Boxes,
+        times: NDArray[np.float64],
+        under: NDArray[np.float64] | None,
+        pixels: tuple[int, int],
+    ) -> None:
+        """Regions `[P]` in colour where they are, over a photo where there is one."""
+        from matplotlib.collections import PatchCollection
+        from matplotlib.patches import Rectangle
+
+        painted = boxes.painted(times, *pixels)  # [h, w]
+        inside = np.isfinite(painted)
+        cells = self.colours(self.scale.share(np.where(inside, painted, 0)))  # [h, w, 4]
+        if under is not None:
+            cells[..., :3] = _COVER * cells[..., :3] + (1 - _COVER) * under[..., None]
+            cells[~inside, :3] = under[~inside, None]
+        else:
+            cells[..., 3] = inside
+        axes.imshow(cells, aspect="auto", interpolation="nearest", extent=(0, 1, 1, 0), zorder=1)
+        known = np.flatnonzero(np.isfinite(times) & np.isfinite(boxes.places).all(axis=1))
+        known = known[np.argsort(times[known], kind="stable")]
+        shapes = [Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes.places[known]]
+        # Every region has its edge; those above the uniform weight are to be seen first.
+        edges = self.colours(self.scale.share(times[known]))
+        faint = times[known] <= 1
+        edges[faint] = (1, 1, 1, 0.3)
+        lines = PatchCollection(
+            shapes,
+            facecolor="none",
+            edgecolor=edges,
+            linewidth=np.where(faint, 0.4, 0.9),
+            zorder=2,
+        )
+        axes.add_collection(lines, autolim=False)
 
     def _draw_matrix(self, body: _Body, above: float) -> None:
         (left, top, w, h) = body.panels[0]
@@ -353,7 +395,7 @@ def _colours() -> Any:
 
 
 def _label_size(view: AttentionView) -> float:
-    return 8.0 if view.grid is not None or len(view.labels) <= 40 else 7.0
+    return 8.0 if view.in_panels or len(view.labels) <= 40 else 7.0
 
 
 def _row_height(t: int) -> float:

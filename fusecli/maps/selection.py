@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from fusecli.errors import ShapeError, UsageError, counted
 from fusecli.features.axes import Axes, PairShapes
+from fusecli.features.file import FeatureFile
+from fusecli.maps.boxes import Boxes, boxes_of
 from fusecli.maps.token_labels import read_labels
 from fusecli.maps.writer import MapOptions
 
@@ -38,6 +40,12 @@ class Grid:
     leading: int = 0
     guessed: bool = False
 
+    @property
+    def name(self) -> str:
+        """As `--grid` takes it."""
+        before = f"+{self.leading}" if self.leading else ""
+        return f"{self.rows}x{self.columns}{before}"
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -51,6 +59,7 @@ class Drawing:
         grid: None where image tokens lie in a row.
         photo: uint8 `[h, w, 3]`, or None.
         photo_file: where it came from.
+        boxes: where the image tokens are, if they are regions; then there is no grid.
     """
 
     sample: int
@@ -60,6 +69,7 @@ class Drawing:
     grid: Grid | None
     photo: NDArray[np.uint8] | None = None
     photo_file: str | None = None
+    boxes: Boxes | None = None
 
 
 def prepare_drawing(
@@ -68,6 +78,7 @@ def prepare_drawing(
     text: str,
     image_mask: NDArray[np.bool_] | None,
     text_mask: NDArray[np.bool_] | None,
+    image: FeatureFile | None = None,
 ) -> Drawing:
     """Decide what is drawn, and read what the picture needs besides attention.
 
@@ -77,11 +88,12 @@ def prepare_drawing(
         text: the text features' file.
         image_mask: bool `[N, P]` or `[1, P]`, or None.
         text_mask: bool `[N, T]` or `[1, T]`, or None.
+        image: the image features' file, where boxes may lie beside the features.
 
     Raises:
         UsageError: the grid is not one, or there are more tokens than can be drawn.
-        ShapeError: no such sample, or labels or grid do not fit the tokens.
-        FeatureFileError: the tokens or the photo cannot be read.
+        ShapeError: no such sample, or labels, grid or boxes do not fit the tokens.
+        FeatureFileError: the tokens, the photo or the boxes cannot be read.
     """
     sample = o.sample or 0
     if not 0 <= sample < shapes.N:
@@ -99,27 +111,39 @@ def prepare_drawing(
             f"{text}: sample {sample} has {len(rows):,} x {shapes.P:,} weights, and at most "
             f"{MOST_CELLS:,} can be drawn; --attention FILE writes any number"
         )
-    grid = None if o.plot is None else choose_grid(o.grid, shapes.image)
-    if o.plot is not None and grid is None and shapes.P > MOST_COLUMNS:
-        raise UsageError(
-            f"--plot draws at most {MOST_COLUMNS:,} image tokens in a row, found {shapes.P:,}: "
-            "say --grid ROWSxCOLUMNS"
-        )
+    real = _row(image_mask, sample, shapes.P)
+    photo, photo_size = None, None
+    if o.image_file is not None:
+        from fusecli.maps.photo import read_photo_and_size
+
+        photo, photo_size = read_photo_and_size(o.image_file)
+    boxes = None
+    regions = o.boxes is not None or shapes.image.token_letters == "P"  # no feature map
+    if o.plot is not None and image is not None and o.grid is None and regions:
+        boxes = boxes_of(o, image, sample, real, photo_size)
+    grid = None if o.plot is None or boxes is not None else choose_grid(o.grid, shapes.image)
+    if o.plot is not None and grid is None and boxes is None:
+        _check_row_of_tokens(o, shapes.P)
     labels = [str(index) for index in range(shapes.T)]
     if o.tokens is not None:
         labels = _fit(read_labels(o.tokens, text, sample, shapes.N), rows, shapes.T, o.tokens)
-    photo = None
-    if o.image_file is not None:
-        if grid is None:
-            raise UsageError(
-                f"--image-file {o.image_file}: where in it {counted(shapes.P, 'image token')} "
-                "would lie is not known: say --grid ROWSxCOLUMNS"
-            )
-        from fusecli.maps.photo import read_photo
+    return Drawing(sample, labels, rows, real, grid, photo, o.image_file, boxes)
 
-        photo = read_photo(o.image_file)
-    real = _row(image_mask, sample, shapes.P)
-    return Drawing(sample, labels, rows, real, grid, photo, o.image_file)
+
+def _check_row_of_tokens(o: MapOptions, tokens: int) -> None:
+    """Raises:
+    UsageError: image tokens in a row have no place in a photo, or are too many for a picture.
+    """
+    if tokens > MOST_COLUMNS:
+        raise UsageError(
+            f"--plot draws at most {MOST_COLUMNS:,} image tokens in a row, found {tokens:,}: "
+            "say --grid ROWSxCOLUMNS"
+        )
+    if o.image_file is not None:
+        raise UsageError(
+            f"--image-file {o.image_file}: where in it {counted(tokens, 'image token')} would lie "
+            "is not known: say --grid ROWSxCOLUMNS, or --boxes FILE for regions"
+        )
 
 
 def choose_grid(named: str | None, image: Axes) -> Grid | None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import counted, printable, shortened, shown_path
+from fusecli.maps.boxes import Boxes
 from fusecli.maps.selection import Drawing, Grid
 from fusecli.report.diagnoses import UNIFORM, attention_statistics
 
@@ -40,6 +41,7 @@ class AttentionView:
         verdict: the one thing to know before looking at it.
         caption: what else is to be known, in sentences.
         places: the same about the places of image tokens in the picture.
+        boxes: where image tokens are that are regions, or None.
     """
 
     times: NDArray[np.float64]
@@ -51,6 +53,12 @@ class AttentionView:
     verdict: str
     caption: list[str]
     places: list[str]
+    boxes: Boxes | None = None
+
+    @property
+    def in_panels(self) -> bool:
+        """Whether image tokens have places in a picture, of which each text token gets one."""
+        return self.grid is not None or self.boxes is not None
 
     @property
     def placed(self) -> NDArray[np.float64]:
@@ -146,6 +154,7 @@ def view_of(
         _verdict(each, drawing.real, null_token, origin),
         caption,
         _places(times, drawing),
+        drawing.boxes,
     )
 
 
@@ -215,8 +224,12 @@ def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
                 weight = f"; mean weight {before[np.isfinite(before)].mean():.3g} times uniform"
             said.append(f"{what} not drawn{weight}.")
     padding = int((~drawing.real).sum())
+    if drawing.boxes is not None:
+        said.append(f"Regions: {drawing.boxes.how}.")
+        said.append("Where regions overlap, the colour is that of the largest weight.")
     if padding:
-        said.append(f"{counted(padding, 'padded image token')} hatched.")
+        how = "hatched" if drawing.boxes is None else "not drawn"
+        said.append(f"{counted(padding, 'padded image token')} {how}.")
     if drawing.photo is not None and grid is not None:
         h, w = drawing.photo.shape[:2]
         said.append("The photo is taken to be all that the encoder saw.")

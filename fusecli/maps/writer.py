@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fusecli.errors import UsageError
 from fusecli.features.atomic import Staged
 from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
+from fusecli.maps.literals import BoxFormat, BoxUnits
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class MapOptions:
         sample: which pair of a stack is drawn; None means 0.
         grid: `14x14`, `14x14+1` or "none"; None guesses.
         image_file: a photo under the maps.
+        boxes: a file with a box for each image token, `FILE` or `FILE:KEY`; "none" ignores those
+            beside the features; None uses them.
+        box_format: what the four numbers of a box are; None tells it by the numbers.
+        box_units: pixels, or shares of the image's size; None tells it by the numbers.
         tokens: a file that names the text tokens.
     """
 
@@ -42,10 +47,13 @@ class MapOptions:
     sample: int | None = None
     grid: str | None = None
     image_file: str | None = None
+    boxes: str | None = None
+    box_format: BoxFormat | None = None
+    box_units: BoxUnits | None = None
     tokens: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("attention", "plot", "image_file", "tokens"):
+        for name in ("attention", "plot", "image_file", "boxes", "tokens"):
             path = getattr(self, name)
             object.__setattr__(self, name, None if path is None else os.fspath(path))
 
@@ -63,9 +71,17 @@ class MapOptions:
         for option, value in (("--sample", self.sample), ("--tokens", self.tokens)):
             if value is not None and not self.drawn:
                 raise UsageError(f"{option} goes with --plot FILE or --show")
-        for option, value in (("--grid", self.grid), ("--image-file", self.image_file)):
+        for option, value in (
+            ("--grid", self.grid),
+            ("--image-file", self.image_file),
+            ("--boxes", self.boxes),
+            ("--box-format", self.box_format),
+            ("--box-units", self.box_units),
+        ):
             if value is not None and self.plot is None:
                 raise UsageError(f"{option} goes with --plot FILE")
+        if self.grid is not None and self.boxes not in (None, "none"):
+            raise UsageError("--grid and --boxes both say where image tokens are: leave one out")
         for option, path in (("--attention", self.attention), ("--plot", self.plot)):
             if path == "-":
                 raise UsageError(f"{option} -: writes a file; only the fused rows go to stdout")

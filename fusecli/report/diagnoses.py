@@ -206,6 +206,24 @@ def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> l
     ]
 
 
+def guessed_grid(grid: str, tokens: int, photo: str) -> list[Diagnosis]:
+    """A photo under places that nobody named.
+
+    Args:
+        grid: rows and columns, such as 7x7.
+        tokens: image tokens.
+        photo: the photo's file.
+    """
+    return [
+        Diagnosis(
+            "grid-guessed",
+            f"{photo} lies under a grid of {grid} that is guessed from the number of image tokens "
+            f"({tokens}): if they are no patches, row by row, the places in the picture are wrong",
+            f"say --grid {grid} if they are, or --boxes FILE if they are regions",
+        )
+    ]
+
+
 def zero_rows(
     side: Side, seen: RowStatistics, masked: bool, where: str, in_batch: bool = False
 ) -> list[Diagnosis]:

@@ -343,7 +343,7 @@ def test_without_matplotlib_the_extra_is_named_before_any_work(folder, cli, monk
     done = cli("fuse", *pair, "--plot", "a.png")
     assert done.code == 1
     assert done.err.count("\n") == 1
-    assert "pip install 'fusecli[plot]'" in done.err
+    assert "pip install '.[plot]' in a clone of fusecli" in done.err
     assert list(folder.iterdir()) == []
     assert cli("fuse", *pair, "--show", "--attention", "m.npy", "-q").code == 0
 

@@ -1,0 +1,364 @@
+"""Regions of an image: the boxes that lie beside their features, and where they are in the picture.
+
+Detectors store a box for each region as `boxes`, `bbox` or `normalized_boxes`, in one of several
+forms. The form is told by the numbers wherever only one fits, and else by `--box-format` and
+`--box-units`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
+from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.tensor import StoredTensor
+from fusecli.maps.literals import BoxFormat, BoxUnits
+
+if TYPE_CHECKING:
+    from fusecli.maps.writer import MapOptions
+
+# Boxes that need no size of the image come first.
+_NAMES = (
+    "normalized_boxes", "normalized_bbox", "normalized_bboxes", "norm_boxes", "norm_bbox",
+    "norm_bb", "boxes", "bbox", "bboxes", "box", "image_boxes", "image_bbox", "image_bboxes",
+    "region_boxes", "bounding_boxes", "pred_boxes", "rois",
+)  # fmt: skip
+_WIDTHS = ("image_w", "image_width", "img_w", "img_width")
+_HEIGHTS = ("image_h", "image_height", "img_h", "img_height")
+_COLUMNS = range(4, 8)  # after the four of a box some encoders store its area, width and height
+_TOLERANCE = 0.01  # of the image's size, for what rounding does to a box at its edge
+_IN_WORDS: dict[BoxFormat, str] = {
+    "xyxy": "left, top, right, bottom",
+    "yxyx": "top, left, bottom, right",
+    "xywh": "left, top, width, height",
+    "cxcywh": "centre x, centre y, width, height",
+}
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Where the image tokens of one pair are in the picture.
+
+    Attributes:
+        places: float64 `[P, 4]`: left, top, right, bottom as shares of the picture's width and
+            height; NaN for padded tokens.
+        aspect: width over height of the picture.
+        how: how the numbers were understood, in words.
+        beside: the key of the boxes, where they are in the file of the features.
+    """
+
+    places: NDArray[np.float64]
+    aspect: float
+    how: str
+    beside: str | None = None
+
+    def painted(self, values: NDArray[np.float64], w: int, h: int) -> NDArray[np.float64]:
+        """The regions' values as a picture; where regions overlap, the largest value.
+
+        Args:
+            values: float64 `[P]`; regions with NaN are left out.
+            w, h: pixels of the picture.
+
+        Returns:
+            float64 `[h, w]`, NaN outside all regions.
+        """
+        picture = np.full((h, w), np.nan)
+        known = np.isfinite(values) & np.isfinite(self.places).all(axis=1)
+        order = np.argsort(values, kind="stable")
+        for index in order[known[order]]:
+            x0, y0, x1, y1 = self.places[index]
+            top, bottom = _pixels(y0, y1, h)
+            left, right = _pixels(x0, x1, w)
+            picture[top:bottom, left:right] = values[index]
+        return picture
+
+
+def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
+    """First pixel and the one after the last; never none."""
+    first = min(size - 1, max(0, round(low * size)))
+    return first, min(size, max(first + 1, round(high * size)))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the coordinates are measured in.
+
+    Attributes:
+        width, height: of the image in pixels, or None if nothing says them.
+        source: who says so, in words.
+    """
+
+    width: float | None
+    height: float | None
+    source: str
+
+
+def find_boxes(file: FeatureFile) -> StoredTensor | None:
+    """The boxes beside the features; None where there are none.
+
+    Args:
+        file: the image features' file.
+    """
+    by_name = {re.split(r"[./]", key)[-1].lower(): key for key in sorted(file.tensors)}
+    for name in _NAMES:
+        stored = file.tensors.get(by_name.get(name, ""))
+        if stored is not None and _shaped_like_boxes(stored.shape):
+            return stored
+    return None
+
+
+def _shaped_like_boxes(shape: Sequence[int]) -> bool:
+    return len(shape) in (2, 3) and shape[-1] in _COLUMNS
+
+
+def file_of_boxes(named: str) -> str:
+    """The file in `FILE` or `FILE:KEY`."""
+    return _parted(named)[0]
+
+
+def _parted(named: str) -> tuple[str, str | None]:
+    if os.path.lexists(named):
+        return named, None
+    path, colon, key = named.rpartition(":")
+    return (path, key) if colon and os.path.lexists(path) else (named, None)
+
+
+def boxes_of(
+    options: MapOptions,
+    image: FeatureFile,
+    sample: int,
+    real: NDArray[np.bool_],
+    photo_size: tuple[int, int] | None,
+) -> Boxes | None:
+    """The boxes of one pair's image tokens.
+
+    Args:
+        options: which boxes are meant; without `--boxes` those beside the features.
+        image: the image features' file.
+        sample: which pair of a stack.
+        real: bool `[P]`, image tokens that are not padding; others need no box.
+        photo_size: width and height of the photo in pixels, if there is one.
+
+    Returns:
+        None where there are no boxes.
+
+    Raises:
+        ShapeError: there is not one box for each image token.
+        FeatureFileError: the boxes cannot be read, or are none of this photo.
+        UsageError: their form cannot be told.
+    """
+    if options.boxes == "none":
+        return None
+    if options.boxes is None:
+        beside = find_boxes(image)
+        return None if beside is None else _read(beside, image, options, sample, real, photo_size)
+    path, key = _parted(options.boxes)
+    with open_features(path) as file:
+        stored = _named(file, key)
+        return _read(stored, file, options, sample, real, photo_size)
+
+
+def _named(file: FeatureFile, key: str | None) -> StoredTensor:
+    """The boxes in a file of their own."""
+    keys = ", ".join(shortened(name, 40) for name in sorted(file.tensors)[:12])
+    if key is not None:
+        if key not in file.tensors:
+            raise FeatureFileError(f"{file.where}: has no tensor {key!r}: there are {keys}")
+        return file.tensors[key]
+    if len(file.tensors) == 1:
+        return next(iter(file.tensors.values()))
+    found = find_boxes(file)
+    if found is None:
+        raise FeatureFileError(
+            f"{file.where}: none of its tensors is called boxes: say --boxes {file.name}:NAME; "
+            f"there are {keys}"
+        )
+    return found
+
+
+def _read(
+    stored: StoredTensor,
+    file: FeatureFile,
+    options: MapOptions,
+    sample: int,
+    real: NDArray[np.bool_],
+    photo_size: tuple[int, int] | None,
+) -> Boxes:
+    tokens = len(real)
+    shape = stored.shape
+    if not _shaped_like_boxes(shape) or shape[-2] != tokens:
+        raise ShapeError(
+            f"{stored.where}: boxes have shape {list(shape)}, expected [{tokens}, 4], one for each "
+            "image token; --boxes FILE:KEY names others, --boxes none ignores them"
+        )
+    if len(shape) == 3 and shape[0] != 1 and sample >= shape[0]:
+        raise ShapeError(f"{stored.where}: holds the boxes of {shape[0]} samples, none of {sample}")
+    stored.check_readable()
+    values = np.asarray(stored.read(), np.float64)
+    if values.ndim == 3:
+        values = values[0 if len(values) == 1 else sample]
+    known = values[real]
+    if not np.isfinite(known).all():
+        raise FeatureFileError(f"{stored.where}: holds boxes that are not finite numbers")
+    frame = _frame_of(file, sample, photo_size)
+    units = options.box_units or _units_of(known[:, :4], stored)
+    limit = (1.0, 1.0) if units == "relative" else _limit(frame)
+    layout, certain = _layout_of(known, limit, options.box_format, stored)
+    corners = _corners(values[:, :4], layout)
+    if units == "pixels":
+        largest = corners[real][:, 2:].max(axis=0) if real.any() else np.ones(2)
+        w, h = limit or (max(float(largest[0]), 1.0), max(float(largest[1]), 1.0))
+        corners = corners / [w, h, w, h]
+    else:
+        w, h = _limit(frame) or (1.0, 1.0)
+    corners[~real] = np.nan
+    doubt = "" if certain else f" (assumed: {_other_forms(layout)} is possible too, --box-format)"
+    size = frame.source if frame.width else _unknown_size(units)
+    words = "in pixels" if units == "pixels" else "in shares of the size"
+    how = f"{stored.where}, read as {_IN_WORDS[layout]}{doubt}, {words}{size}"
+    beside = stored.key if options.boxes is None else None
+    return Boxes(np.clip(corners, 0, 1), w / h, how, beside)
+
+
+def _other_forms(layout: BoxFormat) -> str:
+    return _IN_WORDS["xywh" if layout != "xywh" else "xyxy"]
+
+
+def _unknown_size(units: BoxUnits) -> str:
+    if units == "relative":
+        return "; nothing says the image's proportions, it is drawn as a square"
+    return "; nothing says the image's size, it is drawn as large as the boxes reach"
+
+
+def _limit(frame: _Frame) -> tuple[float, float] | None:
+    return None if frame.width is None or frame.height is None else (frame.width, frame.height)
+
+
+def _frame_of(file: FeatureFile, sample: int, photo_size: tuple[int, int] | None) -> _Frame:
+    """The size of the image that the boxes were made on.
+
+    Raises:
+        FeatureFileError: the photo has other proportions than that image.
+    """
+    width, height = (_number(file, names, sample) for names in (_WIDTHS, _HEIGHTS))
+    if width is None or height is None:
+        if photo_size is None:
+            return _Frame(None, None, "")
+        return _Frame(*photo_size, " of the photo")
+    if photo_size is not None:
+        w, h = photo_size
+        if abs(w * height / (h * width) - 1) > 2 * _TOLERANCE + 2 / min(w, h):
+            raise FeatureFileError(
+                f"{file.where}: its boxes are of an image of {width:g} x {height:g} pixels, and "
+                f"the photo has {w} x {h}: give the photo that the features were made from"
+            )
+    return _Frame(width, height, f" of an image of {width:g} x {height:g}")
+
+
+def _number(file: FeatureFile, names: Sequence[str], sample: int) -> float | None:
+    """A size that is stored beside the boxes: one number, or one for each sample."""
+    for name in names:
+        stored = file.tensors.get(name)
+        if stored is None or len(stored.shape) > 1:
+            continue
+        values = np.asarray(stored.read(), np.float64).reshape(-1)
+        if len(values) == 1 or sample < len(values):
+            value = float(values[0 if len(values) == 1 else sample])
+            if np.isfinite(value) and value >= 1:
+                return value
+    return None
+
+
+def _units_of(values: NDArray[np.float64], stored: StoredTensor) -> BoxUnits:
+    """Coordinates up to 1 are shares of the image's size.
+
+    Raises:
+        FeatureFileError: the name says they are, and the numbers are not.
+    """
+    relative = values.size == 0 or float(np.abs(values).max()) <= 1 + _TOLERANCE
+    if not relative and re.search(r"(^|[./])norm", (stored.key or "").lower()):
+        raise FeatureFileError(
+            f"{stored.where}: is named as normalized boxes and has coordinates up to "
+            f"{np.abs(values).max():g}: say --box-units pixels, or --boxes none"
+        )
+    return "relative" if relative else "pixels"
+
+
+def _layout_of(
+    values: NDArray[np.float64],
+    limit: tuple[float, float] | None,
+    named: BoxFormat | None,
+    stored: StoredTensor,
+) -> tuple[BoxFormat, bool]:
+    """The form of the boxes, and whether no other one is possible.
+
+    Args:
+        values: `[boxes, columns]`.
+        limit: width and height that no box exceeds, in the units of the boxes.
+        named: what `--box-format` says.
+        stored: for messages.
+    """
+    forms: list[BoxFormat] = ["xyxy"] if values.shape[1] > 4 else ["xyxy", "xywh", "cxcywh"]
+    fit = [form for form in forms if _fits(_corners(values[:, :4], form), limit)]
+    if named is not None:
+        if not _fits(_corners(values[:, :4], named), limit):
+            raise FeatureFileError(_misfit(values, limit, f"as --box-format {named}", stored))
+        return named, True
+    if not fit:
+        raise FeatureFileError(_misfit(values, limit, "in any form that fusecli knows", stored))
+    if fit[0] == "xyxy":
+        # Without a limit any corner could be a width: then the usual form is not doubted.
+        return "xyxy", limit is None or len(fit) == 1
+    if len(fit) > 1:
+        raise UsageError(
+            f"{stored.where}: its boxes can be {_IN_WORDS['xywh']} or {_IN_WORDS['cxcywh']}: say "
+            "--box-format xywh or --box-format cxcywh"
+        )
+    return fit[0], True
+
+
+def _misfit(
+    values: NDArray[np.float64],
+    limit: tuple[float, float] | None,
+    form: str,
+    stored: StoredTensor,
+) -> str:
+    inside = "" if limit is None else f" inside {limit[0]:g} x {limit[1]:g}"
+    return (
+        f"{stored.where}: its numbers, up to {np.abs(values[:, :4]).max():g}, are no "
+        f"boxes{inside} {form}: give the photo that they "
+        "were made on, name their form with --box-format and --box-units, or say --boxes none"
+    )
+
+
+def _corners(values: NDArray[np.float64], form: BoxFormat) -> NDArray[np.float64]:
+    """`[boxes, 4]` as left, top, right, bottom."""
+    a, b, c, d = values.T
+    if form == "xyxy":
+        sides = (a, b, c, d)
+    elif form == "yxyx":
+        sides = (b, a, d, c)
+    elif form == "xywh":
+        sides = (a, b, a + c, b + d)
+    else:
+        sides = (a - c / 2, b - d / 2, a + c / 2, b + d / 2)
+    return np.stack(sides, axis=1)
+
+
+def _fits(corners: NDArray[np.float64], limit: tuple[float, float] | None) -> bool:
+    left, top, right, bottom = corners.T
+    if (right < left).any() or (bottom < top).any():
+        return False
+    w, h = limit if limit is not None else (np.inf, np.inf)
+    slack_x, slack_y = (
+        (_TOLERANCE * max(1.0, float(v)) if np.isfinite(v) else 1.0) for v in (w, h)
+    )
+    low = bool((left >= -slack_x).all() and (top >= -slack_y).all())
+    return low and bool((right <= w + slack_x).all() and (bottom <= h + slack_y).all())
