@@ -219,7 +219,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     if stored is not None and weights is not None and stored.unused:
         notes.append(unused_note(weights.name, stored.unused))
     notes += [note.message for note in diagnose.used_masks(*masks)]
-    notes += _tensor_notes(inputs, masks)
+    notes += _tensor_notes(inputs, masks, _boxes_key(o, shapes, inputs.image.file))
     sides = query_sides(o.direction)
     config.check_directions(sides, o.weights)
     for asking in sides:
@@ -373,7 +373,18 @@ def _find_mask(
     return use_mask(beside, axes, shapes.N, "beside the features", style=style)
 
 
-def _tensor_notes(inputs: PairInputs, masks: list[UsedMask | None]) -> list[str]:
+def _boxes_key(o: FuseOptions, shapes: PairShapes, image: FeatureFile) -> str | None:
+    """The key of the boxes beside the image features that a picture uses."""
+    if o.maps.plot is None or o.maps.boxes is not None:
+        return None
+    from fusecli.maps.boxes import find_boxes
+    from fusecli.maps.selection import has_boxes
+
+    found = find_boxes(image) if has_boxes(o.maps, shapes, image) else None
+    return None if found is None else found.key
+
+
+def _tensor_notes(inputs: PairInputs, masks: list[UsedMask | None], boxes: str | None) -> list[str]:
     """Which tensor of a file of several is used as what, and which are not used."""
     notes: list[str] = []
     used: dict[int, tuple[FeatureFile, dict[str, str]]] = {}
@@ -388,6 +399,8 @@ def _tensor_notes(inputs: PairInputs, masks: list[UsedMask | None]) -> list[str]
         if mask is not None and mask.found == "beside the features" and mask.stored.key:
             roles.setdefault(mask.stored.key, f"{side} mask")
         notes += note_on_scale(given.stored)
+    if boxes is not None:
+        used[id(inputs.image.file)][1].setdefault(boxes, "regions' boxes")
     for file, roles in used.values():
         notes += notes_on_tensors(file, roles)
     return notes

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fusecli.errors import ShapeError, UsageError, counted
 from fusecli.features.axes import Axes, PairShapes
 from fusecli.features.file import FeatureFile
-from fusecli.maps.boxes import Boxes, boxes_of
+from fusecli.maps.boxes import Boxes, boxes_of, find_boxes
 from fusecli.maps.token_labels import read_labels
 from fusecli.maps.writer import MapOptions
 
@@ -112,22 +112,37 @@ def prepare_drawing(
             f"{MOST_CELLS:,} can be drawn; --attention FILE writes any number"
         )
     real = _row(image_mask, sample, shapes.P)
-    photo, photo_size = None, None
+    grid, boxes, photo, photo_size = None, None, None, None
+    with_boxes = image is not None and has_boxes(o, shapes, image)
+    if o.plot is not None and not with_boxes:
+        grid = choose_grid(o.grid, shapes.image)
+        if grid is None:
+            _check_row_of_tokens(o, shapes.P)
     if o.image_file is not None:
         from fusecli.maps.photo import read_photo_and_size
 
         photo, photo_size = read_photo_and_size(o.image_file)
-    boxes = None
-    regions = o.boxes is not None or shapes.image.token_letters == "P"  # no feature map
-    if o.plot is not None and image is not None and o.grid is None and regions:
+    if with_boxes and image is not None:
         boxes = boxes_of(o, image, sample, real, photo_size)
-    grid = None if o.plot is None or boxes is not None else choose_grid(o.grid, shapes.image)
-    if o.plot is not None and grid is None and boxes is None:
-        _check_row_of_tokens(o, shapes.P)
     labels = [str(index) for index in range(shapes.T)]
     if o.tokens is not None:
         labels = _fit(read_labels(o.tokens, text, sample, shapes.N), rows, shapes.T, o.tokens)
     return Drawing(sample, labels, rows, real, grid, photo, o.image_file, boxes)
+
+
+def has_boxes(o: MapOptions, shapes: PairShapes, image: FeatureFile) -> bool:
+    """Whether the picture shows regions, whose boxes are named or lie beside the features.
+
+    Args:
+        o: what was asked for.
+        shapes: of the job; a feature map has rows and columns of its own.
+        image: the image features' file.
+    """
+    if o.plot is None or o.grid is not None or o.boxes == "none":
+        return False
+    return o.boxes is not None or (
+        shapes.image.token_letters == "P" and find_boxes(image) is not None
+    )
 
 
 def _check_row_of_tokens(o: MapOptions, tokens: int) -> None:

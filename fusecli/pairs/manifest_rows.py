@@ -140,7 +140,8 @@ def parquet_rows(file: str, extra: tuple[str, ...], unused: set[str]) -> Iterato
         from pyarrow import parquet
     except ImportError:
         raise PairsError(
-            f"{file}: reading .parquet needs pyarrow: pip install 'fusecli[parquet]'"
+            f"{file}: reading .parquet needs pyarrow: pip install '.[parquet]' in a "
+            "clone of fusecli"
         ) from None
     with open_regular(file) as handle:
         try:

@@ -338,7 +338,7 @@ def test_missing_ray_names_the_extra(folder: Path, session: Session) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: --ray needs Ray: pip install 'fusecli[ray]'\n"
+    assert done.stderr == "error: --ray needs Ray: pip install '.[ray]' in a clone of fusecli\n"
     assert not os.path.exists("out")
 
 

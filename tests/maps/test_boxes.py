@@ -148,6 +148,8 @@ def test_a_square_number_of_regions_is_drawn_by_the_boxes_and_said(regions, cli)
     assert done.code == 0
     assert "regions: regions.npz[bbox], read as left, top, right, bottom" in done.err
     assert "guessed" not in done.err
+    assert "bbox [4, 4] is the regions' boxes" in done.err
+    assert "not used" not in done.err
 
 
 def test_the_colour_at_a_place_is_that_of_its_region():
@@ -163,7 +165,7 @@ def test_the_colour_at_a_place_is_that_of_its_region():
     assert w / h == pytest.approx(2, rel=0.02)
     for x, y, weight in [(0.25, 0.25, 0.1), (0.75, 0.75, 0.6), (0.05, 0.75, 0.3)]:
         wanted = page.colours(page.scale.share(np.array(weight * 3)))
-        assert cells[int(y * h), int(x * w)] == pytest.approx(np.array(wanted), abs=1e-5)
+        assert np.allclose(cells[int(y * h), int(x * w)], wanted, atol=1e-5)
     assert cells[int(0.25 * h), int(0.75 * w), 3] == 0  # no region
     assert "Regions: as said." in view.places
 

@@ -431,7 +431,8 @@ def test_parquet_without_pyarrow_names_the_extra(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == (
-        "m.parquet: reading .parquet needs pyarrow: pip install 'fusecli[parquet]'\n"
+        "m.parquet: reading .parquet needs pyarrow: pip install '.[parquet]' in a clone "
+        "of fusecli\n"
     ), done.stderr
 
 

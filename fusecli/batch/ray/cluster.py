@@ -179,7 +179,7 @@ def _imported(on: RayOptions) -> Any:
     try:
         import ray
     except ImportError:
-        raise RayError("--ray needs Ray: pip install 'fusecli[ray]'") from None
+        raise RayError("--ray needs Ray: pip install '.[ray]' in a clone of fusecli") from None
     return ray
 
 
