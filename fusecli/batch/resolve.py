@@ -74,6 +74,7 @@ def resolve(
         out_dtype=options.out_dtype,
         sizes=sizes,
         heads_assumed=weights.heads_assumed,
+        weights_prefix=options.switches.weights_prefix,
         strict=options.strict,
     )
     if options.ray is not None and spec.device != "cpu":
@@ -129,7 +130,7 @@ def _typical(shapes: list[PairShapes], total: int) -> tuple[int, int, int]:
 
 def _weights(options: BatchOptions, widths: tuple[int, int]) -> RunWeights:
     if options.weights is not None:
-        return read_run_weights(options.weights, options.switches)
+        return read_run_weights(options.weights, options.switches, widths[0])
     where = "a text of the first pairs"
     config, seed = initial_config(options.switches, options.seed, *widths, where)
     return RunWeights(config, None, seed)

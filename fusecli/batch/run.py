@@ -33,7 +33,6 @@ from fusecli.batch.worker import Fuser, PairFeaturesReader, Result
 from fusecli.errors import DiagnosisError, FuseError, UsageError
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
-from fusecli.fusion.weights import unused_note
 from fusecli.job.open import untrained_note
 from fusecli.pairs.open import Pair, PairSource, open_pairs
 from fusecli.report import diagnoses as diagnose
@@ -300,8 +299,8 @@ def _begin(
     if recorded is None:  # a run that fusecli 0.1.0 began there can still be finished
         _refuse_output_inside(options)
     spec, weights = resolve(options, source, source.total or 0, recorded)
-    if options.strict and spec.heads_assumed:
-        found = diagnose.heads_assumed(True, spec.config, spec.weights)
+    found = diagnose.assumed_of_weights(weights.stored, spec.weights)
+    if options.strict and found:
         raise DiagnosisError("--strict: " + " | ".join(map(str, found)))
     folder.enter()
     if options.force:
@@ -329,9 +328,10 @@ def _notes(
         yield f"warning: {source.unmatched}"
     if spec.seed is not None:
         yield f"note: {untrained_note(options.weights, spec.seed, spec.config)}"
-    if spec.weights is not None and weights.unused:
-        yield f"note: {unused_note(spec.weights, weights.unused)}"
-    found = diagnose.heads_assumed(spec.heads_assumed, spec.config, spec.weights)
+    if weights.stored is not None:
+        for note in weights.stored.notes(str(spec.weights)):
+            yield f"note: {note}"
+    found = diagnose.assumed_of_weights(weights.stored, spec.weights)
     for side in query_sides(spec.direction):
         found += diagnose.closed_gate(spec.gate, side)
     for diagnosis in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fusecli.batch.store.run_record import (
     ComputingRecord,
@@ -46,6 +46,7 @@ class FusionSpec:
         out_dtype: that is written.
         sizes: N, T and P that the order of products is chosen for.
         heads_assumed: H is a guess.
+        weights_prefix: that was given, where the weights file holds several modules.
         strict: a pair with a diagnosis fails.
     """
 
@@ -64,6 +65,7 @@ class FusionSpec:
     out_dtype: OutDtype
     sizes: tuple[int, int, int]
     heads_assumed: bool
+    weights_prefix: str | None = field(default=None, kw_only=True)
     strict: bool = False
 
     @property
@@ -112,7 +114,7 @@ class FusionSpec:
         """What is written down about a run whose results are laid out so."""
         return RunRecord(
             self.config,
-            WeightsRecord(self.sha256, self.seed),
+            WeightsRecord(self.sha256, self.seed, self.weights_prefix),
             ResultRecord(self.direction, self.pool, self.out_dtype),
             self.reading,
             ComputingRecord(self.device, self.dtype, self.engine, self.threads),

@@ -15,7 +15,7 @@ from fusecli.features.file import FeatureFile
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.options import ModuleOptions
-from fusecli.fusion.stored_module import module_of
+from fusecli.fusion.stored_module import StoredModule, module_of
 from fusecli.fusion.weights_file import open_weights, read_weights
 
 _READ = 1 << 20
@@ -30,7 +30,7 @@ class RunWeights:
         sha256: of the file they were read from; None for initial weights.
         seed: of initial weights, also where a file holds them; None for trained ones.
         heads_assumed: H is a guess.
-        unused: keys of the file's tensors that are no part of the fusion.
+        stored: what the file says of the module; None for initial weights without a file.
         parameters: of a file, float32 under their `state_dict` names.
     """
 
@@ -38,7 +38,7 @@ class RunWeights:
     sha256: str | None
     seed: int | None
     heads_assumed: bool = False
-    unused: tuple[str, ...] = ()
+    stored: StoredModule | None = None
     parameters: Mapping[str, NDArray[np.float32]] | None = None
 
     def load(self, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:
@@ -48,12 +48,13 @@ class RunWeights:
         return {name: self.parameters[name][part] for name, part in rows.items()}
 
 
-def read_run_weights(path: str, options: ModuleOptions) -> RunWeights:
+def read_run_weights(path: str, options: ModuleOptions, image_dim: int) -> RunWeights:
     """Read a weights file once and for all; it may be replaced while the run works.
 
     Args:
         path: of the file.
         options: of the module, for what the file does not say.
+        image_dim: Di of the first pairs.
 
     Raises:
         FuseError: the file is not usable, or it was changed while it was read.
@@ -61,7 +62,7 @@ def read_run_weights(path: str, options: ModuleOptions) -> RunWeights:
     weights = open_weights(path, options.weights_prefix)
     with weights.file:
         before = _sha256(weights.file)
-        found = module_of(weights, options)
+        found = module_of(weights, options, image_dim)
         names = found.config.parameter_shapes()
         parameters = read_weights(weights, dict.fromkeys(names, slice(None)))
         if _sha256(weights.file) != before:
@@ -69,9 +70,7 @@ def read_run_weights(path: str, options: ModuleOptions) -> RunWeights:
                 f"{path}: was changed while it was read: wait until it is written, and run the "
                 "same command again"
             )
-    return RunWeights(
-        found.config, before, weights.seed, found.heads_assumed, found.unused, parameters
-    )
+    return RunWeights(found.config, before, weights.seed, found.heads_assumed, found, parameters)
 
 
 def _sha256(file: FeatureFile) -> str:

@@ -51,6 +51,10 @@ class FusionConfig(FusionSettings):
                 f"--heads {self.num_heads} does not divide the width D, {self.embed_dim}: "
                 f"head counts that do are {_listed(divisors(self.embed_dim))}"
             )
+        if not 0 <= self.context_dim <= LARGEST_SIZE:
+            raise UsageError(
+                f"context_dim must be from 0 to {LARGEST_SIZE:,}, found {shown(self.context_dim)}"
+            )
         method.check(self)
 
     def _fill(self, values: Mapping[str, int]) -> None:
@@ -123,7 +127,10 @@ class FusionConfig(FusionSettings):
     def to_dict(self) -> dict[str, Any]:
         """Names and values of the fields that its method reads, in the order of the fields."""
         own = (*_WIDTHS, *self.how.fields)
-        return {name: value for name, value in asdict(self).items() if name in own}
+        fields = {name: value for name, value in asdict(self).items() if name in own}
+        if not self.context_dim:  # the usual case, which files of 0.1.0 have no field for
+            fields.pop("context_dim", None)
+        return fields
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str) -> FusionConfig:

@@ -35,10 +35,23 @@ def linear(name: str, fan_in: int, fan_out: int) -> Layer:
     return Layer({weight: (fan_out, fan_in), bias: (fan_out,)}, draws)
 
 
-def multihead_attention(name: str, D: int) -> Layer:
-    """`nn.MultiheadAttention` of width D; its biases start at zero."""
+def multihead_attention(name: str, D: int, context_dim: int = 0) -> Layer:
+    """`nn.MultiheadAttention` of width D; its biases start at zero.
+
+    Args:
+        name: of the layer.
+        D: its width.
+        context_dim: `kdim` and `vdim`, where they are not D.
+    """
     out = linear(f"{name}.out_proj", D, D)
     weight, bias = f"{name}.in_proj_weight", f"{name}.in_proj_bias"
+    if context_dim:
+        widths = {"q": D, "k": context_dim, "v": context_dim}
+        inputs = {f"{name}.{part}_proj_weight": (D, width) for part, width in widths.items()}
+        bounds = [(key, math.sqrt(6.0 / (D + width))) for key, (_, width) in inputs.items()]
+        constants = {bias: 0.0, f"{name}.out_proj.bias": 0.0}
+        shapes = {**inputs, bias: (3 * D,), **out.shapes}
+        return Layer(shapes, (*out.draws, *bounds), constants)
     draws = (*out.draws, (weight, math.sqrt(3.0) * math.sqrt(2.0 / (D + 3 * D))))
     shapes = {weight: (3 * D, D), bias: (3 * D,), **out.shapes}
     return Layer(shapes, draws, {bias: 0.0, f"{name}.out_proj.bias": 0.0})

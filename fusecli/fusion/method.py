@@ -75,12 +75,15 @@ class Recognised:
         fields: of `FusionSettings`.
         unknown: fields that the method reads and a state dict cannot tell; they are assumed to
             be what `FusionSettings` has as a default.
-        open_question: anything else about the training that cannot be told, in words, or "".
+        open_question: anything else about the training that cannot be told, in words, or ""; not
+            asked where `--method` names the method and `by_method`.
+        by_method: the method's description answers that question.
     """
 
     fields: dict[str, Any]
     unknown: tuple[str, ...] = ()
     open_question: str = ""
+    by_method: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,20 @@ class Method(ABC):
             None where these are not this method's parameters.
         """
         return None
+
+
+def projected_widths(shapes: Shapes) -> dict[str, Any] | None:
+    """D, Di and Dt from the shapes of `text_proj` and `image_proj`; None where they are not
+    two matrices."""
+    text, image = shapes.get("text_proj.weight", ()), shapes.get("image_proj.weight", ())
+    if len(text) != 2 or len(image) != 2 or 0 in text + image:
+        return None
+    return {"embed_dim": text[0], "image_dim": image[1], "text_dim": text[1]}
+
+
+def has_layers(shapes: Shapes, *starts: str) -> bool:
+    """Whether there are tensors whose names begin so."""
+    return any(name.startswith(starts) for name in shapes)
 
 
 def projections(config: FusionSettings, width: int) -> list[Layer]:

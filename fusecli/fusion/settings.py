@@ -53,6 +53,8 @@ class FusionSettings:
         layers: of a transformer.
         ffn_dim: inner width of a transformer's feed-forward; 0 means 4 D.
         rank: R, the width in which a bilinear fusion multiplies; 0 means D.
+        context_dim: the width to which attention projects the image before its keys and values
+            (torch's kdim and vdim), where it is not D; 0 means D. Only weights files set it.
     """
 
     embed_dim: int
@@ -69,6 +71,7 @@ class FusionSettings:
     layers: int = 2
     ffn_dim: int = 0
     rank: int = 0
+    context_dim: int = 0
 
     @property
     def head_dim(self) -> int:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fusecli.errors import UsageError, WeightsError, shortened
+from fusecli.errors import FeatureFileError, UsageError, WeightsError, counted, shortened
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
+from fusecli.fusion.method import Method, Recognised
+from fusecli.fusion.methods import all_methods, method_named
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.weights_file import WeightsFile
 
 _SWITCHED_OFF = {"norm": ("norm.weight", "norm.bias"), "gate": ("gate",)}
+_IN_WORDS = {
+    "residual": "a residual",
+    "null_token": "a null token",
+    "alpha": "a share alpha of the text other than 0.5",
+}
 
 
 @dataclass(frozen=True)
@@ -19,20 +27,56 @@ class StoredModule:
     Attributes:
         config: the fusion.
         heads_assumed: H is a guess, because neither the file nor an option says it.
+        question: what of the training the file cannot say, in words, or "".
+        remedy: the options that answer the question.
         unused: keys of the file's tensors that are not used, and that no option switched off.
+        zero_biases: parameters that the file does not hold and that are taken as zero.
     """
 
     config: FusionConfig
     heads_assumed: bool = False
+    question: str = ""
+    remedy: str = ""
     unused: tuple[str, ...] = ()
+    zero_biases: tuple[str, ...] = ()
+
+    def notes(self, file: str) -> list[str]:
+        """What is left out and what is added, one sentence each.
+
+        Args:
+            file: the name of the weights file.
+        """
+        notes = []
+        if self.zero_biases:
+            notes.append(f"{file}: has no {', '.join(self.zero_biases)}: taken as zero")
+        if self.unused:
+            notes.append(unused_note(file, self.unused))
+        return notes
 
 
-def module_of(weights: WeightsFile, options: ModuleOptions) -> StoredModule:
+def unused_note(file: str, keys: Sequence[str]) -> str:
+    """That tensors of a weights file are not used.
+
+    Args:
+        file: its name.
+        keys: of the tensors, at least one.
+    """
+    listed = ", ".join(shortened(key) for key in keys[:5])
+    more = f" and {counted(len(keys) - 5, 'more tensor')}" if len(keys) > 5 else ""
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{file}: {listed}{more} {verb} no part of the fusion and {verb} not used"
+
+
+def module_of(
+    weights: WeightsFile, options: ModuleOptions, image_dim: int | None = None
+) -> StoredModule:
     """The fusion that a weights file and the options describe together.
 
     Args:
         weights: the open file.
         options: what is given of the module; what the file fixes they may only repeat.
+        image_dim: Di of the features, or None where there are none; the state dict of a concat
+            does not say it.
 
     Raises:
         WeightsError: parameters are missing, or of shapes that do not fit, or there are others
@@ -40,14 +84,16 @@ def module_of(weights: WeightsFile, options: ModuleOptions) -> StoredModule:
         UsageError: an option contradicts the file.
     """
     name, config = weights.name, weights.config
-    heads_assumed = config is None and options.heads is None
+    heads_assumed, question, remedy = False, "", ""
     if config is None:
-        if options.method not in (None, "attention"):
-            raise WeightsError(
-                f"{name}: does not say what it is, so it is read as attention's: a "
-                f"{options.method} is saved with save_module, or made by fusecli init"
-            )
-        config = _config_from_shapes(weights, options.heads)
+        recognised, method = _recognised(weights, options.method, image_dim)
+        has_heads = "num_heads" in method.fields
+        heads_assumed = has_heads and options.heads is None
+        fields = recognised.fields
+        if has_heads and options.heads is not None:
+            fields = {**fields, "num_heads": options.heads}
+        config = FusionConfig(method=method.name, **fields)
+        question, remedy = _open_question(recognised, method, options)
     given, own = options.given, config.to_dict()
     for field in ("method", "embed_dim", "num_heads", "layers", "ffn_dim", "rank"):
         if field in given and field in own and given[field] != own[field]:
@@ -64,7 +110,9 @@ def module_of(weights: WeightsFile, options: ModuleOptions) -> StoredModule:
     free = {"residual", "norm", "null_token", "gate", "alpha"} & given.keys()
     config = replace(config, **{field: given[field] for field in free})
     _check_parameters(weights, config)
-    return StoredModule(config, heads_assumed, _unused(weights, config, options))
+    zero = tuple(p for p in config.parameter_shapes() if not weights.sources(p))
+    unused = _unused(weights, config, options)
+    return StoredModule(config, heads_assumed, question, remedy, unused, zero)
 
 
 def config_of(weights: WeightsFile, options: ModuleOptions) -> tuple[FusionConfig, bool]:
@@ -76,16 +124,52 @@ def config_of(weights: WeightsFile, options: ModuleOptions) -> tuple[FusionConfi
     return found.config, found.heads_assumed
 
 
-def _config_from_shapes(weights: WeightsFile, heads: int | None) -> FusionConfig:
-    text, image = weights.shape("text_proj.weight"), weights.shape("image_proj.weight")
-    if len(text) != 2 or len(image) != 2 or 0 in text + image:
+def _recognised(
+    weights: WeightsFile, named: str | None, image_dim: int | None
+) -> tuple[Recognised, Method]:
+    """The method whose parameters a state dict without metadata has."""
+    shapes = weights.shapes()
+    methods = all_methods() if named is None else [method_named(named)]
+    for method in methods:
+        found = method.recognise(shapes, image_dim)
+        if found is not None:
+            return found, method
+    if named not in (None, "attention"):
         raise WeightsError(
-            f"{weights.name}: text_proj.weight {list(text)} and image_proj.weight "
-            f"{list(image)} must be matrices"
+            f"{weights.name}: does not say what it is, and its tensors are not those of a "
+            f"{named}: such a module is saved with save_module, or made by fusecli init"
         )
-    norm, gate = weights.has("norm.weight"), weights.has("gate")
-    H = 8 if heads is None else heads
-    return FusionConfig(text[0], H, image[1], text[1], norm=norm, gate=gate)
+    if "projection.weight" in shapes and "text_proj.weight" not in shapes:
+        raise WeightsError(
+            f"{weights.name}: does not say how wide the image and the text of its "
+            "projection.weight are: save the module with save_module"
+        )
+    text, image = weights.shape("text_proj.weight"), weights.shape("image_proj.weight")
+    weights.shape("attention.in_proj_weight")
+    raise WeightsError(
+        f"{weights.name}: text_proj.weight {list(text)} and image_proj.weight "
+        f"{list(image)} must be matrices"
+    )
+
+
+def _open_question(
+    recognised: Recognised, method: Method, options: ModuleOptions
+) -> tuple[str, str]:
+    """What the state dict cannot say and no option says, and the options that say it."""
+    unknown = [field for field in recognised.unknown if field not in options.given]
+    words = [_IN_WORDS[field] for field in unknown]
+    remedies = [
+        option_of(field)
+        if field == "alpha"
+        else f"{option_of(field)} or {option_of(field).replace('--', '--no-')}"
+        for field in unknown
+    ]
+    if recognised.by_method and options.method is None:
+        words.append(recognised.open_question)
+        remedies.append(f"--method {method.name}")
+    elif words and not recognised.by_method:
+        words.append(recognised.open_question)
+    return ", or ".join(words), ", and ".join(remedies)
 
 
 def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
@@ -99,13 +183,22 @@ def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
                 f"{name}: {prefix}{parameter} has shape {list(found)}, expected {list(shape)} "
                 f"beside {anchor} {list(weights.shape(anchor))}"
             )
+        for source in weights.sources(parameter):
+            stored = weights.file.tensors[prefix + source]
+            if stored.source.problem is None and not _is_float(stored.dtype):
+                raise FeatureFileError(
+                    f"{stored.where}: holds {stored.dtype}, quantised or rounded weights, and "
+                    "would be read as whole numbers: save the weights as floating-point numbers "
+                    "(multiplied by their scale)"
+                )
     # A tensor of one of the fusion's own layers (a scale, bias_k, an adapter) changes what the
     # layer computes; a tensor of another layer, such as a head behind the fusion, does not.
     layers = {parameter.partition(".")[0] for parameter in expected if "." in parameter}
+    used = {source for parameter in expected for source in weights.sources(parameter)}
     foreign = sorted(
         prefix + parameter
         for parameter in weights.shapes()
-        if parameter not in expected and parameter.partition(".")[0] in layers
+        if parameter not in used and parameter.partition(".")[0] in layers
     )
     if foreign:
         listed = ", ".join(map(shortened, foreign[:5]))
@@ -116,9 +209,13 @@ def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
 
 
 def _unused(weights: WeightsFile, config: FusionConfig, options: ModuleOptions) -> tuple[str, ...]:
-    used = set(config.parameter_shapes())
+    used = {source for p in config.parameter_shapes() for source in weights.sources(p)}
     for field, parameters in _SWITCHED_OFF.items():
         if getattr(options, field) is False:
             used.update(parameters)
     known = {weights.prefix + parameter for parameter in used}
     return tuple(sorted(key for key in weights.file.tensors if key not in known))
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat"))

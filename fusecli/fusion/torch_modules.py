@@ -122,6 +122,8 @@ class ImageTextFusion(_Projecting):
         gate: add tanh(gate) times the result of attention to the text itself, which must be D
             wide (Flamingo, arXiv:2204.14198, figure 4); `gate` starts at 0, so that the
             untrained module returns the text unchanged.
+        context_dim: the width to which the image is projected, where it is not D (`kdim` and
+            `vdim` of torch's attention); the image cannot be the query side then.
 
     Raises:
         UsageError: a size is not positive, H does not divide D, or switches contradict.
@@ -138,6 +140,7 @@ class ImageTextFusion(_Projecting):
         norm: bool = False,
         null_token: bool = False,
         gate: bool = False,
+        context_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.config = FusionConfig(
@@ -149,12 +152,18 @@ class ImageTextFusion(_Projecting):
             norm,
             null_token,
             gate=gate,
+            context_dim=context_dim or 0,
         )
         # This order of creation is the published one: it decides what a seed gives.
         self.text_proj = nn.Linear(self.config.text_dim, feature_dim)
-        self.image_proj = nn.Linear(self.config.image_dim, feature_dim)
+        self.image_proj = nn.Linear(self.config.image_dim, context_dim or feature_dim)
         self.attention = nn.MultiheadAttention(
-            feature_dim, num_heads, add_zero_attn=null_token, batch_first=True
+            feature_dim,
+            num_heads,
+            add_zero_attn=null_token,
+            batch_first=True,
+            kdim=context_dim,
+            vdim=context_dim,
         )
         self.norm = nn.LayerNorm(feature_dim) if norm else None
         self.gate = nn.Parameter(torch.zeros(1)) if gate else None
@@ -171,6 +180,7 @@ class ImageTextFusion(_Projecting):
             norm=config.norm,
             null_token=config.null_token,
             gate=config.gate,
+            context_dim=config.context_dim or None,
         )
 
     def fuse(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import WeightsError, counted, shortened
+from fusecli.errors import WeightsError
 from fusecli.features.atomic import StagedFile, check_target
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.options import ModuleOptions as ModuleOptions
 from fusecli.fusion.stored_module import config_of as config_of
 from fusecli.fusion.stored_module import module_of as module_of
+from fusecli.fusion.stored_module import unused_note as unused_note
 from fusecli.fusion.weights_file import METADATA_KEY as METADATA_KEY
 from fusecli.fusion.weights_file import SEED_KEY
 from fusecli.fusion.weights_file import WeightsFile as WeightsFile
@@ -117,16 +118,3 @@ def load_module(path: str, heads: int | None = None, prefix: str | None = None) 
     module = build_module(config)
     module.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in arrays.items()})
     return module
-
-
-def unused_note(file: str, keys: tuple[str, ...]) -> str:
-    """That tensors of a weights file are not used.
-
-    Args:
-        file: its name.
-        keys: of the tensors, at least one.
-    """
-    listed = ", ".join(shortened(key) for key in keys[:5])
-    more = f" and {counted(len(keys) - 5, 'more tensor')}" if len(keys) > 5 else ""
-    verb = "is" if len(keys) == 1 else "are"
-    return f"{file}: {listed}{more} {verb} no part of the fusion and {verb} not used"

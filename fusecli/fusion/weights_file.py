@@ -54,8 +54,41 @@ class WeightsFile:
         }
 
     def has(self, name: str) -> bool:
-        """Whether a parameter is stored."""
+        """Whether a tensor of that name is stored."""
         return self.prefix + name in self.file.tensors
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The stored tensors that a parameter is made of.
+
+        In a state dict without metadata the three matrices of attention's input may be stored one
+        by one, as torch does where kdim or vdim are given, and layers may be without a bias.
+
+        Returns:
+            Itself; several names, whose rows are joined; or none for a bias that is not there
+            and so is zero.
+
+        Raises:
+            WeightsError: there is no such parameter.
+        """
+        if self.has(name):
+            return (name,)
+        if self.config is None:
+            parts = tuple(f"attention.{part}_proj_weight" for part in "qkv")
+            if name == "attention.in_proj_weight" and all(map(self.has, parts)):
+                return parts
+            if self._bias_left_out(name):
+                return ()
+        raise WeightsError(
+            f"{self.name}: these weights have no {name}; there are {_listed(self.file)}"
+        )
+
+    def _bias_left_out(self, name: str) -> bool:
+        layer, _, kind = name.rpartition(".")
+        if layer.endswith("norm") or kind not in ("bias", "in_proj_bias"):
+            return False
+        both = {"attention.in_proj_bias", "attention.out_proj.bias"}
+        # nn.MultiheadAttention has both of its biases or none.
+        return name not in both or not any(map(self.has, both))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter.
@@ -63,12 +96,14 @@ class WeightsFile:
         Raises:
             WeightsError: there is no such parameter.
         """
-        stored = self.file.tensors.get(self.prefix + name)
-        if stored is None:
-            raise WeightsError(
-                f"{self.name}: these weights have no {name}; there are {_listed(self.file)}"
-            )
-        return stored.shape
+        parts = [self.file.tensors[self.prefix + part].shape for part in self.sources(name)]
+        if not parts:
+            if name.endswith("in_proj_bias"):
+                return (3 * self.shape(name.replace("in_proj_bias", "out_proj.weight"))[0],)
+            return self.shape(name.removesuffix("bias") + "weight")[:1]
+        if len(parts) > 1 and len(set(parts)) == 1 and len(parts[0]) == 2:
+            return (len(parts) * parts[0][0], parts[0][1])
+        return parts[0]
 
 
 def weights_path(name: str) -> str:
@@ -149,13 +184,25 @@ def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, N
     """
     arrays = {}
     for name, part in rows.items():
-        stored = weights.file.tensors[weights.prefix + name]
-        stored.check_readable()
-        start, stop, _ = part.indices(stored.shape[0])
-        arrays[name] = stored.part(0, start, stop)
-        if not np.isfinite(arrays[name]).all():
-            raise WeightsError(f"{stored.where}: holds NaN or infinity, expected finite weights")
+        sources, shape = weights.sources(name), weights.shape(name)
+        start, stop, _ = part.indices(shape[0])
+        if len(sources) == 1:
+            arrays[name] = _read(weights, sources[0], start, stop)
+        elif sources:
+            rows_of = [_read(weights, source, 0, shape[0] // len(sources)) for source in sources]
+            arrays[name] = np.concatenate(rows_of)[start:stop]
+        else:
+            arrays[name] = np.zeros(stop - start, np.float32)
     return arrays
+
+
+def _read(weights: WeightsFile, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    stored = weights.file.tensors[weights.prefix + name]
+    stored.check_readable()
+    array = stored.part(0, start, stop)
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{stored.where}: holds NaN or infinity, expected finite weights")
+    return array
 
 
 def _prefix(file: FeatureFile, config: FusionConfig | None, wanted: str | None) -> str:

@@ -41,7 +41,6 @@ from fusecli.fusion.options import (
 )
 from fusecli.fusion.results import BOTH, query_sides
 from fusecli.fusion.stored_module import StoredModule, module_of
-from fusecli.fusion.weights import unused_note
 from fusecli.fusion.weights_file import WeightsFile, open_weights, weights_path
 from fusecli.maps.writer import MapOptions
 from fusecli.report import diagnoses as diagnose
@@ -216,8 +215,8 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     notes = list(shapes.notes)
     if seed is not None:
         notes.append(untrained_note(o.weights, seed, config))
-    if stored is not None and weights is not None and stored.unused:
-        notes.append(unused_note(weights.name, stored.unused))
+    if stored is not None:
+        notes += stored.notes(str(o.weights))
     notes += [note.message for note in diagnose.used_masks(*masks)]
     notes += _tensor_notes(inputs, masks, _boxes_key(o, shapes, inputs.image.file))
     sides = query_sides(o.direction)
@@ -326,7 +325,7 @@ def _choose_config(
     if o.weights is not None:
         weights = open_weights(o.weights, o.switches.weights_prefix)
         stack.enter_context(weights.file)
-        stored = module_of(weights, o.switches)
+        stored = module_of(weights, o.switches, shapes.image.width)
         return stored.config, weights, weights.seed, stored
     swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
     where = f"text {text} {list(shapes.text.shape)}"

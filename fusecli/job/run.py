@@ -149,9 +149,7 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     return [
         *diagnose.of_pair(job.shapes, job.config, sides, *masks),
         *(found for side in sides for found in diagnose.closed_gate(gate, side)),
-        *diagnose.heads_assumed(
-            job.stored is not None and job.stored.heads_assumed, job.config, job.options.weights
-        ),
+        *diagnose.assumed_of_weights(job.stored, job.options.weights),
         *_guessed_grid(job),
     ]
 

@@ -13,6 +13,7 @@ from fusecli.features.axes import Axes, PairShapes, Side, is_sequence_first, is_
 from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.stored_module import StoredModule
 from fusecli.report.report import Diagnosis, Note
 
 Mask = NDArray[np.bool_]
@@ -221,6 +222,41 @@ def guessed_grid(grid: str, tokens: int, photo: str) -> list[Diagnosis]:
             f"({tokens}): if they are no patches, row by row, the places in the picture are wrong",
             f"say --grid {grid} if they are, or --boxes FILE if they are regions",
         )
+    ]
+
+
+def module_assumed(question: str, remedy: str, weights: str | None) -> list[Diagnosis]:
+    """A state dict says nothing of what has no parameters, and that changes every number.
+
+    Args:
+        question: what the file cannot say, in words, or "".
+        remedy: the options that say it.
+        weights: the file.
+    """
+    if not question:
+        return []
+    return [
+        Diagnosis(
+            "module-assumed",
+            f"{weights} is a state dict, which cannot say whether the module was trained with "
+            f"{question}: it is used without",
+            f"say {remedy} as it was trained, or save the module with save_module",
+        )
+    ]
+
+
+def assumed_of_weights(stored: StoredModule | None, weights: str | None) -> list[Diagnosis]:
+    """What had to be assumed about the module in a weights file.
+
+    Args:
+        stored: the module; None where there is no weights file.
+        weights: the file.
+    """
+    if stored is None:
+        return []
+    return [
+        *heads_assumed(stored.heads_assumed, stored.config, weights),
+        *module_assumed(stored.question, stored.remedy, weights),
     ]
 
 

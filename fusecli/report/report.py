@@ -26,7 +26,7 @@ from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.method import Stage
 
 REPORT_VERSION = 1
-_COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim")
+_COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim", "context_dim")
 # What only some methods read; null in the report of the others.
 SWITCHES = tuple(field.name for field in fields(FusionConfig) if field.name not in _COMMON)
 

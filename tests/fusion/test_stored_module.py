@@ -230,3 +230,16 @@ def test_a_folder_that_is_no_finished_run_is_refused(folder):
     Path("some/run.json").write_text("{}")
     with pytest.raises(WeightsError, match="the training run in it is not finished"):
         open_weights("some")
+
+
+def test_a_batch_does_not_go_on_with_another_module_of_the_file(two_modules, capsys):
+    for side, rows in (("images", IMAGE), ("texts", TEXT)):
+        Path(side).mkdir()
+        np.save(f"{side}/a.npy", rows)
+    arguments = ["batch", "images", "texts", "-o", "out", "--weights", "two.safetensors"]
+    arguments += ["--heads", "2", "--weights-prefix"]
+    assert main([*arguments, "ema"]) == 0
+    assert main([*arguments, "ema"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "model"]) == 2
+    assert "prefix" in capsys.readouterr().err

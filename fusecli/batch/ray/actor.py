@@ -69,11 +69,13 @@ class Worker:
         spec = self._spec
         if spec.weights is None:
             return RunWeights(spec.config, None, spec.seed)
-        weights = read_run_weights(spec.weights, ModuleOptions(heads=_heads(spec)))
+        config = spec.config
+        options = ModuleOptions(
+            method=config.method,
+            heads=config.num_heads if config.has_heads else None,
+            weights_prefix=spec.weights_prefix,
+        )
+        weights = read_run_weights(spec.weights, options, config.image_dim)
         if weights.sha256 != spec.sha256:
             raise RayError(f"{spec.weights}: is another file on {node} than here")
         return weights
-
-
-def _heads(spec: FusionSpec) -> int | None:
-    return spec.config.num_heads if spec.config.has_heads else None

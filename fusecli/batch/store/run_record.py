@@ -31,10 +31,11 @@ class DamagedError(ValueError):
 
 @dataclass(frozen=True)
 class WeightsRecord:
-    """SHA-256 of the weights file, or the seed of initial weights."""
+    """SHA-256 of the weights file, or the seed of initial weights; the prefix that was given."""
 
     sha256: str | None = None
     seed: int | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,14 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """As plain data, in the order in which it is written."""
         layout = {name: value for name, value in asdict(self.layout).items() if value is not None}
+        weights = asdict(self.weights)
+        if self.weights.prefix is None:  # as most records, and those of 0.1.0, are
+            del weights["prefix"]
         return {
             "format": self.format,
             "fusecli": self.version,
             "module": self.module.to_dict(),
-            "weights": asdict(self.weights),
+            "weights": weights,
             "result": asdict(self.result),
             "reading": asdict(self.reading),
             "computing": asdict(self.computing),

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from fusecli.fusion.backend.arrays import Array
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
-from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.method import (
+    Method,
+    Recognised,
+    Shapes,
+    Stage,
+    TokenSide,
+    Way,
+    has_layers,
+    projected_widths,
+    projections,
+)
 from fusecli.fusion.methods.pooled import PooledFusion
 from fusecli.fusion.settings import FusionSettings, Sizes
 
@@ -51,6 +61,13 @@ class Bilinear(Method):
         yield Stage(f"projected {query.name}", letters, shape, True)
         yield Stage(f"projected mean {context.name}", "N, R", (N, R), True)
         yield Stage("product", letters, shape, True)
+
+    def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
+        fields, out = projected_widths(shapes), shapes.get("out_proj.weight", ())
+        if fields is None or len(out) != 2 or has_layers(shapes, "attention.", "decoder."):
+            return None
+        fields |= {"embed_dim": out[0], "rank": out[1]}
+        return Recognised(fields, (), "an activation between its layers", by_method=True)
 
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing

@@ -12,7 +12,14 @@ from fusecli.errors import UsageError
 from fusecli.fusion.backend.arrays import Array
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
-from fusecli.fusion.method import Method, Stage, TokenSide, Way
+from fusecli.fusion.method import (
+    Method,
+    Recognised,
+    Shapes,
+    Stage,
+    TokenSide,
+    Way,
+)
 from fusecli.fusion.methods.pooled import PooledFusion
 from fusecli.fusion.settings import FusionSettings, Sizes
 
@@ -60,6 +67,15 @@ class Concat(Method):
             # The two halves of the projection are applied each to its own side.
             letters = f"N, {query.letter}, Dt+Di"
             yield Stage("text and image", letters, (N, query.tokens, both), False)
+
+    def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
+        both = shapes.get("projection.weight", ())
+        if len(both) != 2 or image_dim is None or not 0 < image_dim < both[1]:
+            return None
+        widths = {"image_dim": image_dim, "text_dim": both[1] - image_dim}
+        fields = {"embed_dim": both[0], **widths, "projected": True}
+        question = "the image in front of the text (the text is assumed to be in front)"
+        return Recognised(fields, (), question, by_method=True)
 
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing

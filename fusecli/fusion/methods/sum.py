@@ -12,7 +12,17 @@ from fusecli.errors import UsageError
 from fusecli.fusion.backend.arrays import Array
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer
-from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.method import (
+    Method,
+    Recognised,
+    Shapes,
+    Stage,
+    TokenSide,
+    Way,
+    has_layers,
+    projected_widths,
+    projections,
+)
 from fusecli.fusion.methods.pooled import PooledFusion
 from fusecli.fusion.settings import FusionSettings, Sizes
 
@@ -62,6 +72,13 @@ class Sum(Method):
             letters, shape = f"N, {query.letter}, D", (N, query.tokens, D)
             yield Stage(f"projected {query.name}", letters, shape, True)
             yield Stage(f"projected mean {context.name}", "N, D", (N, D), True)
+
+    def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
+        fields = projected_widths(shapes)
+        if fields is None or has_layers(shapes, "attention.", "decoder.", "out_proj."):
+            return None
+        fields["projected"] = True
+        return Recognised(fields, ("alpha",), "layers that are not in the file", by_method=True)
 
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing

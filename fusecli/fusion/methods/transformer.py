@@ -17,7 +17,16 @@ from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan, WeightsOut, samples_within
 from fusecli.fusion.layers import Layer, layer_norm, linear, multihead_attention
 from fusecli.fusion.literals import Engine
-from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.method import (
+    Method,
+    Recognised,
+    Shapes,
+    Stage,
+    TokenSide,
+    Way,
+    projected_widths,
+    projections,
+)
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
@@ -74,6 +83,17 @@ class Transformer(Method):
                 True,
             )
         yield Stage(f"feed-forward{each}", f"N, {Q}, F", (N, queries, config.ffn_dim), True)
+
+    def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
+        first = shapes.get("decoder.layers.0.linear1.weight", ())
+        fields = projected_widths(shapes)
+        if fields is None or len(first) != 2:
+            return None
+        parts = [name.split(".") for name in shapes if name.startswith("decoder.layers.")]
+        layers = {part[2] for part in parts if len(part) > 3}
+        fields |= {"layers": len(layers), "ffn_dim": first[0]}
+        question = "norm_first=False (norm_first=True is assumed) or an activation other than ReLU"
+        return Recognised(fields, (), question, by_method=True)
 
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 
 from fusecli.errors import UsageError
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
-from fusecli.fusion.layers import Layer, layer_norm, multihead_attention, zero
+from fusecli.fusion.layers import Layer, layer_norm, linear, multihead_attention, zero
 from fusecli.fusion.literals import Side
-from fusecli.fusion.method import Method, Stage, TokenSide, Way, projections
+from fusecli.fusion.method import (
+    Method,
+    Recognised,
+    Shapes,
+    Stage,
+    TokenSide,
+    Way,
+    projected_widths,
+)
 from fusecli.fusion.methods.attention.plan import choose_plan
 from fusecli.fusion.settings import FusionSettings, Sizes
 
@@ -39,6 +47,12 @@ class Attention(Method):
     def check_sides(
         self, config: FusionSettings, sides: Sequence[Side], weights: str | None
     ) -> None:
+        if config.context_dim and "image" in sides:
+            raise UsageError(
+                f"--direction image: {weights or 'the module'} projects the image to "
+                f"{config.context_dim}, and a query is {config.embed_dim} wide: only --direction "
+                "text is possible"
+            )
         if not config.gate:
             return
         if len(sides) > 1 and config.image_dim != config.text_dim:
@@ -63,7 +77,11 @@ class Attention(Method):
 
     def layers(self, config: FusionSettings) -> list[Layer]:
         D = config.embed_dim
-        layers = [*projections(config, D), multihead_attention("attention", D)]
+        layers = [
+            linear("text_proj", config.text_dim, D),
+            linear("image_proj", config.image_dim, config.context_dim or D),
+            multihead_attention("attention", D, config.context_dim),
+        ]
         if config.norm:
             layers.append(layer_norm("norm", D))
         if config.gate:
@@ -87,6 +105,19 @@ class Attention(Method):
         assert plan is not None
         return attention_stages(N, query, context, config, plan)
 
+    def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
+        if not any(name.startswith("attention.") for name in shapes):
+            return None
+        fields = projected_widths(shapes)
+        if fields is None:
+            return None
+        fields |= {"norm": "norm.weight" in shapes, "gate": "gate" in shapes}
+        key, width = shapes.get("attention.k_proj_weight", ()), fields["embed_dim"]
+        if len(key) == 2 and key[1] != width:
+            fields["context_dim"] = key[1]
+        question = "a norm without parameters in front of attention"
+        return Recognised(fields, ("residual", "null_token"), question)
+
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
     ) -> Fusion:
@@ -102,7 +133,7 @@ class Attention(Method):
 
 METHOD = Attention(
     "attention",
-    fields=("num_heads", "residual", "norm", "null_token", "gate"),
+    fields=("num_heads", "residual", "norm", "null_token", "gate", "context_dim"),
     required=("num_heads",),
     gives_weights=True,
     ways=(

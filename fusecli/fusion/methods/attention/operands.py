@@ -86,7 +86,11 @@ def needed_parameters(config: FusionSettings, plan: Plan, names: Iterable[str]) 
     needed = dict.fromkeys(names, slice(None))
     if plan.scores == "none":
         value = slice(2 * config.embed_dim, 3 * config.embed_dim)
-        needed |= {"attention.in_proj_weight": value, "attention.in_proj_bias": value}
+        needed["attention.in_proj_bias"] = value
+        if config.context_dim:
+            del needed["attention.q_proj_weight"], needed["attention.k_proj_weight"]
+        else:
+            needed["attention.in_proj_weight"] = value
         if not config.residual:
             del needed["text_proj.weight"], needed["text_proj.bias"]
     return needed
@@ -108,8 +112,9 @@ def prepare(
     """
     D, H, d = config.embed_dim, config.num_heads, config.head_dim
     Wi, bi = weights["image_proj.weight"], weights["image_proj.bias"]
-    W_in, b_in = weights["attention.in_proj_weight"], weights["attention.in_proj_bias"]
-    Wv, bv = W_in[-D:], b_in[-D:]  # behind query and key, where those were needed
+    b_in = weights["attention.in_proj_bias"]
+    Wq, Wk, Wv = _input_matrices(weights, config)
+    bv = b_in[-D:]  # behind query and key, where those were needed
     Wo, bo = weights["attention.out_proj.weight"], weights["attention.out_proj.bias"]
     null = config.null_token
     # Biases are carried in float64 to the place where they are added once.
@@ -133,7 +138,7 @@ def prepare(
     if plan.scores != "none":
         scale = 1 / math.sqrt(d)
         Wt, bt = weights["text_proj.weight"], weights["text_proj.bias"]
-        Wq, Wk, bq, bk = W_in[:D], W_in[D : 2 * D], b_in[:D], b_in[D : 2 * D]
+        bq, bk = b_in[:D], b_in[D : 2 * D]
         Q = (_product(Wq, Wt) if plan.fold_query else Wq) * scale
         K = _product(Wk, Wi) if plan.fold_key else Wk
         q_bias = (_product(Wq, bt) + bq) * scale
@@ -161,6 +166,18 @@ def prepare(
         for name, array in formed.items()
     }
     return Operands(config, plan, Matrices(**placed))
+
+
+def _input_matrices(
+    weights: Mapping[str, NDArray[np.float32]], config: FusionSettings
+) -> list[NDArray[np.float32]]:
+    """The weights of query, key and value; the first two are empty where they are not needed."""
+    D = config.embed_dim
+    if config.context_dim:
+        none = np.zeros((0, D), np.float32)
+        return [weights.get(f"attention.{part}_proj_weight", none) for part in "qkv"]
+    W_in = weights["attention.in_proj_weight"]
+    return [W_in[:-D][:D], W_in[:-D][D:], W_in[-D:]]
 
 
 def uses_projected_text(config: FusionSettings, plan: Plan) -> bool:
