@@ -1106,8 +1106,12 @@ def test_features_too_large_for_a_type_are_diagnosed(side, dtype, norm, found):
 def test_heads_that_had_to_be_assumed_are_diagnosed():
     torch.save(trained(dim=16, heads=2).float().state_dict(), "plain.pt")
     image, text = noise(4, DI), noise(5, DT, seed=1)
-    assert codes(fuse(image, text, weights="plain.pt")[1]) == ["heads-assumed"]
-    assert codes(fuse(image, text, weights="plain.pt", switches=Switches(heads=2))[1]) == []
+    found = codes(fuse(image, text, weights="plain.pt")[1])
+    assert found == ["heads-assumed", "module-assumed"]
+    given = Switches(heads=2)
+    assert codes(fuse(image, text, weights="plain.pt", switches=given)[1]) == ["module-assumed"]
+    given = Switches(heads=2, residual=False, null_token=False)
+    assert codes(fuse(image, text, weights="plain.pt", switches=given)[1]) == []
     assert codes(fuse(image, text)[1]) == []
 
 
