@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -17,10 +18,11 @@ import numpy as np
 import safetensors
 
 from fusecli import __version__
+from fusecli.errors import FeatureFileError
 from fusecli.features.axes import Axes
-from fusecli.features.file import FeatureFile, open_regular
+from fusecli.features.file import FeatureFile
 from fusecli.features.pair_inputs import UsedMask
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.tensor import FileBytes, StoredTensor
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.method import Stage
@@ -188,14 +190,24 @@ def provenance(
 
 
 def sha256_of(file: FeatureFile) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` prints it; of what was read for stdin."""
+    """SHA-256 of an open file's bytes, as `sha256sum` prints it; of what was read for stdin.
+
+    It is the open file that is hashed, not another one that has its name by now.
+    """
     import hashlib  # with OpenSSL, for whoever asks
 
     digest = hashlib.sha256(file.content or b"")
-    if file.content is None:
-        with open_regular(file.name) as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
+    if file.handle is not None:
+        source, offset = FileBytes(file.handle), 0
+        size = os.fstat(file.handle.fileno()).st_size
+        while offset < size:
+            try:
+                block = source.read(offset, min(1 << 20, size - offset))
+            except (EOFError, OSError) as error:
+                reason = getattr(error, "strerror", None) or "it became shorter while it was read"
+                raise FeatureFileError(f"{file.name}: cannot be read: {reason}") from None
+            digest.update(block)
+            offset += len(block)
     return digest.hexdigest()
 
 

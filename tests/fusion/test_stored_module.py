@@ -1,5 +1,6 @@
 """What lies in a weights file is used, or named as not used, or refused."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from fusecli.errors import OutputError, WeightsError
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights import open_weights
+from fusecli.report.report import sha256_of
 from tests.fusion.test_weights import as_numpy, plain_state, randomize
 
 IMAGE = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
@@ -243,3 +245,14 @@ def test_a_batch_does_not_go_on_with_another_module_of_the_file(two_modules, cap
     capsys.readouterr()
     assert main([*arguments, "model"]) == 2
     assert "prefix" in capsys.readouterr().err
+
+
+def test_what_is_hashed_is_the_open_file(folder):
+    path = Path("w.safetensors")
+    safetensors.torch.save_file(plain_state(8, 2), path)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = open_weights(str(path))
+    with weights.file:
+        safetensors.torch.save_file(plain_state(8, 2, seed=1), "new.safetensors")
+        os.replace("new.safetensors", path)
+        assert sha256_of(weights.file) == expected
