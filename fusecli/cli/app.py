@@ -28,7 +28,7 @@ COMMANDS = (
 FIRST_STEPS = (
     ("Fuse one pair of files:", "fusecli fuse image.npy text.npy"),
     ("Fuse many pairs:", "fusecli batch images/ texts/ -o fused/"),
-    ("See what is in a file:", "fusecli inspect image.npy"),
+    ("Train a fusion:", "fusecli train images/ texts/ --labels labels.csv -o run/"),
 )
 
 Shell = Literal["bash", "zsh", "fish", "powershell", "pwsh"]

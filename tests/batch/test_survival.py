@@ -110,6 +110,8 @@ def test_a_signal_ends_it_cleanly_and_it_goes_on(pairs, layout, number):
     assert b"error" not in said
     done = journal_lines()
     assert 0 < done < COUNT
+    told = f"stopped after {done:,} of {COUNT:,} pairs; the same command goes on from there\n"
+    assert said.decode().endswith(told)
     # A pack under way stays, to be gone on with.
     assert len(left_behind(Path("out"))) <= (2 if layout == "packs" else 0)
     assert f", {done:,} skipped".encode() in complete(layout)

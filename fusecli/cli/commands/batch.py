@@ -208,7 +208,14 @@ def batch(
             summary = merge(result.output, progress.tell)
         else:
             options = _batch_options(inputs, module, result, run, computing)
-            summary = run_batch(options, progress.tell, progress.update)
+            reached = [0, 0]
+
+            def update(done: int, total: int) -> None:
+                reached[:] = done, total
+                progress.update(done, total)
+
+            with _tells_how_to_go_on(reached, program.quiet):
+                summary = run_batch(options, progress.tell, update)
         for line in summary.lines():
             progress.tell(line)
     if program.as_json:
@@ -270,6 +277,28 @@ def _batch_options(
         prune=run.prune,
         strict=run.strict,
     )
+
+
+@contextlib.contextmanager
+def _tells_how_to_go_on(reached: list[int], quiet: bool) -> Iterator[None]:
+    """A signal that ends the run says how far it is; see `fusecli.cli.main`.
+
+    Args:
+        reached: pairs with a known outcome and pairs in all, as far as the run is.
+        quiet: say nothing.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        done, total = reached
+        far = f" after {done:,} of {total:,} pairs" if total else ""
+        if not quiet:
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                line = f"stopped{far}; the same command goes on from there"
+                print(line, file=sys.stderr, flush=True)
+        raise
 
 
 @contextlib.contextmanager
