@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +17,9 @@ from numpy.typing import NDArray
 from fusecli.batch.store.journal import Entry, Shapes
 from fusecli.batch.store.safe_folder import InTheWayError, SafeFolder
 from fusecli.errors import OutputError
+from fusecli.features.formats.safetensors import WRITTEN_ENTRY, WRITTEN_START
 
 LARGEST_ROOM = 8 << 20  # of a header: a longer one takes every reader long to parse
-_TEXT = rb'"((?:[^"\\]|\\.)*)"'
-_BEGIN = re.compile(rb'\{"__metadata__": \{"fusecli": ' + _TEXT + rb"\}")
-_TENSOR = re.compile(
-    rb"," + _TEXT + rb':\{"dtype":"(\w{1,16})","shape":\[([\d,]*)\],'
-    rb'"data_offsets":\[(\d{1,18}),(\d{1,18})\]\}'
-)
 
 Place = tuple[int, int]
 
@@ -64,12 +58,12 @@ def read_header(descriptor: int) -> Iterator[PackedTensor]:
     """
     size = os.fstat(descriptor).st_size
     content = _content(descriptor, size)
-    begin = _BEGIN.match(content)
+    begin = WRITTEN_START.match(content)
     if begin is None:
         raise DamagedPackError
     position, last = begin.end(), 0
     keys = array("q")
-    while (match := _TENSOR.match(content, position)) is not None:
+    while (match := WRITTEN_ENTRY.match(content, position)) is not None:
         place = int(match[4]), int(match[5])
         if place[0] != last or place[1] < last:
             raise DamagedPackError

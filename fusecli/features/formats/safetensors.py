@@ -73,6 +73,14 @@ _USUAL_ENTRY = re.compile(
     r'"([^"\\\x00-\x1f]*)": ?\{"dtype": ?"(\w+)", ?"shape": ?\[([\d, ]{0,400})\], ?'
     r'"data_offsets": ?\[(\d{1,19}), ?(\d{1,19})\]\}(, ?)?'
 )
+# A header as this module writes it piece by piece: its start with the file's metadata, and each
+# entry behind a comma. A header that is read back is compared with these, not merely parsed.
+_WRITTEN_TEXT = rb'"((?:[^"\\]|\\.)*)"'
+WRITTEN_START = re.compile(rb'\{"__metadata__": \{"fusecli": ' + _WRITTEN_TEXT + rb"\}")
+WRITTEN_ENTRY = re.compile(
+    rb"," + _WRITTEN_TEXT + rb':\{"dtype":"(\w{1,16})","shape":\[([\d,]*)\],'
+    rb'"data_offsets":\[(\d{1,18}),(\d{1,18})\]\}'
+)
 _LAST_OFFSET = re.compile(rb'"data_offsets":\[\d+,(\d+)\]\}\}$')
 _LONGEST_END = 80  # of a header, in which its last offset stands
 
