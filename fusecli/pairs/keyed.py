@@ -6,7 +6,7 @@ all of them, as a hash and the number of its shard (12 bytes), since that may be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from fusecli.pairs.shards import keys_of
 # A mask lies beside the features, under the id and this.
 _MASKS = (".image_mask", ".text_mask")
 
+Keys = Callable[[str], list[str]]
+
 
 class Keyed:
     """Pairs of tensors with one id, in the order of the images' shards, the texts', and the ids.
@@ -27,6 +29,7 @@ class Keyed:
     Args:
         images, texts: the files of each side; the same where one set holds both.
         image_pattern, text_pattern: what of a key is the id.
+        keys: gives the keys of a file that count.
 
     Raises:
         PairsError: two files hold one tensor.
@@ -34,14 +37,20 @@ class Keyed:
     """
 
     def __init__(
-        self, images: list[str], texts: list[str], image_pattern: Pattern, text_pattern: Pattern
+        self,
+        images: list[str],
+        texts: list[str],
+        image_pattern: Pattern,
+        text_pattern: Pattern,
+        keys: Keys = keys_of,
     ) -> None:
         self.notes: list[str] = []
         self.made_of = ""
-        self._image = _Role("image", images, image_pattern)
-        self._text = _Role("text", texts, text_pattern)
-        self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]))
-        self._text_mask = _Role("text mask", texts, Pattern("", "", _MASKS[1]))
+        self._keys = keys
+        self._image = _Role("image", images, image_pattern, keys)
+        self._text = _Role("text", texts, text_pattern, keys)
+        self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]), keys)
+        self._text_mask = _Role("text mask", texts, Pattern("", "", _MASKS[1]), keys)
         self._indexed = (self._text, self._image_mask, self._text_mask)
         # The files that hold something else, by the roles that their tensors can have.
         self._odd: list[tuple[str, tuple[_Role, ...]]] = []
@@ -87,7 +96,7 @@ class Keyed:
             sides = [(*image, *text)]
         for roles in sides:
             for number, file in enumerate(roles[0].files):
-                keys = keys_of(file)
+                keys = self._keys(file)
                 if sum(role.learn(number, keys) for role in roles) != len(keys):
                     self._odd.append((file, roles))
         for role in self._indexed:
@@ -96,7 +105,7 @@ class Keyed:
     def _strangers(self) -> Iterator[Place]:
         """Tensors that have no role, by the patterns."""
         for file, roles in self._odd:
-            for key in keys_of(file):
+            for key in self._keys(file):
                 if all(role.id_of(key) is None for role in roles):
                     yield Place(file, key)
 
@@ -108,13 +117,14 @@ class _Role:
         name: for messages and counts.
         files: where they are.
         pattern: of their keys.
+        keys: gives the keys of a file that count.
 
     Attributes:
         hashes: of all ids, sorted, after `sort`.
     """
 
-    def __init__(self, name: str, files: list[str], pattern: Pattern) -> None:
-        self.name, self.files, self._pattern = name, files, pattern
+    def __init__(self, name: str, files: list[str], pattern: Pattern, keys: Keys) -> None:
+        self.name, self.files, self._pattern, self._keys = name, files, pattern, keys
         self._learned: list[NDArray[np.int64]] = []  # hashes of the ids of a file
 
     def id_of(self, key: str) -> str | None:
@@ -125,7 +135,7 @@ class _Role:
 
     def ids(self, number: int, keys: list[str] | None = None) -> list[str]:
         """The ids of this kind in one file, in the order of its keys."""
-        keys = keys_of(self.files[number]) if keys is None else keys
+        keys = self._keys(self.files[number]) if keys is None else keys
         return [id for id in map(self.id_of, keys) if id is not None]
 
     def learn(self, number: int, keys: list[str]) -> int:

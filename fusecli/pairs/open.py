@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fusecli.errors import PairsError, UsageError
+from fusecli.errors import PairsError, UsageError, counted
 from fusecli.features.formats.table import READABLE_ENDINGS
 from fusecli.pairs.folders import Folders
 from fusecli.pairs.ids import fold, relative_path
@@ -12,7 +12,7 @@ from fusecli.pairs.keyed import Keyed
 from fusecli.pairs.manifest import Manifest
 from fusecli.pairs.pair import Listing, Pair, PairOptions, Place, Unmatched
 from fusecli.pairs.pattern import file_pattern, key_pattern
-from fusecli.pairs.shards import looks_keyed, shards_of
+from fusecli.pairs.shards import ListedTensors, looks_keyed, shards_of
 from fusecli.pairs.source import PairSource
 
 __all__ = [
@@ -81,13 +81,20 @@ def _is_keyed(path: str, said: bool | None) -> bool:
 def _keyed(o: PairOptions, images: str, texts: str) -> Keyed:
     notes: list[str] = []
     shared = os.path.samefile(images, texts)
-    image_files = shards_of(images, notes)
+    tensors = ListedTensors()
+    image_files = shards_of(images, notes, tensors)
     listing = Keyed(
         image_files,
-        image_files if shared else shards_of(texts, notes),
+        image_files if shared else shards_of(texts, notes, tensors),
         key_pattern("image", o.image_pattern or ("{id}.image" if shared else "{id}")),
         key_pattern("text", o.text_pattern or ("{id}.text" if shared else "{id}")),
+        tensors.keys_of,
     )
+    if tensors.left_out:
+        notes.append(
+            f"{counted(tensors.left_out, 'tensor')} of {images} and {texts} not used: the index "
+            "does not name them"
+        )
     listing.notes += notes
     return listing
 

@@ -7,6 +7,9 @@ import os
 import re
 from itertools import count
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fusecli.errors import PairsError, shortened
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
@@ -16,7 +19,7 @@ _ENDING = ".safetensors"
 _INDEX = ".safetensors.index.json"
 _OF_MANY = re.compile(r"(.+-)(\d{5,})-of-(\d{5,})\.safetensors", re.IGNORECASE)
 
-# Of an index only the files' names are needed, and reading it takes four times its size.
+# Reading an index takes about six times its size in memory.
 _LARGEST_INDEX = 32 << 20
 
 
@@ -35,19 +38,70 @@ def looks_keyed(path: str) -> bool:
     )
 
 
-def shards_of(path: str, notes: list[str]) -> list[str]:
+class ListedTensors:
+    """Which tensors of which files count, as the indexes of their folders say.
+
+    A tensor that was written anew lies in two files, and one that was withdrawn still lies in
+    one: only the index tells. Holds 8 bytes a tensor.
+
+    Attributes:
+        left_out: how many tensors of files with an index are not in it.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, NDArray[np.int64]] = {}  # by file, sorted
+        self._left_out: dict[str, int] = {}
+
+    def add(self, index: str, files: dict[str, str]) -> None:
+        """Note what an index says: the file's name of every key."""
+        keys: dict[str, list[int]] = {}
+        for key, name in files.items():
+            keys.setdefault(name, []).append(hash(key))
+        for name, hashes in keys.items():
+            path = os.path.join(os.path.dirname(index), name)
+            self._hashes[path] = np.sort(np.array(hashes, np.int64))
+
+    def keys_of(self, file: str) -> list[str]:
+        """The keys of one file that count, sorted; all of a file without an index.
+
+        Raises:
+            FeatureFileError: the file is missing or damaged.
+            PairsError: it does not hold all tensors that the index says it does.
+        """
+        keys = keys_of(file)
+        listed = self._hashes.get(file)
+        if listed is None:
+            return keys
+        counts = np.isin(np.fromiter(map(hash, keys), np.int64, len(keys)), listed).tolist()
+        found = [key for key, counted in zip(keys, counts, strict=True) if counted]
+        if len(found) != len(listed):
+            raise PairsError(
+                f"{file}: holds {len(found):,} of the {len(listed):,} tensors that its folder's "
+                "index says it holds: complete the file, or remove the index"
+            )
+        self._left_out[file] = len(keys) - len(found)
+        return found
+
+    @property
+    def left_out(self) -> int:
+        """Of all files that were looked at."""
+        return sum(self._left_out.values())
+
+
+def shards_of(path: str, notes: list[str], tensors: ListedTensors) -> list[str]:
     """The safetensors files of one side, sorted by name.
 
     Args:
         path: a file, a folder, or an index file.
         notes: receives what is assumed about the folder.
+        tensors: receives which tensors count, where there is an index.
 
     Raises:
         PairsError: no such files, one that the names of the others count is missing, or an index
             is damaged or names others than the folder's.
     """
     if not os.path.isdir(path):
-        return _listed(path) if path.lower().endswith(_INDEX) else [path]
+        return _listed(path, tensors) if path.lower().endswith(_INDEX) else [path]
     names = _names(path)
     shards = [os.path.join(path, name) for name in names if name.lower().endswith(_ENDING)]
     indexes = [os.path.join(path, name) for name in names if name.endswith(_INDEX)]
@@ -56,7 +110,7 @@ def shards_of(path: str, notes: list[str]) -> list[str]:
             f"{path}: holds several sets of shards: name one by its index, such as {indexes[0]}"
         )
     if indexes and os.path.getsize(indexes[0]) <= _LARGEST_INDEX:
-        return _listed(indexes[0])
+        return _listed(indexes[0], tensors)
     if indexes:
         notes.append(
             f"{indexes[0]}: is larger than {_LARGEST_INDEX >> 20} MB and not read: every "
@@ -103,7 +157,7 @@ def _refuse_missing(folder: str, names: list[str]) -> None:
             )
 
 
-def _listed(index: str) -> list[str]:
+def _listed(index: str, tensors: ListedTensors) -> list[str]:
     with open_regular(index) as handle:
         size = os.fstat(handle.fileno()).st_size
         if size > _LARGEST_INDEX:
@@ -124,4 +178,5 @@ def _listed(index: str) -> list[str]:
                 f"{index}: names the shard {shortened(name)!r}, expected a {_ENDING} file "
                 "of its own folder"
             )
+    tensors.add(index, {key: str(name) for key, name in files.items()})
     return [os.path.join(os.path.dirname(index), name) for name in sorted(names)]

@@ -32,6 +32,21 @@ work.Fuser.work = lambda *given: time.sleep(0.03) or quick(*given)
 """
 
 
+# No window is worked on before a file is there.
+HELD = """
+import time
+from fusecli.batch import worker as work
+quick = work.Fuser.work
+
+def held(*given):
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return quick(*given)
+
+work.Fuser.work = held
+"""
+
+
 @pytest.fixture
 def pairs(folder: Path) -> Path:
     make_pairs(folder, COUNT)
@@ -201,7 +216,7 @@ def test_a_folder_inside_that_cannot_be_written_is_one_line(pairs):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_runs_on_one_folder_do_not_meet(pairs, layout):
-    first = start(arguments(layout), SLOW)
+    first = start(arguments(layout), HELD)
     until = time.monotonic() + 30
     while not Path("out/journal.jsonl").exists():
         assert time.monotonic() < until
@@ -210,24 +225,10 @@ def test_two_runs_on_one_folder_do_not_meet(pairs, layout):
     _, said = second.communicate(timeout=30)
     assert second.returncode == 1
     assert said == b"error: out: another run is working in this folder: wait for it\n"
+    Path("go").touch()
     _, said = first.communicate(timeout=50)
     assert first.returncode == 0, said
     assert outputs(Path("out")) == expected(layout)
-
-
-# No window is worked on before a file is there.
-HELD = """
-import time
-from fusecli.batch import worker as work
-quick = work.Fuser.work
-
-def held(*given):
-    while not os.path.exists("go"):
-        time.sleep(0.01)
-    return quick(*given)
-
-work.Fuser.work = held
-"""
 
 
 def test_shards_run_at_once_and_the_same_one_only_once(pairs):

@@ -1,0 +1,615 @@
+"""An output folder in which somebody else has written, and inputs that are in the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fusecli.batch import BatchOptions, Shard, run_batch
+from fusecli.batch.store import locks, safe_folder
+from fusecli.batch.tuning import Tuning
+from fusecli.batch.worker import Fuser
+from fusecli.errors import FuseError, OutputError
+from fusecli.pairs.open import PairOptions
+from tests.batches import DI, DT, journal, make_pairs, outputs, start
+
+COUNT = 9
+RUN = ["batch", "images", "texts", "-o", "out"]
+INDEX = "out/fused.safetensors.index.json"
+
+
+@pytest.fixture
+def pairs(folder: Path) -> Path:
+    make_pairs(folder, COUNT)
+    return folder
+
+
+def names() -> list[str]:
+    return [f"{index % 3}/{index:04d}" for index in range(COUNT)]
+
+
+def options(output: str = "out", **changed: object) -> BatchOptions:
+    return BatchOptions(PairOptions("images", "texts"), output, **changed)
+
+
+# Inputs.
+
+
+def test_row_does_not_write_over_the_input_of_another(cli, pairs):
+    os.mkdir("out")
+    shutil.copy("texts/0/0003.npy", "out/b.npy")
+    Path("m.csv").write_text(
+        "image,text,output\nimages/0/0000.npy,texts/0/0000.npy,b.npy\n"
+        "images/0/0003.npy,out/b.npy,c.npy\n"
+    )
+    before = Path("out/b.npy").read_bytes()
+    done = cli("batch", "--manifest", "m.csv", "-o", "out", "--force")
+    assert done.code == 3
+    assert "b.npy: is an input of this run, and inputs are never changed" in done.err
+    assert "1 done, 1 failed" in done.err
+    assert Path("out/b.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink, shutil.copy])
+def test_input_is_known_by_any_name(cli, pairs, link):
+    os.mkdir("out")
+    shutil.move("texts/0/0003.npy", "out/b.npy")
+    link(os.path.abspath("out/b.npy"), "texts/0/0003.npy")
+    Path("m.csv").write_text(
+        "image,text,output\nimages/0/0000.npy,texts/0/0000.npy,b.npy\n"
+        "images/0/0003.npy,texts/0/0003.npy,c.npy\n"
+    )
+    done = cli("batch", "--manifest", "m.csv", "-o", "out", "--force")
+    if link is shutil.copy:  # another file, which --force may replace
+        assert done.code == 0, done.err
+        return
+    assert done.code == 3
+    assert "b.npy: is an input of this run" in done.err
+    assert np.load("texts/0/0003.npy").shape[1] == DT
+
+
+def test_weights_in_the_output_folder_stay(cli, pairs):
+    os.mkdir("out")
+    widths = ["--dim", str(DT), "--image-dim", str(DI)]
+    assert cli("init", "-o", "out/w.safetensors", *widths).code == 0
+    before = Path("out/w.safetensors").read_bytes()
+    Path("m.csv").write_text(
+        "image,text,output\nimages/0/0000.npy,texts/0/0000.npy,w.safetensors\n"
+        "images/0/0003.npy,texts/0/0003.npy,c.npy\n"
+    )
+    run = ["batch", "--manifest", "m.csv", "-o", "out", "--weights", "out/w.safetensors", "--force"]
+    assert cli(*run).code == 3
+    assert Path("out/w.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "run.json", "fused.safetensors.index.json"])
+@pytest.mark.parametrize("hard", [False, True])
+def test_manifest_called_as_a_record_is_not_touched(cli, pairs, name, hard):
+    os.mkdir("out")
+    rows = [{"id": n, "image": f"../images/{n}.npy", "text": f"../texts/{n}.npy"} for n in names()]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    manifest = "out/m.jsonl" if hard or not name.endswith("l") else f"out/{name}"
+    Path(manifest).write_text(text)
+    if not Path("out", name).exists():
+        os.link(manifest, f"out/{name}")
+    done = cli("batch", "--manifest", manifest, "-o", "out", "--force", "--pack")
+    assert done.code == 1
+    assert f"out/{name}: is an input of this run" in done.err
+    assert done.err.count("\n") == 1
+    assert Path(manifest).read_text() == text
+
+
+def test_force_removes_no_file_of_others(cli, pairs):
+    assert cli(*RUN, "--pack").code == 0
+    mine = ["journal-2024.jsonl", "fused-00009.safetensors", "fused-1.safetensors", "journal.txt"]
+    for name in mine:
+        Path("out", name).write_text("mine")
+    assert cli(*RUN, "--pack", "--force").code == 0
+    assert all(Path("out", name).read_text() == "mine" for name in mine)
+    # Their names are not taken by this run's packs.
+    index = json.loads(Path(INDEX).read_text())
+    assert set(index["weight_map"].values()) == {"fused-00010.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "run.json", "fused.safetensors.index.json"])
+def test_file_of_others_with_a_name_of_ours_is_not_replaced(cli, pairs, name):
+    os.mkdir("out")
+    Path("out", name).write_text('{"mine": 1}\n')
+    done = cli(*RUN, "--force", "--pack")
+    assert done.code == 1
+    assert f"out/{name}: was written by no run of `fusecli batch`" in done.err
+    assert Path("out", name).read_text() == '{"mine": 1}\n'
+
+
+# Links, pipes, folders.
+
+
+@pytest.mark.parametrize("pack", [[], ["--pack"]])
+@pytest.mark.parametrize(
+    "planted",
+    [".fusecli", ".fusecli/lock", ".fusecli/staging", "journal.jsonl", "run.json"],
+)
+def test_planted_link_is_refused_and_nothing_is_written_through_it(cli, pairs, planted, pack):
+    assert cli(*RUN, *pack).code == 0
+    os.makedirs("elsewhere/sub")
+    Path("elsewhere/file").write_text("mine")
+    Path("elsewhere/1").write_text("mine")
+    here = Path("out", planted)
+    if here.is_dir():
+        shutil.rmtree(here)
+    elif here.exists():
+        here.unlink()
+    folder = planted in (".fusecli", ".fusecli/staging")
+    here.symlink_to(Path("elsewhere" if folder else "elsewhere/file").absolute())
+    np.save("texts/0/0000.npy", np.ones((2, DT), np.float32))
+    for more in ([], ["--force"]):
+        done = cli(*RUN, *pack, *more)
+        if planted in ("journal.jsonl", "run.json") and more and done.code == 0:
+            assert not here.is_symlink()  # replaced itself, not what it leads to
+        else:
+            assert done.code == 1, done.err
+            assert done.err.endswith((": remove it\n", ", or move it\n"))
+            assert done.err.count("\n") == 1
+        assert Path("elsewhere/file").read_text() == Path("elsewhere/1").read_text() == "mine"
+        assert sorted(os.listdir("elsewhere")) == ["1", "file", "sub"]
+
+
+def test_result_folder_that_is_a_link_fails_its_pairs_alone(cli, pairs):
+    os.makedirs("elsewhere")
+    os.mkdir("out")
+    os.symlink("../elsewhere", "out/1")
+    done = cli(*RUN, "--force")
+    assert done.code == 3
+    assert "out/1: is a link" in done.err
+    assert "6 done, 3 failed" in done.err
+    assert os.listdir("elsewhere") == []
+
+
+def test_staged_pack_that_is_a_link_is_refused(cli, pairs):
+    np.save("texts/2/0008.npy", np.zeros((1, 3)))
+    assert cli(*RUN, "--pack", "--on-error", "stop").code == 1
+    staged = Path("out/.fusecli/staging/fused-00001.safetensors")
+    if not staged.exists():
+        staged.parent.mkdir(exist_ok=True)
+    else:
+        staged.unlink()
+    Path("victim").write_bytes(b"x" * 9000)
+    staged.symlink_to(Path("victim").absolute())
+    if Path("out/fused-00001.safetensors").exists():
+        Path("out/fused-00001.safetensors").unlink()
+    done = cli(*RUN, "--pack")
+    assert done.code == 1
+    assert "is a link" in done.err
+    assert Path("victim").read_bytes() == b"x" * 9000
+
+
+@pytest.mark.parametrize("name", ["run.json", "journal.jsonl", "fused-00001.safetensors"])
+def test_pipe_in_place_of_a_file_does_not_block(cli, pairs, name):
+    assert cli(*RUN, "--pack").code == 0
+    os.unlink(f"out/{name}")
+    os.mkfifo(f"out/{name}")
+    done = cli(*RUN, "--pack")  # the fixture ends what hangs
+    if name.startswith("fused"):
+        assert done.code == 0, done.err
+        assert f"{COUNT} done" in done.err
+    else:
+        assert done.code == 1
+        assert f"out/{name}: is no regular file" in done.err
+        assert done.err.count("\n") == 1
+
+
+def test_folder_in_place_of_a_result_fails_that_pair_alone(cli, pairs):
+    os.makedirs("out/0/0003.npy")
+    done = cli(*RUN, "--force")
+    assert done.code == 3
+    assert "out/0/0003.npy: is a folder; the result needs this name" in done.err
+    assert f"{COUNT - 1} done, 1 failed" in done.err
+
+
+# Locks and systems.
+
+
+def test_refused_run_leaves_the_lock_to_its_holder(pairs):
+    held = """
+import time
+from fusecli.batch import run
+quick = run.resolve
+def slow(*given):
+    made = quick(*given)
+    return made
+run.resolve = slow
+from fusecli.batch import worker as work
+quick_work = work.Fuser.work
+def waiting(*given):
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return quick_work(*given)
+work.Fuser.work = waiting
+"""
+    first = start(["images", "texts", "-o", "out"], held)
+    while not Path("out/journal.jsonl").exists():
+        assert first.poll() is None
+    inode = os.stat("out/.fusecli/lock").st_ino
+    for more in ([], ["--force"]):
+        second = start(["images", "texts", "-o", "out", *more])
+        _, said = second.communicate(timeout=60)
+        assert said == b"error: out: another run is working in this folder: wait for it\n"
+        assert os.stat("out/.fusecli/lock").st_ino == inode
+    Path("go").touch()
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 0, said
+    assert len(outputs(Path("out"))) == COUNT
+
+
+def test_file_system_without_locks_is_one_line(pairs, monkeypatch):
+    def no_locks(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    with pytest.raises(OutputError, match="cannot be locked, its file system has no locks"):
+        run_batch(options())
+
+
+def test_system_without_flock_is_one_line_and_imports(pairs):
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from fusecli.cli.main import main\n"
+        "main(['batch', 'images', 'texts', '-o', 'out'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: fusecli batch needs a POSIX system")
+    assert done.stderr.count("\n") == 1
+    assert not Path("out").exists()
+
+
+# Packs.
+
+
+def test_name_that_is_not_utf_8_fails_alone_in_a_pack_and_has_a_file(cli, pairs):
+    for side in ("images", "texts"):
+        os.rename(f"{side}/0/0000.npy", os.fsencode(f"{side}/0/caf") + b"\xe9.npy")
+    done = cli(*RUN, "--pack")
+    assert done.code == 3
+    assert "is not Unicode text, and keys of a safetensors file are" in done.err
+    assert f"{COUNT - 1} done, 1 failed" in done.err
+    assert len(load_file("out/fused-00001.safetensors")) == COUNT - 1
+    assert cli("batch", "images", "texts", "-o", "files").code == 0
+
+
+def test_pack_whose_header_does_not_come_back_gets_no_name(pairs, monkeypatch):
+    def lossy(descriptor: int, buffers: list[bytes]) -> int:
+        data = b"".join(buffers)
+        os.write(descriptor, data.replace(b"F32", b"F16") if b"__metadata__" in data else data)
+        return len(data)
+
+    with pytest.raises(OutputError, match="header was not read back as it was written"):
+        run_batch(options(pack=True), tuning=Tuning(write_all=lossy))
+    assert not list(Path("out").glob("fused-*"))
+
+
+def interrupt_at(id: str, o: BatchOptions) -> None:
+    """Run until a pair has its turn."""
+    work = Fuser.work
+
+    def stopping(self: Fuser, pairs: list, *more: object) -> list:
+        if any(pair.id == id for pair in pairs):
+            raise KeyboardInterrupt
+        return work(self, pairs, *more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Fuser, "work", stopping)
+        tuning = Tuning(window_pairs=1, commit_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(o, tuning=tuning)
+
+
+@pytest.mark.parametrize("damage", ["torn", "doubled", "gone", "swapped"])
+def test_damage_in_the_journal_of_a_pack_under_way_is_seen(pairs, damage):
+    run_batch(options("whole", pack=True))
+    whole = Path("whole/fused-00001.safetensors").read_bytes()
+    interrupt_at("2/0008", options(pack=True))
+    assert len(journal(Path("out"))) == COUNT - 1
+    path = Path("out/journal.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    if damage == "torn":
+        lines[3] = lines[3][:20] + b"\n"
+    elif damage == "doubled":
+        lines.insert(3, lines[2])
+    elif damage == "gone":
+        del lines[3]
+    else:
+        lines[2], lines[3] = lines[3], lines[2]
+    path.write_bytes(b"".join(lines))
+    run_batch(options(pack=True))
+    assert Path("out/fused-00001.safetensors").read_bytes() == whole
+    assert run_batch(options(pack=True)).skipped == COUNT
+
+
+def test_merge_counts_what_is_finished_and_names_the_rest(cli, pairs):
+    ids = {}
+    for index in (1, 2, 3):
+        assert cli(*RUN, "--pack", "--shard", f"{index}/3").code == 0
+        ids[index] = [line["id"] for line in journal(pairs / "out", f"journal-{index}-of-3.jsonl")]
+    shutil.rmtree("out")
+    finished, stopped, missing = sorted(ids, key=lambda index: len(ids[index]) % 5)
+    assert len(ids[stopped]) > 1
+    assert cli(*RUN, "--pack", "--shard", f"{finished}/3").code == 0
+    interrupt_at(ids[stopped][-1], options(pack=True, shard=Shard(stopped, 3)))
+    done = cli("batch", "--merge", "-o", "out", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["skipped"] == len(ids[finished])
+    assert set(json.loads(Path(INDEX).read_text())["weight_map"]) == set(ids[finished])
+    first, second = sorted((stopped, missing))
+    assert f"2 of 3 shards have not finished: {first}/3, {second}/3; " in done.err
+    assert f"{len(ids[stopped]) - 1} results that the journals name are not finished" in done.err
+
+
+def test_counter_and_not_the_time_of_the_files_decides(cli, pairs):
+    for index in (1, 2):
+        assert cli(*RUN, "--pack", "--shard", f"{index}/2").code == 0
+    np.save("texts/1/0001.npy", np.ones((3, DT), np.float32))
+    assert cli(*RUN, "--pack").code == 0
+    os.utime("out/journal.jsonl", ns=(1, 1))  # as a copy may have it
+    assert cli("batch", "--merge", "-o", "out").code == 0
+    pack = json.loads(Path(INDEX).read_text())["weight_map"]["1/0001"]
+    assert load_file(f"out/{pack}")["1/0001"].shape == (3, DT)
+
+
+def test_chaining_uses_what_the_index_names(cli, pairs):
+    run = ["--pack", "--shard-size", "4k"]
+    assert cli(*RUN, *run).code == 0
+    np.save("texts/1/0001.npy", np.ones((3, DT), np.float32))  # made again
+    Path("images/2/0002.npy").write_bytes(b"")  # withdrawn
+    assert cli(*RUN, *run).code == 3
+    texts = {name: np.load(f"texts/{name}.npy") for name in names()}
+    from safetensors.numpy import save_file
+
+    save_file(texts, "texts.safetensors")
+    done = cli("batch", "out", "texts.safetensors", "-o", "chained")
+    assert done.code == 0, done.err
+    assert "2 tensors of out and texts.safetensors not used: the index does not" in done.err
+    left = {f"{name}.npy" for name in names()} - {"2/0002.npy"}
+    assert set(outputs(Path("chained"))) == left
+    assert np.load("chained/1/0001.npy").shape == (3, DT)
+
+
+# What was read.
+
+
+def test_same_id_from_another_source_is_done_again(cli, pairs):
+    assert cli(*RUN).code == 0
+    shutil.copytree("texts", "other")
+    for path in Path("other").rglob("*.npy"):
+        status = path.stat()
+        np.save(path, np.load(path) + 1)
+        os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    for path in Path("texts").rglob("*.npy"):
+        twin = Path("other", path.relative_to("texts"))
+        os.utime(twin, ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns))
+    done = cli("batch", "images", "other", "-o", "out")
+    assert f"{COUNT} done, {COUNT} of them again because their inputs changed" in done.err
+    assert cli("batch", "images", "other", "-o", "new").code == 0
+    assert outputs(Path("out")) == outputs(Path("new"))
+
+
+def test_same_content_under_another_name_is_not_done_again(cli, pairs):
+    assert cli(*RUN).code == 0
+    os.rename("texts", "moved")
+    assert f"0 done, {COUNT} skipped" in cli("batch", "images", "moved", "-o", "out").err
+    os.symlink("moved", "link")
+    assert f"0 done, {COUNT} skipped" in cli("batch", "images", "link", "-o", "out").err
+
+
+def test_verify_finds_what_size_and_time_do_not_tell(cli, pairs):
+    assert cli(*RUN).code == 0
+    path = Path("texts/1/0001.npy")
+    status = path.stat()
+    np.save(path, np.load(path) * 2)
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert f"0 done, {COUNT} skipped" in cli(*RUN).err
+    done = cli(*RUN, "--verify")
+    assert f"1 done, 1 of them again because their inputs changed, {COUNT - 1} skipped" in done.err
+    assert f"0 done, {COUNT} skipped" in cli(*RUN, "--verify").err
+
+
+@pytest.mark.parametrize("pack", [[], ["--pack"]])
+def test_results_of_removed_inputs_are_told_and_pruned(cli, pairs, pack):
+    assert cli(*RUN, *pack).code == 0
+    os.unlink("images/1/0004.npy")
+    done = cli(*RUN, *pack)
+    assert "1 result is of inputs that are not there any more: --prune removes it" in done.err
+    assert "--prune removes" in cli(*RUN, *pack).err
+    done = cli(*RUN, *pack, "--prune", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["pruned"] == 1
+    if pack:
+        assert set(json.loads(Path(INDEX).read_text())["weight_map"]) == set(names()) - {"1/0004"}
+    else:
+        assert not Path("out/1/0004.npy").exists()
+    assert "any more" not in cli(*RUN, *pack).err
+
+
+def test_weights_that_are_replaced_meanwhile_are_not_used(pairs, cli, monkeypatch):
+    widths = ["--dim", str(DT), "--image-dim", str(DI), "--seed"]
+    for name, seed in (("w", "1"), ("other", "2")):
+        assert cli("init", "-o", f"{name}.safetensors", *widths, seed).code == 0
+    run_batch(options("expected", weights="w.safetensors"))
+    work = Fuser.work
+
+    def replacing(self: Fuser, *given: object) -> object:
+        if os.path.exists("other.safetensors"):
+            os.replace("other.safetensors", "w.safetensors")
+        return work(self, *given)
+
+    monkeypatch.setattr(Fuser, "work", replacing)
+    run_batch(options(weights="w.safetensors"))
+    assert outputs(Path("out")) == outputs(Path("expected"))
+
+
+# What fails alone.
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_read_that_fails_fails_its_pair_alone(pairs, monkeypatch, number):
+    from fusecli.batch.pair_inputs import PairChecks
+
+    read = PairChecks.read
+
+    def failing(self: PairChecks, pair: object) -> object:
+        if pair.id == "1/0004":
+            raise OSError(number, os.strerror(number), pair.text.file)
+        return read(self, pair)
+
+    monkeypatch.setattr(PairChecks, "read", failing)
+    summary = run_batch(options())
+    assert (summary.done, summary.failed) == (COUNT - 1, 1)
+    why = f"texts/1/0004.npy: cannot be read: {os.strerror(number)}"
+    assert summary.failures == [("1/0004", why)]
+
+
+def test_pair_too_large_for_memory_fails_alone_before_it_is_computed(pairs, monkeypatch):
+    from fusecli.batch import worker
+
+    np.save("images/1/0004.npy", np.ones((400, DI), np.float32))
+    np.save("texts/1/0004.npy", np.ones((400, DT), np.float32) * np.arange(1, DT + 1))
+    monkeypatch.setattr(worker, "bytes_left", lambda: 1 << 20)
+    fused: list[int] = []
+    fuse_group = Fuser._fuse_group
+
+    def noted(self: Fuser, T: int, group: list) -> list:
+        fused.append(T)
+        return fuse_group(self, T, group)
+
+    monkeypatch.setattr(Fuser, "_fuse_group", noted)
+    summary = run_batch(options(), tuning=Tuning(large_pair_bytes=1 << 20))
+    assert (summary.done, summary.failed) == (COUNT - 1, 1)
+    ((id, why),) = summary.failures
+    assert id == "1/0004"
+    assert "400 image tokens and 400 text tokens take at least" in why
+    assert 400 not in fused
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_pair_that_finds_no_memory_fails_alone(pairs, monkeypatch, error):
+    fuse_group = Fuser._fuse_group
+
+    def failing(self: Fuser, T: int, group: list) -> list:
+        if any(len(features.image) == 9 for features in group):
+            raise error
+        return fuse_group(self, T, group)
+
+    monkeypatch.setattr(Fuser, "_fuse_group", failing)
+    summary = run_batch(options())
+    assert (summary.done, summary.failed) == (6, 3)
+    assert all("takes more memory than there is" in why for _, why in summary.failures)
+
+
+def test_strict_fails_pairs_with_a_diagnosis_and_those_of_an_earlier_run(cli, pairs):
+    assert cli(*RUN).code == 0
+    told = {line["id"]: line.get("diagnoses", []) for line in journal(Path("out"))}
+    one_token = {name for index, name in enumerate(names()) if index % 3 == 0}
+    told_so = {id for id, d in told.items() if any(t.startswith("one-image-token: ") for t in d)}
+    assert told_so == one_token
+    diagnosed = {id for id, diagnoses in told.items() if diagnoses}
+    done = cli(*RUN, "--strict")
+    assert done.code == 3
+    assert f"0 done, {COUNT - len(diagnosed)} skipped, {len(diagnosed)} failed" in done.err
+    assert sorted(outputs(Path("out"))) == sorted(f"{n}.npy" for n in set(names()) - diagnosed)
+
+
+# Time.
+
+
+def test_window_ends_after_a_while_and_a_signal_throws_nothing_away(pairs, monkeypatch):
+    from fusecli.batch.pair_inputs import PairChecks
+
+    read, seen = PairChecks.read, []
+
+    def counting(self: PairChecks, pair: object) -> object:
+        seen.append(pair.id)
+        return read(self, pair)
+
+    monkeypatch.setattr(PairChecks, "read", counting)
+    tuning = Tuning(window_seconds=0.0)
+    whole = run_batch(options("whole"), tuning=tuning)
+    assert (whole.done, len(seen)) == (COUNT, COUNT)
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(options(), progress=stop, tuning=tuning)
+    written = [line["id"] for line in journal(Path("out"))]
+    assert written
+    assert written == names_in_order()[: len(written)]
+    assert run_batch(options(), tuning=tuning).skipped == len(written)
+    assert outputs(Path("out")) == outputs(Path("whole"))
+
+
+def names_in_order() -> list[str]:
+    return sorted(names())
+
+
+# Order: data to the disk, then names, then the journal; at the end, names and journal too.
+
+
+@pytest.mark.parametrize("layout", ["files", "packs"])
+def test_data_then_name_then_journal(pairs, monkeypatch, layout):
+    from fusecli.batch.store import files
+    from fusecli.batch.store.journal import Journal
+    from fusecli.batch.store.open_pack import OpenPack
+
+    calls: list[str] = []
+
+    def recorded(owner: object, name: str, label: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*given: object, **named: object) -> object:
+            calls.append(label)
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, name, call)
+
+    recorded(files, "bring_to_disk", "data")
+    recorded(OpenPack, "sync", "data")
+    recorded(safe_folder.SafeFolder, "move", "name")
+    recorded(safe_folder.SafeFolder, "sync", "names")
+    recorded(Journal, "append", "journal")
+    recorded(Journal, "sync", "journal synced")
+    recorded(os, "fsync", "fsync")
+    run_batch(options(pack=layout == "packs"), tuning=Tuning(commit_seconds=100))
+    journaled = calls.index("journal")
+    assert calls.index("data") < journaled
+    synced = len(calls) - 1 - calls[::-1].index("journal synced")
+    assert "fsync" in calls[synced : synced + 2]
+    if layout == "files":
+        assert calls.index("data") < calls.index("name") < journaled < synced
+        assert calls.count("name") == COUNT
+        assert "names" in calls[journaled:]
+    else:
+        assert "fsync" in calls[: calls.index("name")]
+        assert calls.index("data") < journaled < calls.index("name")
+        assert "names" in calls[calls.index("name") :]
+
+
+def test_run_that_cannot_begin_makes_nothing(pairs):
+    with pytest.raises(FuseError):
+        run_batch(options(weights="none.safetensors"))
+    assert not Path("out").exists()
+    os.mkdir("out")
+    with pytest.raises(FuseError):
+        run_batch(options(weights="none.safetensors"))
+    assert os.listdir("out") == []
