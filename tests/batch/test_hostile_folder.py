@@ -341,7 +341,7 @@ def test_merge_counts_what_is_finished_and_names_the_rest(cli, pairs):
         assert cli(*RUN, "--pack", "--shard", f"{index}/3").code == 0
         ids[index] = [line["id"] for line in journal(pairs / "out", f"journal-{index}-of-3.jsonl")]
     shutil.rmtree("out")
-    finished, stopped, missing = sorted(ids, key=lambda index: len(ids[index]) % 5)
+    stopped, finished, missing = sorted(ids, key=lambda index: -len(ids[index]))
     assert len(ids[stopped]) > 1
     assert cli(*RUN, "--pack", "--shard", f"{finished}/3").code == 0
     interrupt_at(ids[stopped][-1], options(pack=True, shard=Shard(stopped, 3)))

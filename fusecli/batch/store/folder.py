@@ -150,6 +150,13 @@ class OutputFolder:
         Raises:
             OutputError: one of them is no regular file.
         """
+        try:
+            return self._journals()
+        except OSError as error:
+            why = error.strerror or error
+            raise OutputError(f"{self.path}: cannot be listed: {why}") from None
+
+    def _journals(self) -> list[str]:
         found = []
         for name in self.root.names():
             status = self.root.status(name) if layout.is_journal_name(name) else None

@@ -29,7 +29,10 @@ def write_index(folder: OutputFolder) -> str:
         OutputError: it cannot be written.
     """
     path = folder.inside(INDEX)
-    status = folder.root.status(INDEX)
+    try:
+        status = folder.root.status(INDEX)
+    except OSError as error:
+        raise folder.failed(error, path) from None
     if folder.protected.holds(status):
         raise OutputError(f"{path}: is an input of this run, and inputs are never changed")
     headers = PackHeaders(folder.root)
