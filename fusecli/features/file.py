@@ -33,6 +33,7 @@ class FeatureFile:
         size: in bytes.
         content: the bytes, for stdin only.
         handle: the open file the tensors are read from, closed by leaving the context.
+        mask_names: keys whose names say that they are masks, once `masks` has looked for them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FeatureFile:
     size: int = 0
     content: bytes | None = None
     handle: BufferedReader | None = None
+    mask_names: list[tuple[str, ...]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def where(self) -> str:

@@ -50,7 +50,7 @@ class Opener:
             stored = self._whole_npy(file)
             if stored is not None:
                 return FeatureFile(file, {"": stored})
-        if key is not None and file.lower().endswith(".safetensors"):
+        if key is not None and file.lower().endswith((".safetensors", ".npz")):
             return self._shared.open(file, stack)
         return stack.enter_context(open_features(file))
 

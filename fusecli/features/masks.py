@@ -97,6 +97,16 @@ def is_known_mask(key: str) -> bool:
     return mask_meaning(key) is not None or name in _NO_MASKS or name.endswith("attn_mask")
 
 
+def _named_masks(file: FeatureFile) -> tuple[str, ...]:
+    """Keys whose names say that they are masks, in the order of the file.
+
+    Looked for once a file: a file by pair id holds thousands of tensors, and each pair asks.
+    """
+    if not file.mask_names:
+        file.mask_names.append(tuple(key for key in file.tensors if mask_meaning(key) is not None))
+    return file.mask_names[0]
+
+
 def choose_mask(
     file: FeatureFile,
     features: str | None,
@@ -126,8 +136,7 @@ def choose_mask(
     side = axes.side
     neutral = not (text_only and side == "image")
     names = [*_KNOWN[side], *([_EITHER] if neutral else [])]
-    others = [key for key in file.tensors if key != features and key not in names]
-    shaped = [key for key in others if fits_tokens(file.tensors[key], axes, N)]
+    others = [key for key in _named_masks(file) if key != features and key not in names]
     for key in names:
         if key in file.tensors and key != features:
             stored = file.tensors[key]
@@ -141,12 +150,16 @@ def choose_mask(
             if meaning.style == "lengths":
                 if _is_counts(file.tensors[key], N) and axes.tokens > 1:
                     return file.tensors[key]
-            elif key in shaped:
+            elif fits_tokens(file.tensors[key], axes, N):
                 return file.tensors[key]
     if by_name_only or axes.tokens == 1:
         return None
-    for key in shaped:
-        if mask_meaning(key) is None and _may_be_a_mask(file.tensors[key], key, axes, N):
+    for key in file.tensors:
+        if key == features or key in names or mask_meaning(key) is not None:
+            continue
+        if fits_tokens(file.tensors[key], axes, N) and _may_be_a_mask(
+            file.tensors[key], key, axes, N
+        ):
             if style is not None:
                 return file.tensors[key]
             raise FeatureFileError(

@@ -151,19 +151,26 @@ def _open_member(
 
 
 class _Member:
-    """One packed array, unpacked as it is read; damage is reported as such."""
+    """One packed array, unpacked as it is read; damage is reported as such.
+
+    Its stream is open from the first read to the end of the array: an archive may hold
+    thousands of arrays, and it stays open as long as pairs are read from it.
+    """
 
     sequential = True
 
     def __init__(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> None:
+        self._archive, self._member = archive, member
         self._where, self._lock = where, Lock()
-        # typeshed calls it IO[bytes]; it is the ZipExtFile that has `readinto`.
-        self._stream = cast(zipfile.ZipExtFile, archive.open(member))
+        self._stream: zipfile.ZipExtFile | None = None
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         done = 0
         with self._lock:
             try:
+                if self._stream is None:
+                    # typeshed calls it IO[bytes]; it is the ZipExtFile that has `readinto`.
+                    self._stream = cast(zipfile.ZipExtFile, self._archive.open(self._member))
                 self._stream.seek(offset)
                 while done < len(buffer):
                     # In small pieces, so that a promise of gigabytes costs only what is
@@ -172,6 +179,9 @@ class _Member:
                     if not count:
                         raise EOFError
                     done += count
+                if offset + done == self._member.file_size:
+                    self._stream.close()
+                    self._stream = None
             except (EOFError, OSError):
                 raise
             except Exception as error:  # zipfile raises what zlib, struct and the codecs raise
