@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 TORCH  := $(VENV)/.made-torch
 DEMO   := $(VENV)/.made-demo
 DEV    := $(VENV)/.made-dev
+EASY_VQA := sample_features/easy_vqa/pairs.csv
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick fuzz check coverage man clean
@@ -12,10 +13,14 @@ DEV    := $(VENV)/.made-dev
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(DEMO) ## install what the demo needs, fuse the shipped samples
-	@echo "make demo: fuses two shipped pairs; a second each."
+demo: $(DEMO) ## install what the demo needs, fuse the shipped samples, train on easy-VQA
+	@echo "make demo: fuses two shipped pairs, a second each; then trains, about half a minute on"
+	@echo "two free cores: attention only, 12 epochs (train's default also tries other methods)."
 	$(BIN)/fusecli fuse sample_features/img.npy sample_features/txt.npy --report -f -o $(VENV)/demo.fused.npy
 	$(BIN)/fusecli fuse sample_features/astronaut.image.npy sample_features/astronaut.text.npy --report -f -o $(VENV)/demo.patches.fused.npy
+	$(BIN)/fusecli train --manifest $(EASY_VQA) --method attention --epochs 12 -f -o $(VENV)/demo-run
+	$(BIN)/fusecli evaluate $(VENV)/demo-run --manifest $(EASY_VQA)
+	$(BIN)/fusecli fuse sample_features/easy_vqa/images.npy sample_features/easy_vqa/texts.npz --text-key q0000 --weights $(VENV)/demo-run -f -o $(VENV)/demo.trained.fused.npy
 
 test: $(DEV) ## all tests
 	@echo "make test: all tests; about 10 minutes on two cores."
@@ -47,7 +52,7 @@ $(TORCH): constraints.txt
 
 $(DEMO): $(TORCH) pyproject.toml
 	@echo "Installing fusecli and what the demo needs into $(VENV)."
-	$(BIN)/pip install -q -c constraints.txt -e '.[plot]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[plot,train]'
 	touch $@
 
 $(DEV): $(TORCH) pyproject.toml
