@@ -110,7 +110,8 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
         low, high = min(fusion.seeds), max(fusion.seeds)
         found.append(
             f"one seed alone gives the fusion {result.headline} {plain(low)} to {plain(high)} "
-            f"({len(fusion.seeds)} seeds); the table has the mean of their logits"
+            f"({len(fusion.seeds)} seeds); the table has the mean of their logits, "
+            "and fuse --weights uses the first"
         )
     if fusion is not None and fusion.folds:
         mean = sum(fusion.folds) / len(fusion.folds)
