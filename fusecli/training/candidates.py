@@ -175,8 +175,7 @@ def make_candidates(
     if targets.task != "match":
         for family, used in sides.items():
             add(family, "linear", replace(spec, linear=True, sides=used))
-            if len(used) == 1:
-                add(family, "MLP", replace(spec, sides=used))
+            add(family, "MLP", replace(spec, sides=used))
     add("concat + MLP", "MLP", replace(spec, kind="concat_mlp"))
     return found
 

@@ -77,7 +77,12 @@ class _Task:
 
 @dataclass
 class _Choice:
-    """What was found for one candidate."""
+    """What was found for one candidate.
+
+    Attributes:
+        family: the line of the table that it may fill.
+        name: of this way to fill it; its candidate's, or another line whose model is taken.
+    """
 
     candidate: Candidate
     score: float
@@ -86,6 +91,17 @@ class _Choice:
     logits: Floats
     rows: Rows
     trained: list[Trained] = field(default_factory=list)
+    family: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.family = self.family or self.candidate.family
+        self.name = self.name or self.candidate.name
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether the model is another line's, and need not be trained again."""
+        return self.family != self.candidate.family
 
 
 def fit(
@@ -158,15 +174,24 @@ class _Fitter:
         choices = self._by_folds(candidates) if folded else self._by_validation(candidates)
         families: dict[str, list[_Choice]] = {}
         for choice in choices:
-            families.setdefault(choice.candidate.family, []).append(choice)
-        best = {family: max(found, key=lambda c: c.score) for family, found in families.items()}
+            families.setdefault(choice.family, []).append(choice)
+        best: dict[str, _Choice] = {}
+        for family, found in families.items():  # "additive" stands behind the two sides
+            if family == "additive":
+                # A model of one side is additive as well: this line is never below them.
+                found += [
+                    replace(choice, family=family, name=name)
+                    for name, choice in best.items()
+                    if name in ("text only", "image only")
+                ]
+            best[family] = max(found, key=lambda c: c.score)
         for family, choice in best.items():
             if len(families[family]) > 1:
                 self.progress.note(_chosen(family, choice, families[family], folded))
         seeds = self._seeds(n)
-        members = self._final(list(best.values()), seeds, folded)
+        members = self._final([c for c in best.values() if not c.borrowed], seeds, folded)
         fitted = {
-            family: self._fitted(choice, members[family], families[family])
+            family: self._fitted(choice, members[choice.candidate.family], families[family])
             for family, choice in best.items()
         }
         order = ("text only", "image only", "additive", "concat + MLP", "fusion")
@@ -274,14 +299,14 @@ class _Fitter:
     def _fitted(self, choice: _Choice, members: list[Member], found: Sequence[_Choice]) -> Fitted:
         candidate = choice.candidate
         info = FitInfo(
-            variant=candidate.name,
+            variant=choice.name,
             epochs=choice.epochs,
             score_name=choice.score_name,
-            scores={c.candidate.name: c.score for c in found},
+            scores={c.name: c.score for c in found},
             history=self._histories[candidate.family, candidate.name],
         )
         return Fitted(
-            candidate.family,
+            choice.family,
             members,
             self.examples,
             self.setting.device,
@@ -344,9 +369,9 @@ class _Fitter:
 
 def _chosen(family: str, choice: _Choice, found: Sequence[_Choice], folded: bool) -> str:
     by = "folds" if folded else "the validation part"
-    others = ", ".join(f"{c.candidate.name} {c.score:.3f}" for c in found if c is not choice)
+    others = ", ".join(f"{c.name} {c.score:.3f}" for c in found if c is not choice)
     return (
-        f"{family}: {choice.candidate.name} is the best by {by} ({choice.score_name} "
+        f"{family}: {choice.name} is the best by {by} ({choice.score_name} "
         f"{choice.score:.3f}; {others}), {choice.epochs} epochs"
     )
 

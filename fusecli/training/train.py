@@ -127,9 +127,12 @@ class _Noted:
         self._inner, self._notes = inner, notes
         self.plan, self.epoch, self.done = inner.plan, inner.epoch, inner.done
 
+        self.silent = False  # what the folds choose is said in the report, fold by fold
+
     def note(self, text: str) -> None:
         """Keep it for the report, and tell it."""
-        self._notes(f"note: {text}")
+        if not self.silent:
+            self._notes(f"note: {text}")
 
 
 class _Run:
@@ -197,7 +200,9 @@ class _Run:
         fold_of = np.zeros(self.targets.n, np.int64)
         for number, split in enumerate(self.splits, 1):
             fold_of[split.test] = number
+            self.progress.silent = True
             fitted = self._fit(split, f"fold {number}")
+            self.progress.silent = False
             part = self._part(split.test)
             for model in fitted:
                 calibration = calibration_of(model, self.targets)

@@ -64,8 +64,8 @@ def _interaction(result: PartResult) -> str:
     if found is None:
         return "there is no additive model to compare it with"
     gain, total = found.difference, result.contrast(TEXT)
-    if gain.above_zero and total is not None and gain.value > total.difference.value:
-        return "all of it is interaction: the additive model does not reach text only"
+    if gain.above_zero and total is not None and gain.value >= total.difference.value:
+        return "all of it is interaction: without it the image adds nothing to the text"
     if gain.above_zero:
         return f"of that {signed(gain.value)} is interaction ({between(gain)})"
     if gain.below_zero:

@@ -181,3 +181,33 @@ def test_seeds_are_averaged():
     alone = [model.alone(i).logits(split.test) for i in range(3)]
     assert not np.allclose(alone[0], alone[1])
     np.testing.assert_allclose(model.logits(split.test), np.mean(alone, axis=0), atol=1e-6)
+
+
+def test_the_additive_line_is_never_below_one_side_on_validation():
+    images, texts, labels = generators.text_only(120, np.random.default_rng(0), width=8)
+    fitted, _, split = trained(images, texts, generators.classes(labels), epochs=2)
+    additive = fitted["additive"]
+    one_side = {name: fitted[name].info for name in ("text only", "image only")}
+    for name, info in one_side.items():
+        assert additive.info.scores[name] == max(info.scores.values())
+    assert set(additive.info.scores) >= {"linear", "MLP", *one_side}
+    best = max(additive.info.scores.values())
+    assert additive.info.scores[additive.info.variant] == best
+    if additive.info.variant in one_side:  # the same networks, not trained again
+        own = fitted[additive.info.variant].logits(split.test)
+        np.testing.assert_array_equal(additive.logits(split.test), own)
+
+
+def test_the_score_that_stops_training_counts_weights():
+    targets = generators.classes([0, 1, 2, 0], ("a", "b", "c"))
+    targets = replace(targets, weight=np.array([1, 1, 1, 5], np.float32))
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 0, 1]]  # the last two are wrong
+    rows = np.arange(4)
+    assert score_of(logits, targets, rows) == (pytest.approx(2 / 8), "accuracy")
+    assert score_of(logits[:3], targets, rows[:3]) == (pytest.approx(2 / 3), "accuracy")
+
+
+def test_a_score_without_both_classes_is_minus_the_loss():
+    targets = generators.classes([1, 1], ("no", "yes"))
+    value, name = score_of(np.zeros((2, 2), np.float32), targets, np.arange(2))
+    assert (value, name) == (pytest.approx(-np.log(2)), "minus log loss")

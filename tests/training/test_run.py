@@ -254,6 +254,7 @@ def test_tags_of_single_vectors_without_residual_are_refused(tmp_path):
     assert "cannot be learnt" in done.stderr
 
 
+@pytest.mark.slow
 def test_folds_predict_everybody_once(tmp_path):
     folder = write_pairs(tmp_path / "d", 40)
     fusecli(
@@ -265,6 +266,9 @@ def test_folds_predict_everybody_once(tmp_path):
     assert len(metrics["models"][-1]["folds"]) == 3
     assert len(rows_of(folder / "run" / "predictions.csv")) == 40
     assert {row["fold"] for row in rows_of(folder / "run" / "split.csv")} == {"1", "2", "3"}
+    chosen = [note.split(":")[0] for note in metrics["notes"] if "is the best by" in note]
+    assert chosen  # of the fit on all pairs, not of every fold
+    assert len(chosen) == len(set(chosen))
 
 
 def test_labels_and_rows_of_stacks_in_a_manifest(tmp_path):
