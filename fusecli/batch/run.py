@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
 
+from fusecli.batch.attention import uniform_attention
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.previous import todo
 from fusecli.batch.resolve import resolve
@@ -33,9 +34,9 @@ from fusecli.batch.worker import Fuser, PairFeaturesReader, Result
 from fusecli.errors import DiagnosisError, FuseError, UsageError
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
-from fusecli.job.open import untrained_note
 from fusecli.pairs.open import Pair, PairSource, open_pairs
 from fusecli.report import diagnoses as diagnose
+from fusecli.report.report import Diagnosis
 
 Tell = Callable[[str], None]
 Report = Callable[[int, int], None]
@@ -96,8 +97,8 @@ def run_batch(
         protected = ProtectedFiles(lambda: _protected(options, source))
         folder = OutputFolder(options.output, options.shard, protected, tuning)
         stack.callback(folder.leave)
-        spec, weights = _begin(options, folder, source)
-        for note in _notes(options, spec, weights, source):
+        spec, weights, found = _begin(options, folder, source)
+        for note in _notes(options, spec, weights, source, found):
             tell(note)
         sink = _sink(options, spec, folder, tuning)
         stack.callback(sink.rollback)
@@ -287,8 +288,12 @@ def _refuse_output_inside(options: BatchOptions) -> None:
 
 def _begin(
     options: BatchOptions, folder: OutputFolder, source: PairSource
-) -> tuple[FusionSpec, RunWeights]:
-    """Decide on the run and begin it; nothing is made before it is known that it can begin."""
+) -> tuple[FusionSpec, RunWeights, list[Diagnosis]]:
+    """Decide on the run and begin it; nothing is made before it is known that it can begin.
+
+    Returns:
+        The run's spec and weights, and what speaks against all of its results.
+    """
     recorded = None
     if not options.force:
         recorded = folder.look()
@@ -300,6 +305,9 @@ def _begin(
         _refuse_output_inside(options)
     spec, weights = resolve(options, source, source.total or 0, recorded)
     found = diagnose.assumed_of_weights(weights.stored, spec.weights)
+    for side in query_sides(spec.direction):
+        found += diagnose.closed_gate(spec.gate, side)
+    found += uniform_attention(spec, weights, source)
     if options.strict and found:
         raise DiagnosisError("--strict: " + " | ".join(map(str, found)))
     folder.enter()
@@ -309,7 +317,7 @@ def _begin(
         recorded = now
         spec, weights = resolve(options, source, source.total or 0, recorded)
     folder.begin(_record(options, spec), recorded)
-    return spec, weights
+    return spec, weights, found
 
 
 def _record(options: BatchOptions, spec: FusionSpec) -> RunRecord:
@@ -320,22 +328,23 @@ def _record(options: BatchOptions, spec: FusionSpec) -> RunRecord:
 
 
 def _notes(
-    options: BatchOptions, spec: FusionSpec, weights: RunWeights, source: PairSource
+    options: BatchOptions,
+    spec: FusionSpec,
+    weights: RunWeights,
+    source: PairSource,
+    found: list[Diagnosis],
 ) -> Iterator[str]:
     for note in source.notes:
         yield f"note: {note}"
     if source.unmatched.total:
         yield f"warning: {source.unmatched}"
-    if spec.seed is not None:
-        yield f"note: {untrained_note(options.weights, spec.seed, spec.config)}"
     if weights.stored is not None:
         for note in weights.stored.notes(str(spec.weights)):
             yield f"note: {note}"
-    found = diagnose.assumed_of_weights(weights.stored, spec.weights)
-    for side in query_sides(spec.direction):
-        found += diagnose.closed_gate(spec.gate, side)
     for diagnosis in found:
         yield f"warning: {diagnosis}"
+    if spec.seed is not None and all(d.code != "uniform-attention" for d in found):
+        yield f"note: {diagnose.untrained_note(options.weights, spec.seed, spec.config)}"
 
 
 def _sink(

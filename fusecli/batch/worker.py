@@ -31,9 +31,10 @@ from fusecli.features.dtypes import from_float32
 from fusecli.fusion.backend.device import cores, one_thread_a_product, torch_threads
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.literals import Side
-from fusecli.fusion.results import fuse_chunk, query_sides
+from fusecli.fusion.results import count_nonfinite, fuse_chunk, query_sides
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
+from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis, Note
 
 _ROWS = 8  # texts are filled up to a multiple of this
@@ -281,6 +282,8 @@ class Fuser:
             try:
                 result.tensors = self._stored(result.pair, features, tensors)
                 result.diagnoses, result.notes = features.diagnoses, features.notes
+                if self.spec.reading.allow_nonfinite:
+                    result.diagnoses = [*_nonfinite(tensors), *result.diagnoses]
             except FuseError as error:
                 result.error = str(error)
             if self.spec.strict and result.diagnoses:
@@ -391,3 +394,8 @@ class Fuser:
                         fusion = self._built[key] = self.spec.build(*key, self._weights)
             fusions.append(fusion)
         return fusions
+
+
+def _nonfinite(tensors: Sequence[NDArray[np.float32]]) -> list[Diagnosis]:
+    numbers = sum(tensor.size for tensor in tensors)
+    return diagnose.nonfinite_result(sum(map(count_nonfinite, tensors)), numbers)

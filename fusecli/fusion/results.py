@@ -36,6 +36,12 @@ def query_sides(direction: str) -> tuple[Side, ...]:
     return SIDES if direction == BOTH else tuple(side for side in SIDES if side == direction)
 
 
+def count_nonfinite(numbers: NDArray[np.float32]) -> int:
+    """How many numbers of an array are NaN or infinity."""
+    finite = np.isfinite(numbers)
+    return 0 if finite.all() else numbers.size - int(np.count_nonzero(finite))
+
+
 def result_tensors(
     shapes: PairShapes, config: FusionConfig, direction: str, pool: str | None
 ) -> list[ResultTensor]:

@@ -149,20 +149,23 @@ class Job:
     drawing: Drawing | None
 
 
-def default_output(text: str, several: bool = False) -> str:
-    """`<text stem>.fused.npy`, or .safetensors if the text was, in the working directory.
+def default_output(o: FuseOptions) -> str:
+    """`<stem>.fused.npy` in the working folder, with the stem of the query side's file.
 
-    Args:
-        text: the text's path.
-        several: the result is more than one tensor, which .npy does not hold.
+    It is .safetensors where that file is, or where .npy does not hold the result: more than one
+    tensor, or bfloat16.
 
     Raises:
-        UsageError: the text comes from stdin and has no name.
+        UsageError: that file comes from stdin and has no name.
     """
-    if text == "-":
-        raise UsageError("the text comes from stdin, so say where the result goes: -o FILE or -o -")
-    stem, ending = os.path.splitext(os.path.basename(text))
-    named = several or ending.lower() == ".safetensors"
+    side, path = ("image", o.image) if o.direction == "image" else ("text", o.text)
+    if path == "-":
+        raise UsageError(
+            f"the {side} comes from stdin, so say where the result goes: -o FILE or -o -"
+        )
+    stem, ending = os.path.splitext(os.path.basename(path))
+    several = o.direction == BOTH or o.pool is not None
+    named = several or o.out_dtype == "bfloat16" or ending.lower() == ".safetensors"
     return f"{stem}.fused{'.safetensors' if named else '.npy'}"
 
 
@@ -178,8 +181,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     Raises:
         FuseError: the options, files, weights, device or output do not serve.
     """
-    several = o.direction == BOTH or o.pool is not None
-    output = default_output(o.text, several) if o.output is None else o.output
+    output = default_output(o) if o.output is None else o.output
     _check_options(o, output)
     _check_targets(o, output, force=True)
     if o.device not in ("auto", "cpu"):
@@ -213,8 +215,6 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         )
     )
     notes = list(shapes.notes)
-    if seed is not None:
-        notes.append(untrained_note(o.weights, seed, config))
     if stored is not None:
         notes += stored.notes(str(o.weights))
     notes += [note.message for note in diagnose.used_masks(*masks)]
@@ -333,13 +333,6 @@ def _choose_config(
         o.switches, o.seed, shapes.image.width, shapes.text.width, where, swapped
     )
     return config, None, seed, None
-
-
-def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:
-    # A gate that is still closed has a diagnosis of its own.
-    gives = "" if config.gate else ", its output is a fixed random projection"
-    whose = weights or "no --weights"
-    return f"{whose}: initial weights, seed {seed}; this module is untrained{gives}"
 
 
 def _expected_widths(o: FuseOptions, config: FusionConfig) -> ExpectedWidths:

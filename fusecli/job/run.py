@@ -21,7 +21,13 @@ from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.base import Computing, Fusion, LoadWeights
 from fusecli.fusion.build import build_fusion
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.results import ResultTensor, fuse_chunk, query_sides, result_tensors
+from fusecli.fusion.results import (
+    ResultTensor,
+    count_nonfinite,
+    fuse_chunk,
+    query_sides,
+    result_tensors,
+)
 from fusecli.fusion.settings import Sizes
 from fusecli.fusion.weights_file import read_weights
 from fusecli.job.open import FuseOptions, Job, open_job
@@ -86,19 +92,24 @@ def fuse_files(
         ]
         tensors = result_tensors(job.shapes, job.config, o.direction, o.pool)
         first, *others = tensors
+        numbers = sum(math.prod(tensor.shape) for tensor in tensors)
         further = {tensor.key: tensor.shape for tensor in others}
         metadata = job.config.to_dict()
         writer = stack.enter_context(
             FeatureWriter(job.output, first.shape, o.out_dtype, metadata, first.key, further)
         ).begin()
         maps = stack.enter_context(_map_sink(job)).begin()
-        statistics = _compute(job, fusions, writer, maps, progress)
+        statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
         writer.finish()
         maps.finish()
-        diagnoses = known + _measured_diagnoses(job, statistics)
+        diagnoses = known + _measured_diagnoses(job, statistics, nonfinite, numbers)
         _refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
+        # Last, since it is less serious; and not at all where a warning has said the same.
+        if job.seed is not None and all(d.code != "uniform-attention" for d in diagnoses):
+            job.notes.append(diagnose.untrained_note(o.weights, job.seed, job.config))
+            tell(f"note: {job.notes[-1]}")
         report = _report(job, fusions, statistics, diagnoses, tensors, writer, maps)
         view = _view(job, maps)
         staged = _stage_small_files(o, report, view, stack)
@@ -119,7 +130,7 @@ def _view(job: Job, maps: MapSink) -> AttentionView | None:
         return None
     from fusecli.maps.view import view_of
 
-    names = job.image.reader.stored.file, job.text.reader.stored.file
+    names = job.image.reader.stored.where, job.text.reader.stored.where
     origin = None if job.seed is None else f"untrained, seed {job.seed}"
     return view_of(maps.kept, job.drawing, names, job.shapes.N, job.config.null_token, origin)
 
@@ -164,12 +175,14 @@ def _guessed_grid(job: Job) -> list[Diagnosis]:
     return diagnose.guessed_grid(grid.name, job.shapes.P, drawing.photo_file)
 
 
-def _measured_diagnoses(job: Job, statistics: dict[str, Any] | None) -> list[Diagnosis]:
-    found: list[Diagnosis] = []
+def _measured_diagnoses(
+    job: Job, statistics: dict[str, Any] | None, nonfinite: int, numbers: int
+) -> list[Diagnosis]:
+    found = diagnose.nonfinite_result(nonfinite, numbers)
     ratio = None if statistics is None else statistics["entropy_ratio"]
     if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
         query = query_sides(job.options.direction)[0]  # whose attention was looked at
-        found += diagnose.uniform_attention(ratio, job.seed is not None, query)
+        found += diagnose.uniform_attention(ratio, job.options.weights, job.seed, query)
     for side in (job.image, job.text):
         reader = side.reader
         found += diagnose.of_rows(
@@ -210,7 +223,7 @@ class _Made:
     """What one chunk gave."""
 
     rows: list[NDArray[np.float32]]  # of every tensor of the result
-    finite: bool
+    nonfinite: int  # how many of their numbers are NaN or infinity
     image_norms: RowNorms
     text_norms: RowNorms
     maps: ChunkMaps | None
@@ -223,8 +236,13 @@ def _compute(
     writer: FeatureWriter,
     maps: MapSink,
     progress: Callable[[int, int], None],
-) -> dict[str, Any] | None:
-    """Fuse all samples, chunk by chunk; gives how spread attention was in the first."""
+) -> tuple[dict[str, Any] | None, int]:
+    """Fuse all samples, chunk by chunk.
+
+    Returns:
+        How spread attention was in the first chunk, and how many numbers of the result are NaN
+        or infinity.
+    """
     N, pool, first = job.shapes.N, job.options.pool, fusions[0]
     image_reader, text_reader = job.image.reader, job.text.reader
     workers = first.workers
@@ -253,17 +271,18 @@ def _compute(
             seen = _statistics(job, weights, first.direction, mask, words)
             if wanted is not None:
                 wanted.extend(weights)
-        finite = all(bool(np.isfinite(part).all()) for part in rows)
-        return _Made(rows, finite, image_norms, text_norms, wanted, seen)
+        nonfinite = sum(map(count_nonfinite, rows))
+        return _Made(rows, nonfinite, image_norms, text_norms, wanted, seen)
 
-    done = 0
+    done = nonfinite = 0
 
     def write(made: _Made) -> None:
-        nonlocal done, statistics
+        nonlocal done, nonfinite, statistics
         image_reader.seen.add(made.image_norms)
         text_reader.seen.add(made.text_norms)
-        if not made.finite and not job.options.allow_nonfinite:
+        if made.nonfinite and not job.options.allow_nonfinite:
             raise _not_finite(job)
+        nonfinite += made.nonfinite
         statistics = statistics or made.seen
         writer.append(*made.rows)
         maps.write(made.maps)
@@ -272,7 +291,7 @@ def _compute(
 
     with first.in_parallel(workers if len(cuts) > 1 else 1):
         stream(cuts, read, compute, write, workers)
-    return statistics
+    return statistics, nonfinite
 
 
 def _not_finite(job: Job) -> FeatureFileError:

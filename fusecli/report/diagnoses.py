@@ -169,26 +169,76 @@ def closed_gate(gate: float | None, asking: str) -> list[Diagnosis]:
     ]
 
 
+def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:
+    """That the weights are initial ones, where they came from, and what that means.
+
+    Args:
+        weights: path of the file that holds them; None where there is none.
+        seed: of the weights.
+        config: of the fusion.
+    """
+    # A gate that is still closed has a diagnosis of its own.
+    gives = "" if config.gate else ", its output is a fixed random projection"
+    return f"{_initial(weights, seed)}; this module is untrained{gives}"
+
+
+def _initial(weights: str | None, seed: int) -> str:
+    return f"{weights or 'no --weights'}: initial weights, seed {seed}"
+
+
 def uniform_attention(
-    entropy: float | None, untrained: bool, asking: str = "text"
+    entropy: float | None,
+    weights: str | None,
+    seed: int | None,
+    asking: str = "text",
+    first_pairs: int | None = None,
 ) -> list[Diagnosis]:
-    """Attention that hardly depends on what asks.
+    """Attention that hardly depends on what asks. For initial weights it says that they are.
 
     Args:
         entropy: mean entropy as a share of log P; None if there is nothing to weigh.
-        untrained: the weights are initial ones.
+        weights: path of the weights file; None where there is none.
+        seed: of initial weights; None for others.
         asking: "text" or "image".
+        first_pairs: of a batch, that were looked at; None for a single job.
     """
     if entropy is None or not entropy > UNIFORM:
         return []
     other = "image" if asking == "text" else "text"
-    usual = ", as is usual for untrained weights" if untrained else ""
+    where = "" if first_pairs is None else f" in the first {first_pairs} pairs"
+    if first_pairs == 1:
+        where = " in the first pair"
+    usual = also = ""
+    if seed is not None:
+        usual = f", as is usual for untrained weights ({_initial(weights, seed)})"
+        also = ", and the result is a fixed random projection"
     return [
         Diagnosis(
             "uniform-attention",
-            f"attention is close to uniform (mean entropy {entropy:.4f} of its maximum)"
-            f"{usual}: every {asking} token gets nearly the mean of the {other} tokens",
-            "give trained weights with --weights" if untrained else "were these weights trained?",
+            f"attention is close to uniform{where} (mean entropy {entropy:.4f} of its maximum)"
+            f"{usual}: every {asking} token gets nearly the mean of the {other} tokens{also}",
+            "were these weights trained?"
+            if seed is None
+            else "give trained weights with --weights",
+        )
+    ]
+
+
+def nonfinite_result(nonfinite: int, numbers: int) -> list[Diagnosis]:
+    """NaN or infinity in the features that were let pass have spread into the result.
+
+    Args:
+        nonfinite: numbers of the result that are NaN or infinity.
+        numbers: of the result in all.
+    """
+    if not nonfinite:
+        return []
+    return [
+        Diagnosis(
+            "nonfinite-result",
+            f"{nonfinite:,} of {numbers:,} numbers of the result are NaN or infinity, since the "
+            "features hold some (--allow-nonfinite)",
+            "mend the features, or mask the tokens that hold them",
         )
     ]
 

@@ -20,7 +20,7 @@ from fusecli.batch import BatchOptions, ReadOptions, Shard, parse_shard, run_bat
 from fusecli.batch.resolve import resolve
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.worker import Fuser
-from fusecli.errors import FuseError, OutputError, UsageError
+from fusecli.errors import DiagnosisError, FuseError, OutputError, UsageError
 from fusecli.fusion.backend import row_stable
 from fusecli.fusion.methods.attention import fusion
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
@@ -964,6 +964,42 @@ def test_python_gets_the_same(pairs):
     told = []
     summary = run_batch(options(reading=ReadOptions(), workers=2), told.append)
     assert (summary.done, summary.failed, summary.index) == (COUNT, 0, None)
-    assert any("untrained" in line for line in told)
+    assert sum("untrained" in line for line in told) == 1
     with pytest.raises(OutputError, match="is not empty"):
         run_batch(options("images/0"))
+
+
+def test_results_that_are_not_finite_are_counted_and_strict_fails_those_pairs(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    make_pairs(Path(), 3)
+    image = np.load("images/0/0000.npy")
+    image[..., 0] = np.nan
+    np.save("images/0/0000.npy", image)
+    reading = ReadOptions(allow_nonfinite=True)
+    with np.errstate(all="ignore"):
+        summary = run_batch(options(reading=reading))
+    assert summary.done == 3
+    assert summary.diagnoses["nonfinite-result"] == 1
+    coded = [line for line in journal(Path("out")) if line.get("diagnoses")]
+    assert any(d.startswith("nonfinite-result: ") for line in coded for d in line["diagnoses"])
+
+
+def test_a_batch_says_once_that_attention_is_uniform_and_strict_refuses_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        for folder, tokens in (("images", 9), ("texts", 5)):
+            Path(folder).mkdir(exist_ok=True)
+            rows = 0.05 * rng.standard_normal((tokens, 16))
+            np.save(f"{folder}/{index}.npy", rows.astype(np.float32))
+    pairs = PairOptions("images", "texts")
+    with pytest.raises(DiagnosisError, match="uniform in the first 4 pairs"):
+        run_batch(BatchOptions(pairs, "o", strict=True))
+    assert not Path("o/run.json").exists()
+    told = []
+    assert run_batch(BatchOptions(pairs, "o"), told.append).done == 6
+    assert [line.split(" (")[0] for line in told] == [
+        "warning: attention is close to uniform in the first 4 pairs"
+    ]

@@ -344,7 +344,7 @@ def test_quiet_silences_stderr(inputs: Path, cli: Callable) -> None:
     done = cli(*PAIR, "--quiet")
     assert (done.code, done.out, done.err) == (0, "text.fused.npy\n", "")
     loud = cli(*PAIR, "--force")
-    assert "note: no --weights" in loud.err
+    assert "no --weights: initial weights, seed 0" in loud.err
 
 
 def test_quiet_does_not_silence_errors(inputs: Path, cli: Callable) -> None:

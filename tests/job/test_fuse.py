@@ -612,7 +612,8 @@ def test_a_weights_file_and_its_seed_give_the_same_bytes(engine, P, seed):
     for report in (by_file, by_seed):
         assert report.module["weights"]["seed"] == seed
         assert not report.module["weights"]["trained"]
-        assert any("this module is untrained" in note for note in report.notes)
+        said = [*report.notes, *map(str, report.diagnoses)]
+        assert sum(f"initial weights, seed {seed}" in line for line in said) == 1
     fuse(image, text, "c.npy", weights=None, seed=seed ^ 1, switches=switches, engine=engine)
     assert Path("a.npy").read_bytes() != Path("c.npy").read_bytes()
 
@@ -1135,6 +1136,41 @@ def test_strict_makes_a_diagnosis_an_error_and_leaves_nothing(image, text, optio
     assert sorted(os.listdir()) == ["image.npy", "text.npy", "w.safetensors"]
 
 
+def test_strict_refuses_a_result_that_is_not_finite():
+    trained()
+    image, text = noise(4, DI), noise(5, DT)
+    image[1, 2] = np.nan
+    with np.errstate(all="ignore"), pytest.raises(DiagnosisError, match="40 of 40 numbers"):
+        fuse(image, text, strict=True, allow_nonfinite=True)
+    assert not os.path.exists("out.npy")
+
+
+def test_untrained_weights_and_uniform_attention_are_one_message():
+    np.save("image.npy", noise(4, 64))
+    np.save("text.npy", 0.1 * noise(5, 64))
+    lines = []
+    fuse_files(FuseOptions("image.npy", "text.npy", "out.npy"), lines.append)
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: attention is close to uniform")
+    assert "no --weights: initial weights, seed 0" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        ({"direction": "image"}, "img.fused.npy"),
+        ({"out_dtype": "bfloat16"}, "txt.fused.safetensors"),
+        ({"direction": "image", "pool": "mean"}, "img.fused.safetensors"),
+    ],
+)
+def test_the_default_output_follows_the_query_side_and_the_type(options, output):
+    np.save("img.npy", noise(4, 16))
+    np.save("txt.npy", noise(5, 16))
+    report = fuse_files(FuseOptions("img.npy", "txt.npy", **options))
+    assert report.output["file"] == output
+    assert os.path.exists(output)
+
+
 def test_strict_lets_a_result_pass_that_nothing_speaks_against():
     trained()
     fused, report = fuse(noise(4, DI), noise(5, DT), strict=True)
@@ -1176,6 +1212,9 @@ def test_bad_numbers_are_refused_or_stay_in_their_sample(engine, bad, side):
     with np.errstate(all="ignore"):
         fused, report = fuse(**arrays, engine=engine, allow_nonfinite=True)
     assert not np.isfinite(fused[1]).all()
+    (found,) = [d for d in report.diagnoses if d.code == "nonfinite-result"]
+    bad_numbers = fused.size - np.isfinite(fused).sum()
+    assert found.message.startswith(f"{bad_numbers:,} of {fused.size:,} numbers of the result")
     assert_close(fused[[0, 2]], clean[[0, 2]])
     json.loads(report.to_json())  # which has no NaN
 
