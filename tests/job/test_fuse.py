@@ -371,7 +371,7 @@ def test_masks_that_cannot_be_are_refused(mask, error, sentence):
 
 def test_a_text_that_is_all_padding_is_refused():
     trained()
-    np.save("tm.npy", np.zeros((3, 5)))
+    np.save("tm.npy", np.zeros((3, 5), bool))
     with pytest.raises(FeatureFileError, match="masks every text token: there is nothing to fuse"):
         fuse(noise(3, 4, DI), noise(3, 5, DT), text_mask="tm.npy")
 
@@ -988,7 +988,7 @@ def test_one_image_token_left_by_the_mask_is_diagnosed():
 @pytest.mark.parametrize("direction", ["text", "image"])
 def test_images_without_any_real_token_are_diagnosed(direction):
     trained()
-    mask = np.zeros((3, 4))
+    mask = np.zeros((3, 4), bool)
     np.save("im.npy", mask)
     options = {"image_mask": "im.npy", "allow_empty_image": True, "direction": direction}
     image, text = noise(3, 4, DI), noise(3, 5, DT, seed=1)
@@ -1140,7 +1140,7 @@ def test_strict_refuses_a_result_that_is_not_finite():
     trained()
     image, text = noise(4, DI), noise(5, DT)
     image[1, 2] = np.nan
-    with np.errstate(all="ignore"), pytest.raises(DiagnosisError, match="40 of 40 numbers"):
+    with np.errstate(all="ignore"), pytest.raises(DiagnosisError, match="60 of 60 numbers"):
         fuse(image, text, strict=True, allow_nonfinite=True)
     assert not os.path.exists("out.npy")
 
