@@ -15,13 +15,13 @@ from fusecli.training.score import score_of
 from tests.training import generators
 
 
-def trained(images, texts, targets, **options):
+def trained(images, texts, targets, split=None, **options):
     """Fitted models by name, their scores on the test part, and the split.
 
     The validation part counts as given, so that nothing is trained by folds: seconds a test.
     """
     examples = generators.examples_of(images, texts)
-    split = generators.thirds(examples.n)
+    split = split or generators.thirds(examples.n)
     targets = replace(targets, split=tuple(split.parts()))
     given = {"device": "cpu", "seeds": 1, "method": "attention"} | options
     told = TrainOptions(PairOptions(), LabelOptions(), "run", **given)
@@ -55,14 +55,17 @@ def test_pointer_is_learnt_by_attention_alone():
 
 @pytest.mark.slow
 def test_a_product_is_learnt_with_an_interaction_only():
-    images, texts, labels = generators.product(500, np.random.default_rng(0))
-    fitted, scores, split = trained(images, texts, generators.classes(labels), epochs=20)
+    images, texts, labels = generators.product(800, np.random.default_rng(0))
+    # Most pairs are held out: chance itself is then known to a few hundredths.
+    parts = generators.thirds(800, test=0.53, validation=0.1)
+    targets = generators.classes(labels)
+    fitted, scores, split = trained(images, texts, targets, parts, epochs=20)
     assert scores["fusion"] > 0.95
     assert scores["concat + MLP"] > 0.9
     assert max(scores["text only"], scores["image only"], scores["additive"]) < 0.65
-    # Without interaction hardly more than chance is left of the fusion.
+    # Without interaction no more than chance is left of the fusion.
     logits = additive_part(fitted["fusion"], split.test)
-    assert score_of(logits, generators.classes(labels), split.test)[0] < 0.75
+    assert score_of(logits, targets, split.test)[0] < 0.6
 
 
 @pytest.mark.slow
