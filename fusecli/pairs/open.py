@@ -118,7 +118,41 @@ def _folders(o: PairOptions, images: str, texts: str) -> Folders:
 
 def _nothing(o: PairOptions, unmatched: Unmatched) -> str:
     if unmatched.total:
-        return str(unmatched)
+        return f"{unmatched}{_remedy(o, unmatched)}"
     if o.manifest is not None:
         return f"{o.manifest} has no rows"
     return f"there are no feature files ({', '.join(READABLE_ENDINGS)}) in {o.images} and {o.texts}"
+
+
+def _remedy(o: PairOptions, unmatched: Unmatched) -> str:
+    """The options with which names that end differently match; "" where none is known."""
+    if o.images is None or not os.path.isdir(o.images):
+        return ""
+    if (o.image_pattern is None) != (o.text_pattern is None):
+        given, other = ("image", "text") if o.text_pattern is None else ("text", "image")
+        return (
+            f"; --{given}-pattern is given and --{other}-pattern is not, so the id of a {other} is "
+            "its whole name without the ending"
+        )
+    if o.image_pattern is not None:
+        return ""
+    stems = {
+        side: [os.path.splitext(os.path.basename(p))[0] for at, p in unmatched.first if at == side]
+        for side in ("image", "text")
+    }
+    for image_end in _ends(stems["image"]):
+        for text_end in _ends(stems["text"]):
+            images = {stem.removesuffix(image_end) for stem in stems["image"]}
+            if images & {stem.removesuffix(text_end) for stem in stems["text"]}:
+                patterns = f"--image-pattern '{{id}}{image_end}' --text-pattern '{{id}}{text_end}'"
+                return f"; their names end differently: say {patterns}"
+    return ""
+
+
+def _ends(stems: list[str]) -> list[str]:
+    """What all of some names may end in besides the id: nothing, or `.jpg`, `_img`, `-text`."""
+    ends = set()
+    for stem in stems:
+        cut = max(stem.rfind(mark) for mark in "._-")
+        ends.add(stem[cut:] if cut > 0 else "")
+    return ["", *(ends if len(ends) == 1 and ends != {""} else ())]

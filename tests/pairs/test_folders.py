@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -302,3 +303,23 @@ def test_pairs_are_what_both_sides_have_sorted_as_folders_are(
     assert ids(source) == expected
     counts = {"image": len(trees[0] - trees[1]), "text": len(trees[1] - trees[0])}
     assert source.unmatched.counts == {side: count for side, count in counts.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("image", "text"), [(".jpg", ".txt"), ("_img", "_txt"), ("-image", ""), ("", ".caption")]
+)
+def test_names_that_end_differently_match_as_the_error_advises(tmp_path, image, text):
+    for folder, end in (("images", image), ("texts", text)):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / folder / f"{name}{end}.npy").touch()
+    folders = str(tmp_path / "images"), str(tmp_path / "texts")
+    with pytest.raises(PairsError, match="their names end differently") as caught:
+        open_pairs(PairOptions(*folders))
+    found = re.search("--image-pattern '(.*)' --text-pattern '(.*)'$", str(caught.value))
+    assert found is not None
+    patterns = {"image_pattern": found[1], "text_pattern": found[2]}
+    assert [pair.id for pair in open_pairs(PairOptions(*folders, **patterns))] == ["a", "b"]
+    if image and text:
+        with pytest.raises(PairsError, match="--image-pattern is given and --text-pattern is not"):
+            open_pairs(PairOptions(*folders, image_pattern=found[1]))
