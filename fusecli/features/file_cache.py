@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import weakref
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ class _OpenFile:
     kept: bool = True
 
 
+def _close_all(files: OrderedDict[str, _OpenFile]) -> None:
+    for kept in files.values():
+        kept.file.close()
+
+
 class _OpenFiles:
     """The files of many tensors that were used last, each opened once for all threads.
 
@@ -133,6 +139,8 @@ class _OpenFiles:
     def __init__(self) -> None:
         self._lock = Lock()
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        # Whoever forgets `close` leaves no file open when the cache goes.
+        weakref.finalize(self, _close_all, self._open)
 
     def open(self, name: str, stack: ExitStack) -> FeatureFile:
         """The file, which stays open for as long as `stack` lasts.

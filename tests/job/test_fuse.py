@@ -356,9 +356,17 @@ def test_an_attention_mask_beside_the_image_is_the_image_s():
         (np.full((3, 4), 2), FeatureFileError, "1 for a real token and 0 for padding, found 2"),
         (np.full((3, 4), -1e9), FeatureFileError, "0 for padding, found -1e"),
         (np.full((3, 4), np.nan), FeatureFileError, "0 for padding, found nan"),
-        (np.eye(3, 4) + np.eye(3, 4, 1)[::-1] * 2, FeatureFileError, r"found 2 at \[0, 3\]$"),
-        (np.array([1, 0, 0.5, 7]), FeatureFileError, r"found 0\.5 at \[2\]$"),
-        (np.zeros((3, 4)), ShapeError, r"sample 0 \(and 2 more\) has every image token masked"),
+        (
+            np.eye(3, 4) + np.eye(3, 4, 1)[::-1] * 2,
+            FeatureFileError,
+            r"found 2 at \[0, 3\]: for other masks say",
+        ),
+        (np.array([1, 0, 0.5, 7]), FeatureFileError, r"found 0\.5 at \[2\]: for other masks say"),
+        (
+            np.zeros((3, 4), int),
+            ShapeError,
+            r"sample 0 \(and 2 more\) has every image token masked",
+        ),
     ],
 )
 def test_masks_that_cannot_be_are_refused(mask, error, sentence):

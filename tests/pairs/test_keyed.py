@@ -118,6 +118,7 @@ def test_index_says_which_files_are_shards(folder: Path) -> None:
     write("f/stale.safetensors", "3.image", "3.text")
     index = {"metadata": {}, "weight_map": {"1.image": "x-00001.safetensors"}}
     index["weight_map"]["1.text"] = "x-00002.safetensors"
+    index["weight_map"] |= {"2.image": "x-00002.safetensors", "2.text": "x-00001.safetensors"}
     Path("f/x.safetensors.index.json").write_text(json.dumps(index))
     for name in ("f", "f/x.safetensors.index.json"):
         source = opened(name)
