@@ -357,9 +357,13 @@ def test_a_null_token_makes_a_single_image_token_a_sigmoid(fuse):
     q, k, v = np.array(text)[:, 0] + 0.5, 3.0 - 1.0, 3.0 + 2.0
     expected = v / (1 + np.exp(-q * k)) + 10
     np.testing.assert_allclose(
-        fuse(weights, 1, image, text, "--null-token")[:, 0], expected, rtol=1e-6
+        fuse(weights, 1, image, text, "--text-axes", "TD", "--null-token")[:, 0],
+        expected,
+        rtol=1e-6,
     )
-    np.testing.assert_allclose(fuse(weights, 1, image, text)[:, 0], v + 10, rtol=1e-6)
+    np.testing.assert_allclose(
+        fuse(weights, 1, image, text, "--text-axes", "TD")[:, 0], v + 10, rtol=1e-6
+    )
 
 
 def test_one_image_token_is_a_chain_of_linear_layers(fuse):
