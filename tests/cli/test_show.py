@@ -126,7 +126,7 @@ def test_padding_is_marked_and_left_out(folder, cli):
     done = cli(*show(*pair("cat")), "--image-mask", "m.npy")
     assert all(line[2:100] == "=" * 80 + "/" * 18 for line in rows_of(done.err))
     assert done.err.rstrip().endswith("/ is padding.")
-    np.save("m.npy", np.zeros(49))
+    np.save("m.npy", np.zeros(49, bool))
     done = cli(*show(*pair("cat")), "--image-mask", "m.npy", "--allow-empty-image")
     assert "No real image token: there is nothing to attend to." in done.err
     assert "/" * 98 in done.err

@@ -658,8 +658,8 @@ for _name, _parameter, _array, _says in (
     ("infinity", "attention.out_proj.bias", np.full(8, np.inf, np.float32), "or infinity"),
     ("nan_in_the_key_bias", "attention.in_proj_bias", _key_bias, "holds NaN"),
     ("one_missing", "attention.out_proj.weight", None, "no attention.out_proj.weight"),
-    ("two_fusions", "other.text_proj.weight", TEXT, "several text_proj.weight"),
-    ("one_too_many", "gate.weight", TEXT, "holds gate.weight besides"),
+    ("two_fusions", "other.text_proj.weight", TEXT, "one fusion, found several"),
+    ("one_too_many", "attention.bias_k", TEXT, "attention.bias_k"),
     ("another_shape", "attention.in_proj_weight", TEXT, r"shape \[4, 8\], expected \[24, 8\]"),
     ("another_rank", "text_proj.bias", TEXT[:1], r"shape \[1, 8\], expected \[8\]"),
 ):
