@@ -13,7 +13,7 @@ from fusecli.batch.options import BatchOptions
 from fusecli.batch.previous import todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.source import files_of
+from fusecli.batch.source import files_of, forget_folders
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import removed_entry
 from fusecli.batch.store.files import FileSink, file_exists
@@ -87,6 +87,7 @@ def run_batch(
     began = time.monotonic()
     check_platform()
     options.check()
+    forget_folders()
     if options.ray is not None:
         from fusecli.batch.ray.cluster import check_ray
 

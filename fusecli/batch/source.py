@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -11,10 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.pairs.open import Pair, Place
+from fusecli.pairs.open import Pair
 
 _WORDS = 8192  # 64-bit words that are summed up at once
-_PARTS = tuple(field.name for field in fields(Place) if field.name != "file")
 
 
 class Tokens(Protocol):
@@ -42,21 +40,25 @@ def source_of(pair: Pair) -> int:
     Files are known by their folder's real path and their name: the same files named relative to
     another folder, or through a link to their folder, are the same source.
     """
-    parts: list[str] = []
+    text = ""
     for place in (pair.image, pair.text, pair.image_mask, pair.text_mask):
         if place is None:
-            parts.append("")
+            text += "\0\0"
             continue
-        folder, name = os.path.split(place.file)
-        parts += [_real_folder(folder, os.getcwd()), name]
-        parts += [repr(getattr(place, part)) for part in _PARTS]
-    text = "\0".join(parts).encode(errors="surrogatepass")
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little") or 1
+        folder, slash, name = place.file.rpartition("/")
+        text += f"{_real_folder(folder + slash)}\0{name}\0{place.key}\0{place.row}\0"
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") or 1
 
 
 @lru_cache(4096)
-def _real_folder(folder: str, working: str) -> str:
-    return os.path.realpath(os.path.join(working, folder))
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def forget_folders() -> None:
+    """Look at the real paths of folders anew: a run begins, maybe in another folder."""
+    _real_folder.cache_clear()
 
 
 def content_of(features: Tokens) -> int:
@@ -67,30 +69,27 @@ def content_of(features: Tokens) -> int:
     is with a chance of about 2^-60. It is no defence against somebody who wants two inputs to
     look alike.
     """
-    digest = blake2b(digest_size=8)
-    for array in (features.image, features.text, features.image_mask, features.text_mask):
-        if array is None:
-            digest.update(b"none")
-            continue
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        whole = len(data) // 8
-        _add_words(digest, data[: 8 * whole].view(np.uint64))
-        digest.update(data[8 * whole :].tobytes())
-    return int.from_bytes(digest.digest(), "little") or 1
+    parts = (features.image, features.text, features.image_mask, features.text_mask)
+    text = ";".join(["none" if part is None else _summed(part) for part in parts])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
-def _add_words(digest: Any, words: NDArray[np.uint64]) -> None:
-    blocks = len(words) // _WORDS
-    if blocks:
-        rows = words[: blocks * _WORDS].reshape(blocks, _WORDS)
-        digest.update(np.einsum("bw,w->b", rows, _factors()).tobytes())
-    rest = words[blocks * _WORDS :]
-    if len(rest):
-        digest.update(np.einsum("w,w->", rest, _factors()[: len(rest)]).tobytes())
+def _summed(array: NDArray[Any]) -> str:
+    """Type, shape, sums of the words, and the bytes behind the last whole word."""
+    data = (array if array.flags.c_contiguous else np.ascontiguousarray(array)).reshape(-1)
+    rest = b""
+    if data.nbytes % 8:
+        data = data.view(np.uint8)
+        rest = data[-(data.nbytes % 8) :].tobytes()
+        data = data[: -len(rest)]
+    words = data.view(np.uint64)
+    sums: list[int] = []
+    for start in range(0, len(words), _WORDS):
+        block = words[start : start + _WORDS]
+        sums.append(int(np.dot(block, _FACTORS[: len(block)])))
+    return f"{array.dtype.str}{array.shape}{sums}{rest.hex()}"
 
 
-@lru_cache(1)
 def _factors() -> NDArray[np.uint64]:
     """Odd numbers, the same in every process: splitmix64 (Steele, Lea, Flood, 2014)."""
     with np.errstate(over="ignore"):
@@ -98,3 +97,6 @@ def _factors() -> NDArray[np.uint64]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return (z ^ (z >> np.uint64(31))) | np.uint64(1)
+
+
+_FACTORS = _factors()

@@ -42,7 +42,9 @@ class ListedTensors:
     """Which tensors of which files count, as the indexes of their folders say.
 
     A tensor that was written anew lies in two files, and one that was withdrawn still lies in
-    one: only the index tells. Holds 8 bytes a tensor.
+    one: only the index tells. A tensor that the index does not name counts only where the index
+    does not claim to be complete (by `metadata.total_size`, as those of fusecli and of the Hugging
+    Face Hub do). Holds 16 bytes a tensor.
 
     Attributes:
         left_out: how many tensors of files with an index are not in it.
@@ -50,16 +52,26 @@ class ListedTensors:
 
     def __init__(self) -> None:
         self._hashes: dict[str, NDArray[np.int64]] = {}  # by file, sorted
+        self._elsewhere: dict[str, NDArray[np.int64]] = {}  # by file: all of an incomplete index
         self._left_out: dict[str, int] = {}
 
-    def add(self, index: str, files: dict[str, str]) -> None:
-        """Note what an index says: the file's name of every key."""
+    def add(self, index: str, files: dict[str, str], complete: bool) -> None:
+        """Note what an index says.
+
+        Args:
+            index: its path.
+            files: the file's name of every key.
+            complete: tensors that it does not name do not count.
+        """
+        every = np.sort(np.fromiter(map(hash, files), np.int64, len(files)))
         keys: dict[str, list[int]] = {}
         for key, name in files.items():
             keys.setdefault(name, []).append(hash(key))
         for name, hashes in keys.items():
             path = os.path.join(os.path.dirname(index), name)
             self._hashes[path] = np.sort(np.array(hashes, np.int64))
+            if not complete:
+                self._elsewhere[path] = every
 
     def keys_of(self, file: str) -> list[str]:
         """The keys of one file that count, sorted; all of a file without an index.
@@ -72,13 +84,16 @@ class ListedTensors:
         listed = self._hashes.get(file)
         if listed is None:
             return keys
-        counts = np.isin(np.fromiter(map(hash, keys), np.int64, len(keys)), listed).tolist()
-        found = [key for key, counted in zip(keys, counts, strict=True) if counted]
-        if len(found) != len(listed):
+        hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
+        counts = np.isin(hashes, listed)
+        if (held := int(counts.sum())) != len(listed):
             raise PairsError(
-                f"{file}: holds {len(found):,} of the {len(listed):,} tensors that its folder's "
+                f"{file}: holds {held:,} of the {len(listed):,} tensors that its folder's "
                 "index says it holds: complete the file, or remove the index"
             )
+        if file in self._elsewhere:
+            counts |= ~np.isin(hashes, self._elsewhere[file])
+        found = [key for key, counted in zip(keys, counts.tolist(), strict=True) if counted]
         self._left_out[file] = len(keys) - len(found)
         return found
 
@@ -178,5 +193,7 @@ def _listed(index: str, tensors: ListedTensors) -> list[str]:
                 f"{index}: names the shard {shortened(name)!r}, expected a {_ENDING} file "
                 "of its own folder"
             )
-    tensors.add(index, {key: str(name) for key, name in files.items()})
+    metadata = read.get("metadata")
+    complete = isinstance(metadata, dict) and "total_size" in metadata
+    tensors.add(index, {key: str(name) for key, name in files.items()}, complete)
     return [os.path.join(os.path.dirname(index), name) for name in sorted(names)]

@@ -123,11 +123,6 @@ class FileSink:
                 name, output = self._staged[-1]
                 path = folder.inside(output)
                 parent, final = folder.results.parent(output, make=True)
-                if folder.protected.holds(parent.status(final)):
-                    raise OutputError(
-                        f"{path}: became an input of this run while it worked, and inputs are "
-                        "never changed"
-                    )
                 folder.staging.move(name, parent, final)
                 self._staged.pop()
         except OSError as error:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fusecli.fusion.backend.arrays import Array, NumpyArrays
 
 # Large enough that products run at their full rate, and small enough for what is left over.
-_BLOCKS = (192, 48, 16)
+_BLOCKS = (192, 48, 16, 8)
 _TRIED = 512  # numbers that have to come out alike
 
 
