@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,14 +24,6 @@ COMMANDS = (
     "bench",
 )
 
-# What most people need first.
-FIRST_STEPS = (
-    ("Fuse one pair of files:", "fusecli fuse image.npy text.npy"),
-    ("Fuse many pairs:", "fusecli batch images/ texts/ -o fused/"),
-    ("Train a fusion:", "fusecli train images/ texts/ --labels labels.csv -o run/"),
-)
-
-Shell = Literal["bash", "zsh", "fish", "powershell", "pwsh"]
 _DETECTED = "detect"  # the value of --show-completion without the name of a shell
 
 
@@ -105,7 +97,7 @@ def fusecli(
     'fusecli COMMAND --help' lists the options of a command.
     """
     if version:
-        from fusecli import __version__
+        from fusecli._version import __version__
 
         typer.echo(f"fusecli {__version__}")
     elif install_completion is not None or show_completion is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import get_args
+from typing import Literal, get_args
 
 import typer
 
-from fusecli.cli.app import Shell
 from fusecli.errors import UsageError
+
+Shell = Literal["bash", "zsh", "fish", "powershell", "pwsh"]
 
 PROGRAM = "fusecli"
 VARIABLE = "_FUSECLI_COMPLETE"  # set by the shell when it asks for completions

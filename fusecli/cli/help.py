@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from fusecli.cli.app import FIRST_STEPS, Command, Program
+# What most people need first.
+FIRST_STEPS = (
+    ("Fuse one pair of files:", "fusecli fuse image.npy text.npy"),
+    ("Fuse many pairs:", "fusecli batch images/ texts/ -o fused/"),
+    ("Train a fusion:", "fusecli train images/ texts/ --labels labels.csv -o run/"),
+)
 
 _WIDEST = 90  # columns; longer lines are hard to read
 _NARROWEST = 20
@@ -61,7 +67,7 @@ class Description:
     sections: tuple[Section, ...]
 
 
-def describe(command: Command | Program, context: typer.Context) -> Description:
+def describe(command: TyperCommand | TyperGroup, context: typer.Context) -> Description:
     """Collect the help of a command.
 
     Args:
@@ -78,7 +84,7 @@ def describe(command: Command | Program, context: typer.Context) -> Description:
             # --help itself is added by typer and has no heading: it joins the last group.
             heading = heading or (list(grouped)[-1] if grouped else "Options")
             grouped.setdefault(heading, []).append(_entry(parameter))
-    if isinstance(command, Program):
+    if isinstance(command, TyperGroup):
         commands = [command.get_command(context, name) for name in command.list_commands(context)]
         # The commands are what a reader looks for.
         grouped = {
@@ -210,7 +216,7 @@ def _bold() -> Callable[[str], str]:
 # ------------------------------------------------------------------------------- manual page
 
 
-def manual_page(program: Program, context: typer.Context, version: str) -> str:
+def manual_page(program: TyperGroup, context: typer.Context, version: str) -> str:
     """The manual page `fusecli.1` in the language of man.
 
     Args:
@@ -233,7 +239,7 @@ def manual_page(program: Program, context: typer.Context, version: str) -> str:
         lines += [f".SH {_roff(section.heading.upper())}", *_tagged(section.entries)]
     for name in program.list_commands(context):
         command = program.get_command(context, name)
-        assert isinstance(command, Command)
+        assert isinstance(command, TyperCommand)
         part = describe(command, typer.Context(command, info_name=name, parent=context))
         lines += [f".SH FUSECLI {_roff(name.upper())}", f".B {_roff(part.usage)}"]
         for paragraph in part.paragraphs:

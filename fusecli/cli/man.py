@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from fusecli import __version__
+from fusecli._version import __version__
 from fusecli.cli.app import Program, make_app
 from fusecli.cli.help import manual_page
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from fusecli import __version__
+from fusecli._version import __version__
 from fusecli.errors import FeatureFileError
 from fusecli.features.axes import Axes
 from fusecli.features.file import FeatureFile

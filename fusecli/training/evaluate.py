@@ -19,13 +19,13 @@ from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples, Side
 from fusecli.training.fit import choose_device
-from fusecli.training.fitted import FitInfo, Fitted
+from fusecli.training.fitted import FitInfo, Fitted, StoredModel
 from fusecli.training.interaction import Interaction, take_apart
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
-from fusecli.training.run_folder import StoredModel, load_run
+from fusecli.training.run_folder import load_run
 from fusecli.training.score_part import Part, retrieval_of, seed_headlines
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.split import join_groups

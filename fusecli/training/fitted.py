@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from fusecli.training.examples import ChannelStatistics, Examples, Rows, Side
 from fusecli.training.model import PairModel, TorchBatch
 from fusecli.training.standardise import Arrays, fold_fusion, fold_linear, unit_statistics
 from fusecli.training.targets import IGNORED, Targets
-
-if TYPE_CHECKING:
-    from fusecli.training.run_folder import StoredModel
 
 Floats = NDArray[np.float32]
 
@@ -113,6 +110,27 @@ def _fold(
             head["head.text_proj.weight"], head["head.text_proj.bias"], text
         )
     return folded | head
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """One line of the table as it lies in a run's folder.
+
+    Attributes:
+        name: such as "fusion" or "text only".
+        variant: the candidate that was taken.
+        members: the networks whose logits are averaged.
+        constant: logits of "majority".
+        tag: logits for every text token.
+        calibration: what was fitted on the validation rows, as it was given to `save_models`.
+    """
+
+    name: str
+    variant: str
+    members: tuple[Member, ...]
+    constant: NDArray[np.float32] | None
+    calibration: dict[str, Any]
+    tag: bool
 
 
 class Fitted:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 
 if TYPE_CHECKING:
-    from fusecli.training.fitted import Fitted, Member
+    from fusecli.training.fitted import Fitted, Member, StoredModel
 
 RUN_FILE, WEIGHTS_FILE, MODELS, CHECKPOINTS = (
     "run.json",
@@ -39,27 +38,6 @@ _MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models
 _VERSION = 1
 
 Tensors = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """One line of the table as it lies in a run's folder.
-
-    Attributes:
-        name: such as "fusion" or "text only".
-        variant: the candidate that was taken.
-        members: the networks whose logits are averaged.
-        constant: logits of "majority".
-        tag: logits for every text token.
-        calibration: what was fitted on the validation rows, as it was given to `save_models`.
-    """
-
-    name: str
-    variant: str
-    members: tuple[Member, ...]
-    constant: NDArray[np.float32] | None
-    calibration: dict[str, Any]
-    tag: bool
 
 
 class RunFolder:
@@ -190,6 +168,8 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         UsageError: there is no run, or it is not finished.
         FeatureFileError: a file is damaged.
     """
+    from fusecli.training.fitted import StoredModel
+
     folder = Path(path)
     if not (folder / RUN_FILE).exists():
         raise UsageError(f"{path}: holds no {RUN_FILE}: expected the folder of fusecli train -o")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli import __version__
+from fusecli._version import __version__
 from fusecli.features.atomic import StagedFile
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples

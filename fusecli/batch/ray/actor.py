@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from fusecli import __version__
+from fusecli._version import __version__
 from fusecli.batch.pair_inputs import FileStamp
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.weights import RunWeights, read_run_weights

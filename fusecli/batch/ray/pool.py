@@ -19,7 +19,7 @@ from itertools import chain, islice
 from threading import Event
 from typing import Any
 
-from fusecli import __version__
+from fusecli._version import __version__
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.pair_inputs import FileStamps
 from fusecli.batch.ray.actor import Worker

@@ -11,7 +11,7 @@ import types
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fusecli import __version__
+from fusecli._version import __version__
 from fusecli.batch.store.journal import FORMAT
 from fusecli.errors import FuseError, OutputError, shortened
 from fusecli.features.pair_inputs import ReadOptions

@@ -1,0 +1,150 @@
+"""What each package may import, and that no modules import each other in a circle."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import fusecli
+
+PACKAGE = Path(fusecli.__file__).parent
+
+# What each package may import besides itself and the modules of ROOT. The packages stand in
+# order from the top floor down; docs/architecture.md draws the same.
+MAY_IMPORT: dict[str, set[str]] = {
+    "cli": {"bench", "job", "batch", "training", "maps", "report", "fusion", "pairs", "features"},
+    "bench": {"job", "batch", "training", "maps", "report", "fusion", "pairs", "features"},
+    "job": {"maps", "report", "fusion", "pairs", "features"},
+    "batch": {"report", "fusion", "pairs", "features"},
+    "training": {"report", "fusion", "pairs", "features"},
+    "maps": {"report", "fusion", "features"},
+    "report": {"fusion", "pairs", "features"},
+    "fusion": {"features"},
+    "pairs": {"features"},
+    "features": set(),
+}
+ROOT = {"fusecli.errors", "fusecli._version"}  # every package may import these
+# `fusecli` imports from everywhere to give the public names, so nothing below may import it.
+ENTRANCES = {"fusecli", "fusecli.__main__"}
+
+# Circles that are known and are to be removed.
+KNOWN_CIRCLES = {
+    frozenset(
+        {
+            "fusecli.fusion.config",
+            "fusecli.fusion.method",
+            "fusecli.fusion.methods",
+            "fusecli.fusion.torch_modules",
+        }
+    ),
+    frozenset(
+        {
+            "fusecli.fusion.methods.attention.fusion",
+            "fusecli.fusion.methods.attention.method",
+        }
+    ),
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(source: str, module: str) -> set[str]:
+    """Modules of fusecli that a source text imports: at its top, in functions, or for types."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else str(node.module))
+    return {name for name in found if name in MODULES} - {module}
+
+
+IMPORTS = {
+    module: imported(path.read_text(encoding="utf-8"), module) for module, path in MODULES.items()
+}
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def circles(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of modules that reach each other: the strongly connected components."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for other in arrows[todo.pop()] - seen:
+                seen.add(other)
+                todo.append(other)
+        return seen
+
+    reach = {module: reached(module) for module in arrows}
+    return {
+        frozenset(other for other in reach[module] if module in reach[other])
+        for module in arrows
+        if module in reach[module]
+    }
+
+
+def test_every_module_lies_in_a_package_with_a_place():
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert packages == set(MAY_IMPORT)
+    assert {module_name(path) for path in PACKAGE.glob("*.py")} == ROOT | ENTRANCES
+
+
+def test_packages_import_only_what_lies_below_them():
+    wrong = []
+    for module in sorted(MODULES.keys() - ROOT - ENTRANCES):
+        package = package_of(module)
+        for other in sorted(IMPORTS[module] - ROOT):
+            if other in ENTRANCES or package_of(other) not in MAY_IMPORT[package] | {package}:
+                wrong.append(f"{module} imports {other}")
+    for module in sorted(ROOT):
+        wrong += [f"{module} imports {other}" for other in sorted(IMPORTS[module])]
+    assert wrong == []
+
+
+def test_the_order_of_the_packages_has_no_circle():
+    order = list(MAY_IMPORT)
+    for package, below in MAY_IMPORT.items():
+        assert all(order.index(other) > order.index(package) for other in below), package
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(IMPORTS) == KNOWN_CIRCLES
+
+
+def test_imports_in_functions_and_for_types_are_seen():
+    source = """
+from typing import TYPE_CHECKING
+import fusecli.errors
+from fusecli.features import axes
+if TYPE_CHECKING:
+    from fusecli.job.run import FuseOptions
+def f():
+    from fusecli.fusion.config import FusionConfig
+"""
+    assert imported(source, "fusecli.cli") == {
+        "fusecli.errors",
+        "fusecli.features.axes",
+        "fusecli.job.run",
+        "fusecli.fusion.config",
+    }
+
+
+def test_circles_of_any_length_are_found():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(arrows) == {frozenset("abc"), frozenset("de")}
+    assert circles({"a": {"b"}, "b": set()}) == set()
