@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusecli.errors import ShapeError
+from fusecli.errors import ShapeError, UsageError
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.methods import no_attention
 from fusecli.fusion.settings import FusionSettings
 
 
@@ -34,6 +35,7 @@ class PairFusion(nn.Module):
         text_mask: Tensor | None = None,
         allow_empty_image: bool = False,
         direction: str = "text",
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Fuse one pair, or a batch of pairs that do not see each other.
 
@@ -43,16 +45,22 @@ class PairFusion(nn.Module):
             image_mask: `[P]` / `[N, P]`, 1 or true is a real token. A masked token has no
                 influence, whatever is stored in it.
             text_mask: `[T]` / `[N, T]`; a masked row of the result is zero.
-            allow_empty_image: a sample whose image (the context side) is all masked gets a
-                context of zero.
+            allow_empty_image: a query token without any context token to attend to gets a
+                context of zero: that of an image (the context side) that is all masked, or one
+                that the attention mask allows nothing.
             direction: the query side: "text", or "image" with the same weights.
+            attention_mask: `[T, P]` / `[N, T, P]`, 1 or true where a text token may attend to
+                an image token (direction "image": that image token to that text token). Torch's
+                `attn_mask` is the opposite: true where it may not.
 
         Returns:
             `[T, D]`, in a batch `[N, T, D]`; with direction "image" P instead of T.
 
         Raises:
-            ShapeError: shapes that do not belong together, or an image without a real token.
-            UsageError: no such direction, or none that a gate allows.
+            ShapeError: shapes that do not belong together, or a query token without any context
+                token to attend to.
+            UsageError: no such direction, or none that a gate allows; an attention mask for a
+                method without attention.
         """
         _check_shapes(self.config, image_feat, text_feat)
         self.config.check_direction(direction)
@@ -61,11 +69,11 @@ class PairFusion(nn.Module):
         sides = {"text": _masked(text, text_mask), "image": _masked(image, image_mask)}
         context = "image" if direction == "text" else "text"
         (x, x_real), (y, y_real) = sides[direction], sides[context]
+        if attention_mask is not None:
+            allowed = self._allowed(attention_mask, len(text), text.shape[1], image.shape[1])
+            y_real = _both(allowed if direction == "text" else allowed.mT, y_real)
         if y_real is not None and not allow_empty_image:
-            empty = ~y_real.any(dim=1)  # [N]
-            if bool(empty.any()):
-                sample = int(empty.nonzero()[0])
-                raise ShapeError(f"sample {sample}: every {context} token is masked")
+            _refuse_empty(x_real, y_real, direction, context)
         fused = self.fuse(x, y, x_real, y_real, direction)
         if x_real is not None:
             fused = fused.masked_fill(~x_real.unsqueeze(-1), 0.0)
@@ -80,13 +88,25 @@ class PairFusion(nn.Module):
         Args:
             x: the query side, `[N, T, .]`; masked tokens are zero.
             y: the context side, `[N, P, .]`; masked tokens are zero.
-            x_real, y_real: bool, true for real tokens; None if all are.
+            x_real, y_real: bool `[N, T]` and `[N, P]`, true for real tokens; None if all are.
+                For methods with attention y_real can be `[N, T, P]`: the context tokens that
+                each query token may attend to.
             direction: the query side, "text" or "image".
 
         Returns:
             `[N, T, D]`; masked rows hold anything.
         """
         raise NotImplementedError
+
+    def _allowed(self, mask: Tensor, N: int, T: int, P: int) -> Tensor:
+        """An attention mask as bool `[N, T, P]`."""
+        refuse_attention_mask(self.config)
+        if mask.shape not in ((T, P), (1, T, P), (N, T, P)):
+            raise ShapeError(
+                f"attention_mask has shape {list(mask.shape)}, expected {[T, P]} or {[N, T, P]}: "
+                "text tokens, image tokens"
+            )
+        return mask.to(torch.bool).expand(N, T, P)
 
 
 class _Projecting(PairFusion):
@@ -187,17 +207,7 @@ class ImageTextFusion(_Projecting):
         self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
     ) -> Tensor:
         query, tokens = self.project(x, y, direction)  # [N, T, D], [N, P, D]
-        padding = empty = None
-        if y_real is not None:
-            empty = ~y_real.any(dim=1)  # [N]
-            # A row of nothing but padding would make the softmax NaN; its result is replaced.
-            padding = ~(y_real | empty.unsqueeze(-1))
-        fused: Tensor
-        fused, _ = self.attention(
-            query, tokens, tokens, key_padding_mask=padding, need_weights=False
-        )  # [N, T, D]
-        if empty is not None:
-            fused = torch.where(empty[:, None, None], self.attention.out_proj.bias, fused)
+        fused = _attend(self.attention, query, tokens, y_real)  # [N, T, D]
         if self.gate is not None:
             fused = x + torch.tanh(self.gate) * fused
         if self.config.residual:
@@ -298,38 +308,24 @@ class TransformerFusion(_Projecting):
     def fuse(
         self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
     ) -> Tensor:
-        target, memory = self.project(x, y, direction)  # [N, T, D], [N, P, D]
+        rows, memory = self.project(x, y, direction)  # [N, T, D], [N, P, D]
         padding = None
         if x_real is not None:
             # Self-attention of nothing but padding would be NaN; such rows come out as zero.
             padding = ~(x_real | ~x_real.any(dim=1, keepdim=True))
-        if y_real is None:
-            return self._decode(target, memory, padding, None)
-        empty = ~y_real.any(dim=1)  # [N]
-        if not bool(empty.any()):
-            return self._decode(target, memory, padding, ~y_real)
-        # Attention over no tokens at all has a context of zero: what it adds is its bias.
-        fused = torch.zeros_like(target)
-        for group, tokens, real in ((~empty, memory, y_real), (empty, memory[:, :0], None)):
-            if bool(group.any()):
-                fused[group] = self._decode(
-                    target[group],
-                    tokens[group],
-                    None if padding is None else padding[group],
-                    None if real is None else ~real[group],
-                )
+        for layer in self.decoder.layers:
+            # As `nn.TransformerDecoderLayer.forward` with norm_first, whose cross-attention
+            # cannot do without any token.
+            own = layer.norm1(rows)
+            rows = (
+                rows
+                + layer.self_attn(own, own, own, key_padding_mask=padding, need_weights=False)[0]
+            )
+            rows = rows + _attend(layer.multihead_attn, layer.norm2(rows), memory, y_real)
+            rows = rows + layer.linear2(layer.activation(layer.linear1(layer.norm3(rows))))
+        assert self.decoder.norm is not None
+        fused: Tensor = self.decoder.norm(rows)
         return fused
-
-    def _decode(
-        self, target: Tensor, memory: Tensor, padding: Tensor | None, memory_padding: Tensor | None
-    ) -> Tensor:
-        decoded: Tensor = self.decoder(
-            target,
-            memory,
-            tgt_key_padding_mask=padding,
-            memory_key_padding_mask=memory_padding,
-        )
-        return decoded
 
 
 def build_module(config: FusionConfig) -> PairFusion:
@@ -339,6 +335,75 @@ def build_module(config: FusionConfig) -> PairFusion:
         config: of any method.
     """
     return config.how.build_module(config)
+
+
+def refuse_attention_mask(config: FusionConfig) -> None:
+    """Raises:
+    UsageError: the method has no attention.
+    """
+    if not config.how.gives_weights:
+        raise UsageError(no_attention("an attention mask", config.method))
+
+
+def _attend(
+    attention: nn.MultiheadAttention, query: Tensor, tokens: Tensor, real: Tensor | None
+) -> Tensor:
+    """Cross-attention. A query token without any real token has a context of zero.
+
+    Args:
+        attention: the layer.
+        query: `[N, T, D]`.
+        tokens: `[N, P, D]`.
+        real: bool `[N, P]`, or `[N, T, P]` by query token; None if all are.
+
+    Returns:
+        `[N, T, D]`.
+    """
+    padding = blocked = empty = None
+    if real is not None:
+        empty = ~real.any(dim=-1)  # [N] or [N, T]
+        # Softmax over no token would be NaN; these rows are replaced below.
+        masked = ~(real | empty.unsqueeze(-1))
+        if real.dim() == 2:
+            padding = masked
+        else:
+            blocked = masked.repeat_interleave(attention.num_heads, dim=0)  # [N H, T, P]
+    fused: Tensor
+    fused, _ = attention(
+        query,
+        tokens,
+        tokens,
+        key_padding_mask=padding,
+        attn_mask=blocked,
+        need_weights=False,
+    )
+    if empty is None:
+        return fused
+    rows = empty.unsqueeze(-1) if empty.dim() == 2 else empty[:, None, None]
+    return torch.where(rows, attention.out_proj.bias, fused)  # what is left of a zero context
+
+
+def _both(allowed: Tensor, real: Tensor | None) -> Tensor:
+    """An attention mask `[N, T, P]` without the context tokens that are not real `[N, P]`."""
+    return allowed if real is None else allowed & real.unsqueeze(1)
+
+
+def _refuse_empty(x_real: Tensor | None, y_real: Tensor, query: str, context: str) -> None:
+    """Raises:
+    ShapeError: a query token has no context token to attend to; the first is named.
+    """
+    if y_real.dim() == 2:
+        empty = ~y_real.any(dim=1)  # [N]
+        if bool(empty.any()):
+            sample = int(empty.nonzero()[0])
+            raise ShapeError(f"sample {sample}: every {context} token is masked")
+        return
+    empty = ~y_real.any(dim=2)  # [N, T]
+    if x_real is not None:
+        empty = empty & x_real
+    if bool(empty.any()):
+        sample, token = empty.nonzero()[0].tolist()
+        raise ShapeError(f"sample {sample}: {query} token {token} may attend to no {context} token")
 
 
 def _masked(features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -306,7 +306,7 @@ def test_the_transformer_does_not_run_on_numpy():
         build(config, random_weights(config.parameter_shapes()), 1, 2, 3, engine="numpy")
 
 
-def test_only_attention_has_an_order_of_products_and_weights_to_hand_out():
+def test_attention_has_an_order_of_products_and_weights_to_hand_out_a_transformer_weights():
     image, text = features(CONFIGS["attention"], 2, 3, 4)
     for name, config in CONFIGS.items():
         if config.image_dim != DI:
@@ -316,7 +316,9 @@ def test_only_attention_has_an_order_of_products_and_weights_to_hand_out():
         without = fusion.fuse(image, text)
         assert np.array_equal(fusion.fuse(image, text, None, None, weights), without)
         attention = name.startswith("attention")
-        assert (fusion.plan is not None) == bool(weights) == attention
+        assert (fusion.plan is not None) == attention
+        attends = attention or name.startswith("transformer")
+        assert bool(weights) == fusion.gives_weights == config.how.gives_weights == attends
 
 
 @directions

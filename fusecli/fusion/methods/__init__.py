@@ -39,3 +39,17 @@ def all_methods() -> list[Method]:
 def methods_with(field: str) -> list[str]:
     """Names of the methods that read a field of `FusionSettings`."""
     return [method.name for method in all_methods() if field in method.fields]
+
+
+def no_attention(wanted: str, method: str) -> str:
+    """The error for what only methods with attention have.
+
+    Args:
+        wanted: what it is.
+        method: the one without attention.
+    """
+    having = [other.name for other in all_methods() if other.gives_weights]
+    return (
+        f"{wanted} needs a method with attention from text tokens to image tokens "
+        f"({' or '.join(having)}); {method} has none"
+    )

@@ -13,10 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.errors import UsageError
 from fusecli.fusion.backend.arrays import Array, ArrayBackend, NumpyArrays, TorchArrays
 from fusecli.fusion.backend.device import numpy_threads, one_thread_a_product, resolve_device
 from fusecli.fusion.base import Computing, LoadWeights, Plan, WeightsOut, samples_within
 from fusecli.fusion.literals import Side
+from fusecli.fusion.methods import no_attention
 from fusecli.fusion.pooling import pool_tokens
 from fusecli.fusion.settings import FusionSettings, Sizes
 
@@ -113,6 +115,8 @@ class PooledFusion(ABC):
         weights_out: WeightsOut | None = None,
         attention_mask: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
+        if attention_mask is not None:
+            raise UsageError(no_attention("an attention mask", self.config.method))
         x, y, x_mask, y_mask = text, image, text_mask, image_mask
         if self.direction == "image":
             x, y, x_mask, y_mask = image, text, image_mask, text_mask

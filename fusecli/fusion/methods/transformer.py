@@ -6,9 +6,9 @@ It runs as the torch module, chunk by chunk, on any device and in any type that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from fusecli.fusion.torch_modules import PairFusion
 
@@ -126,7 +127,7 @@ class DecoderFusion:
     engine: Engine = "torch"
     workers = 2  # one computes while another reads
     row_stable = False
-    gives_weights = False
+    gives_weights = True
 
     def __init__(
         self,
@@ -146,6 +147,7 @@ class DecoderFusion:
         state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         module.load_state_dict(state, assign=True)
         self._module = module.to(self.device, self._dtype).eval()
+        self._layer = module.decoder.layers[computing.layer]
         self._turn = Lock()
 
     def in_parallel(self, workers: int) -> AbstractContextManager[object]:
@@ -180,10 +182,10 @@ class DecoderFusion:
         def mask_of(mask: NDArray[np.bool_] | None) -> torch.Tensor | None:
             if mask is None or mask.all():
                 return None
-            whole = np.broadcast_to(mask, (n, mask.shape[1])).copy()
-            return torch.from_numpy(whole).to(self.device)
+            shape = (n, mask.shape[1]) if mask is not attention_mask else (n, *mask.shape[-2:])
+            return torch.from_numpy(np.broadcast_to(mask, shape).copy()).to(self.device)
 
-        with self._turn, torch.inference_mode():
+        with self._turn, torch.inference_mode(), self._weights_to(weights_out):
             fused = self._module(
                 placed(image),
                 placed(text),
@@ -191,9 +193,35 @@ class DecoderFusion:
                 text_mask=mask_of(text_mask),
                 allow_empty_image=True,
                 direction=self.direction,
+                attention_mask=mask_of(attention_mask),
             )
             result: NDArray[np.float32] = fused.float().cpu().numpy()
         return result
+
+    @contextmanager
+    def _weights_to(self, weights_out: WeightsOut | None) -> Iterator[None]:
+        """Inside, the chosen layer's cross-attention hands out its weights as well.
+
+        They are computed a second time: the kernel that gives the result does not form them,
+        and another one would change the result's last bits.
+        """
+        if weights_out is None:
+            yield
+            return
+
+        def hand_out(
+            attention: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> None:
+            told = {**kwargs, "need_weights": True, "average_attn_weights": False}
+            _, weights = attention.forward(*args, **told)  # [n, H, T, P]
+            assert weights is not None
+            weights_out.append(weights.float().cpu().numpy())
+
+        hook = self._layer.multihead_attn.register_forward_pre_hook(hand_out, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 METHOD = Transformer(
@@ -201,5 +229,6 @@ METHOD = Transformer(
     fields=("num_heads", "layers", "ffn_dim"),
     required=("num_heads",),
     engines=("torch",),
+    gives_weights=True,
     ways=(Way("weighed", "projected"),),
 )
