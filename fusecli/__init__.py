@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from fusecli.fusion.options import ModuleOptions as Switches
     from fusecli.fusion.torch_modules import ImageTextFusion, build_module
     from fusecli.fusion.weights import load_module, save_module
-    from fusecli.job.run import FuseOptions, MapOptions, fuse_files
+    from fusecli.job.options import FuseOptions
+    from fusecli.job.run import fuse_files
+    from fusecli.maps.writer import MapOptions
     from fusecli.report.report import Report
 
 __all__ = [
@@ -42,7 +44,7 @@ __all__ = [
 
 _HOME = {
     "FuseError": "errors",
-    "FuseOptions": "job.open",
+    "FuseOptions": "job.options",
     "FusionConfig": "fusion.config",
     "ImageTextFusion": "fusion.torch_modules",
     "MapOptions": "maps.writer",

@@ -1,22 +1,18 @@
-"""What one job is: the options, the opened files, and everything decided from their headers."""
+"""What one job is: the opened files, and everything that is decided from their headers."""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fusecli.errors import UsageError
-from fusecli.features.atomic import check_target
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.formats.table import WRITABLE_ENDINGS
 from fusecli.features.masks import MaskStyle
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
-    ReadOptions,
     SideInput,
     UsedMask,
     check_widths,
@@ -31,96 +27,17 @@ from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.fusion.options import (
-    ModuleOptions,
-    check_computing,
-    check_origin,
-    check_result,
     initial_config,
 )
-from fusecli.fusion.results import BOTH, query_sides
+from fusecli.fusion.results import query_sides
 from fusecli.fusion.stored_module import StoredModule, module_of
-from fusecli.fusion.weights_file import WeightsFile, open_weights, weights_path
-from fusecli.maps.writer import MapOptions
+from fusecli.fusion.weights_file import WeightsFile, open_weights
+from fusecli.job.options import FuseOptions, check_options, check_targets, default_output
 from fusecli.report import diagnoses as diagnose
 
 if TYPE_CHECKING:
     from fusecli.maps.selection import Drawing
-
-
-@dataclass(frozen=True)
-class FuseOptions:
-    """What `fusecli fuse` can be told; the meanings are those of the options of that name.
-
-    Attributes:
-        image, text: paths; one of all inputs may be "-" (.npy on stdin).
-        output: a path, "-" (.npy on stdout), or None for the text's name in this folder.
-        switches: what was said of the module: method, dim, heads, residual and the others.
-        direction: "text", "image" or "both": the sides whose tokens get a fused vector each.
-        pool: "mean", "max" or "first": one vector a pair besides, or None.
-        seed: of initial weights where no weights are given; None means 0.
-        image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
-        allow_integers: whole numbers without a scale are features.
-        mask_style: what the numbers of masks mean whose names do not say it.
-        maps: what is wanted of attention besides.
-        reports: .json paths the report is written to.
-        provenance: hash the inputs for the report (reads them once more).
-        max_memory: bytes a chunk may take.
-    """
-
-    image: str
-    text: str
-    output: str | None = None
-    switches: ModuleOptions = field(default_factory=ModuleOptions)
-    direction: Direction = "text"
-    pool: Pool | None = None
-    device: str = "auto"
-    dtype: Dtype = "float32"
-    engine: Engine = "auto"
-    weights: str | None = None
-    seed: int | None = None
-    image_mask: str | None = None
-    text_mask: str | None = None
-    image_key: str | None = None
-    text_key: str | None = None
-    image_axes: str | None = None
-    text_axes: str | None = None
-    out_dtype: OutDtype = "float32"
-    force: bool = False
-    strict: bool = False
-    allow_empty_image: bool = False
-    allow_nonfinite: bool = False
-    allow_integers: bool = False
-    mask_style: MaskStyle | None = None
-    maps: MapOptions = field(default_factory=MapOptions)
-    reports: tuple[str, ...] = ()
-    provenance: bool = False
-    max_memory: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("image", "text", "output", "weights", "image_mask", "text_mask"):
-            path = getattr(self, name)
-            object.__setattr__(self, name, None if path is None else os.fspath(path))
-        object.__setattr__(self, "reports", tuple(map(os.fspath, self.reports)))
-        if self.weights is not None:
-            object.__setattr__(self, "weights", weights_path(self.weights))
-
-    @property
-    def reading(self) -> ReadOptions:
-        """How both files are read."""
-        return ReadOptions(
-            image_key=self.image_key,
-            text_key=self.text_key,
-            image_axes=self.image_axes,
-            text_axes=self.text_axes,
-            image_mask=self.image_mask != "none",
-            text_mask=self.text_mask != "none",
-            allow_empty_image=self.allow_empty_image,
-            allow_nonfinite=self.allow_nonfinite,
-            allow_integers=self.allow_integers,
-            mask_style=self.mask_style,
-        )
 
 
 @dataclass
@@ -149,26 +66,6 @@ class Job:
     drawing: Drawing | None
 
 
-def default_output(o: FuseOptions) -> str:
-    """`<stem>.fused.npy` in the working folder, with the stem of the query side's file.
-
-    It is .safetensors where that file is, or where .npy does not hold the result: more than one
-    tensor, or bfloat16.
-
-    Raises:
-        UsageError: that file comes from stdin and has no name.
-    """
-    side, path = ("image", o.image) if o.direction == "image" else ("text", o.text)
-    if path == "-":
-        raise UsageError(
-            f"the {side} comes from stdin, so say where the result goes: -o FILE or -o -"
-        )
-    stem, ending = os.path.splitext(os.path.basename(path))
-    several = o.direction == BOTH or o.pool is not None
-    named = several or o.out_dtype == "bfloat16" or ending.lower() == ".safetensors"
-    return f"{stem}.fused{'.safetensors' if named else '.npy'}"
-
-
 def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     """Open the files, decide what everything means, and refuse what cannot be done.
 
@@ -182,8 +79,8 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         FuseError: the options, files, weights, device or output do not serve.
     """
     output = default_output(o) if o.output is None else o.output
-    _check_options(o, output)
-    _check_targets(o, output, force=True)
+    check_options(o, output)
+    check_targets(o, output, force=True)
     if o.device not in ("auto", "cpu"):
         resolve_device(o.device)  # before any work
     inputs = _open_inputs(o, stack)
@@ -234,7 +131,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         if drawing.boxes is not None:
             notes.append(f"regions: {drawing.boxes.how}")
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
-    _check_targets(o, output, o.force)
+    check_targets(o, output, o.force)
     return Job(o, image, text, shapes, config, weights, seed, stored, notes, output, drawing)
 
 
@@ -246,64 +143,6 @@ def pair_shapes(o: FuseOptions) -> PairShapes:
     """
     with ExitStack() as stack:
         return match_inputs(_open_inputs(o, stack), o.reading).shapes
-
-
-def _check_targets(o: FuseOptions, output: str, force: bool) -> None:
-    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask, o.maps.image_file]
-    inputs = [name for name in given if name not in (None, "none")]
-    if o.maps.tokens is not None:
-        from fusecli.maps.token_labels import file_of
-
-        inputs.append(file_of(o.maps.tokens))
-    if o.maps.boxes not in (None, "none"):
-        from fusecli.maps.boxes import file_of_boxes
-
-        inputs.append(file_of_boxes(str(o.maps.boxes)))
-    if output != "-":
-        check_target(output, force, inputs, WRITABLE_ENDINGS)
-    if o.maps.attention is not None:
-        check_target(o.maps.attention, force, inputs, WRITABLE_ENDINGS)
-    if o.maps.plot is not None:
-        from fusecli.maps.picture import ENDINGS as PLOT_ENDINGS
-
-        check_target(o.maps.plot, force, inputs, PLOT_ENDINGS)
-    for path in o.reports:
-        check_target(path, force, inputs, (".json",))
-
-
-def _check_options(o: FuseOptions, output: str) -> None:
-    check_computing(o.device, o.dtype, o.engine)
-    check_result(o.out_dtype, o.direction, o.pool)
-    if [o.image, o.text, o.image_mask, o.text_mask].count("-") > 1:
-        raise UsageError("only one of image, text and their masks can come from stdin")
-    check_origin(o.weights, o.seed)
-    one_only = output == "-" or output.lower().endswith(".npy")
-    if one_only and (o.direction == BOTH or o.pool is not None):
-        what = "--direction both" if o.direction == BOTH else f"--pool {o.pool}"
-        raise UsageError(
-            f"{output}: {what} gives more than one tensor, and .npy holds one: say -o "
-            "FILE.safetensors or FILE.npz"
-        )
-    if o.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
-        raise UsageError("--out-dtype bfloat16 needs -o FILE.safetensors: .npy has no bfloat16")
-    o.maps.check()
-    _refuse_one_name_for_two(o, output)
-    if o.maps.plot is not None:
-        from fusecli.maps.picture import require_matplotlib
-
-        require_matplotlib()
-
-
-def _refuse_one_name_for_two(o: FuseOptions, output: str) -> None:
-    named = [("the output", output), ("the attention", o.maps.attention), ("the plot", o.maps.plot)]
-    named += [("the report", path) for path in o.reports]
-    seen: dict[str, tuple[str, str]] = {}
-    for what, path in named:
-        if path is None or path == "-":
-            continue
-        other, first = seen.setdefault(os.path.realpath(path), (what, path))
-        if other != what:
-            raise UsageError(f"{first}: is both {other} and {what}")
 
 
 def _open_inputs(o: FuseOptions, stack: ExitStack) -> PairInputs:

@@ -30,9 +30,10 @@ from fusecli.fusion.results import (
 )
 from fusecli.fusion.settings import Sizes
 from fusecli.fusion.weights_file import read_weights
-from fusecli.job.open import FuseOptions, Job, open_job
+from fusecli.job.open import Job, open_job
+from fusecli.job.options import FuseOptions
 from fusecli.job.pipeline import stream
-from fusecli.maps.writer import ChunkMaps, MapOptions, MapSink
+from fusecli.maps.writer import ChunkMaps, MapSink
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import (
     Diagnosis,
@@ -47,8 +48,6 @@ from fusecli.report.stages import all_stages
 
 if TYPE_CHECKING:
     from fusecli.maps.view import AttentionView
-
-__all__ = ["FuseOptions", "MapOptions", "fuse_files"]
 
 # Attention weights looked at for their entropy: enough for a mean, cheap beside the job.
 _WEIGHTS_LOOKED_AT = 1 << 22

@@ -113,7 +113,8 @@ def fuse(
     text [T, D]) or a stack of pairs (image [N, P, D], text [N, T, D]).
     """
     from fusecli.errors import UsageError
-    from fusecli.job.run import FuseOptions, fuse_files
+    from fusecli.job.options import FuseOptions
+    from fusecli.job.run import fuse_files
 
     report_files = program.report_files()
     if program.as_json and result.output == "-":

@@ -87,7 +87,8 @@ def methods(inputs: MethodsInput, modules: ModuleSizes, program: JsonProgram) ->
 def _shapes(inputs: MethodsInput, modules: ModuleSizes) -> "Shapes":
     from fusecli.errors import UsageError
     from fusecli.fusion.compare import Shapes
-    from fusecli.job.open import FuseOptions, pair_shapes
+    from fusecli.job.open import pair_shapes
+    from fusecli.job.options import FuseOptions
 
     module_sizes = {
         "--dim": modules.dim,

@@ -1,0 +1,174 @@
+"""What one job can be told, and which of its options exclude each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from fusecli.errors import UsageError
+from fusecli.features.atomic import check_target
+from fusecli.features.formats.table import WRITABLE_ENDINGS
+from fusecli.features.masks import MaskStyle
+from fusecli.features.pair_inputs import ReadOptions
+from fusecli.fusion.literals import BOTH, Direction, Dtype, Engine, OutDtype, Pool
+from fusecli.fusion.options import ModuleOptions, check_computing, check_origin, check_result
+from fusecli.fusion.weights_file import weights_path
+from fusecli.maps.writer import MapOptions
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """What `fusecli fuse` can be told; the meanings are those of the options of that name.
+
+    Attributes:
+        image, text: paths; one of all inputs may be "-" (.npy on stdin).
+        output: a path, "-" (.npy on stdout), or None for the text's name in this folder.
+        switches: what was said of the module: method, dim, heads, residual and the others.
+        direction: "text", "image" or "both": the sides whose tokens get a fused vector each.
+        pool: "mean", "max" or "first": one vector a pair besides, or None.
+        seed: of initial weights where no weights are given; None means 0.
+        image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
+        allow_integers: whole numbers without a scale are features.
+        mask_style: what the numbers of masks mean whose names do not say it.
+        maps: what is wanted of attention besides.
+        reports: .json paths the report is written to.
+        provenance: hash the inputs for the report (reads them once more).
+        max_memory: bytes a chunk may take.
+    """
+
+    image: str
+    text: str
+    output: str | None = None
+    switches: ModuleOptions = field(default_factory=ModuleOptions)
+    direction: Direction = "text"
+    pool: Pool | None = None
+    device: str = "auto"
+    dtype: Dtype = "float32"
+    engine: Engine = "auto"
+    weights: str | None = None
+    seed: int | None = None
+    image_mask: str | None = None
+    text_mask: str | None = None
+    image_key: str | None = None
+    text_key: str | None = None
+    image_axes: str | None = None
+    text_axes: str | None = None
+    out_dtype: OutDtype = "float32"
+    force: bool = False
+    strict: bool = False
+    allow_empty_image: bool = False
+    allow_nonfinite: bool = False
+    allow_integers: bool = False
+    mask_style: MaskStyle | None = None
+    maps: MapOptions = field(default_factory=MapOptions)
+    reports: tuple[str, ...] = ()
+    provenance: bool = False
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image", "text", "output", "weights", "image_mask", "text_mask"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, None if path is None else os.fspath(path))
+        object.__setattr__(self, "reports", tuple(map(os.fspath, self.reports)))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", weights_path(self.weights))
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How both files are read."""
+        return ReadOptions(
+            image_key=self.image_key,
+            text_key=self.text_key,
+            image_axes=self.image_axes,
+            text_axes=self.text_axes,
+            image_mask=self.image_mask != "none",
+            text_mask=self.text_mask != "none",
+            allow_empty_image=self.allow_empty_image,
+            allow_nonfinite=self.allow_nonfinite,
+            allow_integers=self.allow_integers,
+            mask_style=self.mask_style,
+        )
+
+
+def default_output(o: FuseOptions) -> str:
+    """`<stem>.fused.npy` in the working folder, with the stem of the query side's file.
+
+    It is .safetensors where that file is, or where .npy does not hold the result: more than one
+    tensor, or bfloat16.
+
+    Raises:
+        UsageError: that file comes from stdin and has no name.
+    """
+    side, path = ("image", o.image) if o.direction == "image" else ("text", o.text)
+    if path == "-":
+        raise UsageError(
+            f"the {side} comes from stdin, so say where the result goes: -o FILE or -o -"
+        )
+    stem, ending = os.path.splitext(os.path.basename(path))
+    several = o.direction == BOTH or o.pool is not None
+    named = several or o.out_dtype == "bfloat16" or ending.lower() == ".safetensors"
+    return f"{stem}.fused{'.safetensors' if named else '.npy'}"
+
+
+def check_targets(o: FuseOptions, output: str, force: bool) -> None:
+    """Raises:
+    UsageError, OutputError: a file cannot be written where an option says.
+    """
+    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask, o.maps.image_file]
+    inputs = [name for name in given if name not in (None, "none")]
+    if o.maps.tokens is not None:
+        from fusecli.maps.token_labels import file_of
+
+        inputs.append(file_of(o.maps.tokens))
+    if o.maps.boxes not in (None, "none"):
+        from fusecli.maps.boxes import file_of_boxes
+
+        inputs.append(file_of_boxes(str(o.maps.boxes)))
+    if output != "-":
+        check_target(output, force, inputs, WRITABLE_ENDINGS)
+    if o.maps.attention is not None:
+        check_target(o.maps.attention, force, inputs, WRITABLE_ENDINGS)
+    if o.maps.plot is not None:
+        from fusecli.maps.picture import ENDINGS as PLOT_ENDINGS
+
+        check_target(o.maps.plot, force, inputs, PLOT_ENDINGS)
+    for path in o.reports:
+        check_target(path, force, inputs, (".json",))
+
+
+def check_options(o: FuseOptions, output: str) -> None:
+    """Raises:
+    UsageError: options that exclude each other, or a value that is not possible.
+    """
+    check_computing(o.device, o.dtype, o.engine)
+    check_result(o.out_dtype, o.direction, o.pool)
+    if [o.image, o.text, o.image_mask, o.text_mask].count("-") > 1:
+        raise UsageError("only one of image, text and their masks can come from stdin")
+    check_origin(o.weights, o.seed)
+    one_only = output == "-" or output.lower().endswith(".npy")
+    if one_only and (o.direction == BOTH or o.pool is not None):
+        what = "--direction both" if o.direction == BOTH else f"--pool {o.pool}"
+        raise UsageError(
+            f"{output}: {what} gives more than one tensor, and .npy holds one: say -o "
+            "FILE.safetensors or FILE.npz"
+        )
+    if o.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
+        raise UsageError("--out-dtype bfloat16 needs -o FILE.safetensors: .npy has no bfloat16")
+    o.maps.check()
+    _refuse_one_name_for_two(o, output)
+    if o.maps.plot is not None:
+        from fusecli.maps.picture import require_matplotlib
+
+        require_matplotlib()
+
+
+def _refuse_one_name_for_two(o: FuseOptions, output: str) -> None:
+    named = [("the output", output), ("the attention", o.maps.attention), ("the plot", o.maps.plot)]
+    named += [("the report", path) for path in o.reports]
+    seen: dict[str, tuple[str, str]] = {}
+    for what, path in named:
+        if path is None or path == "-":
+            continue
+        other, first = seen.setdefault(os.path.realpath(path), (what, path))
+        if other != what:
+            raise UsageError(f"{first}: is both {other} and {what}")
