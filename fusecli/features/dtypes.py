@@ -13,6 +13,9 @@ READ_TYPES = (
 # Types that numpy does not have are stored as plain bits. (ml_dtypes has them, and takes 10 ms
 # to import.)
 _BITS = {"bfloat16": "<u2", "float8_e4m3fn": "|u1", "float8_e5m2": "|u1"}
+_BFLOAT16_BYTES = 2
+# Types that are raw bytes in a .npy file, by their bytes.
+_RAW = {1: "most types of 8 bits and fewer, such as float8_e4m3fn or int4", 2: "bfloat16"}
 _REFUSED = {
     "O": "Python objects (a pickle), which fusecli never loads",
     "c": "complex numbers",
@@ -33,10 +36,14 @@ def refusal(dtype: np.dtype[np.generic]) -> str | None:
     if dtype.names is not None or dtype.subdtype is not None:
         return "holds structured records, expected plain numbers"
     if dtype.kind == "V":
-        return (
-            f"holds raw bytes ({dtype.str}), which is what np.save makes of bfloat16: "
-            "save bfloat16 as .safetensors, or convert it to float32 first"
+        made_of = _RAW.get(dtype.itemsize)
+        whence = "" if made_of is None else f", which is what np.save makes of {made_of}"
+        remedy = (
+            ""  # its reader says how this very file is converted
+            if dtype.itemsize == _BFLOAT16_BYTES
+            else ": convert it to float32 where it was made"
         )
+        return f"holds raw bytes ({dtype.str}){whence}{remedy}"
     if dtype.kind not in "fiub":
         what = _REFUSED.get(dtype.kind, f"type {dtype.name}")
         return f"holds {what}, expected real numbers"

@@ -86,7 +86,17 @@ def open_features(name: str) -> FeatureFile:
     if name == "-":
         if sys.stdin is None:
             raise FeatureFileError("stdin: is closed, expected a .npy file on it")
-        tensor, data = npy_from_stream(cast(BufferedIOBase, sys.stdin.buffer), "-")
+        stream = cast(BufferedIOBase, sys.stdin.buffer)
+        start = stream.peek(1) if isinstance(stream, BufferedReader) else b""
+        try:
+            tensor, data = npy_from_stream(stream, "-")
+        except FeatureFileError:
+            from fusecli.features.formats.content import content_by_start
+
+            really = content_by_start(start, "FILE", ".npy")
+            if really is None:
+                raise
+            raise FeatureFileError(f"stdin: is not a .npy file but {really}") from None
         return FeatureFile("-", {"": tensor}, {}, len(data), data)
     handle = open_regular(name)
     try:
@@ -100,17 +110,33 @@ def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
     size = os.fstat(handle.fileno()).st_size
     found = format_of(name)
     if found is None:
-        ending = os.path.splitext(name)[1].lower()
+        ending = os.path.splitext(name)[1].lower().removesuffix(".")
+        really = _other_content(handle, name)
         pickles = " (pickles are never loaded)" if ending in (".pkl", ".pickle", ".bin") else ""
         raise FeatureFileError(
             f"{name}: fusecli reads {', '.join(READABLE_ENDINGS)}, "
-            f"found {ending or 'no ending'}{pickles}"
+            f"found {ending or 'no ending'}{f': it is {really}' if really else pickles}"
         )
     try:
         contents = found.open(handle, name)
     except OSError as error:
         raise FeatureFileError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except FeatureFileError:
+        really = _other_content(handle, name)
+        if really is None:
+            raise
+        raise FeatureFileError(f"{name}: is not {found.called} but {really}") from None
     return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle)
+
+
+def _other_content(handle: BufferedReader, name: str) -> str | None:
+    """What a file is by its content, where that is not what its name says, and what to do."""
+    from fusecli.features.formats.content import other_content  # for files that are refused
+
+    try:
+        return other_content(handle, name)
+    except (FeatureFileError, OSError):  # a failing disk is what the first error was about
+        return None
 
 
 def open_regular(name: str) -> BufferedReader:

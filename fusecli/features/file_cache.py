@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.errors import FeatureFileError
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.formats.npy import open_npy
 from fusecli.features.tensor import InMemory, MemoryBytes, Span, StoredTensor
@@ -84,7 +85,10 @@ class Opener:
         key = bytes(header)
         known = self._headers.get(key)
         if known is None:
-            known = open_npy(io.BytesIO(key), status.st_size, name, MemoryBytes(key))
+            try:
+                known = open_npy(io.BytesIO(key), status.st_size, name, MemoryBytes(key))
+            except FeatureFileError:
+                return None
             if not isinstance(known.source, Span) or known.source.offset != _HEADER:
                 return None
             if len(self._headers) > _KEPT_HEADERS:

@@ -33,9 +33,12 @@ from fusecli.features.tensor import InMemory, StoredTensor
 
 class ToyFormat:
     endings = (".toy",)
-    starts = (b"TOY",)
+    called = "a .toy file"
     has_keys = False
     dtypes = ("float32",)
+
+    def recognises(self, handle: BufferedReader) -> bool:
+        return handle.read(4) == b"TOY "
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         word, *sizes = handle.readline().split()

@@ -69,15 +69,22 @@ class Format(Protocol):
 
     Attributes:
         endings: of its files' names, in lower case, with the dot.
-        starts: byte strings its files begin with, where it has such; used to say what a
-            file with another ending really is.
+        called: what its files are, in words, such as "a .npy file"; for errors that say that
+            a file is none.
     """
 
     @property
     def endings(self) -> tuple[str, ...]: ...
 
     @property
-    def starts(self) -> tuple[bytes, ...]: ...
+    def called(self) -> str: ...
+
+    def recognises(self, handle: BufferedReader) -> bool:
+        """Whether a file is of this format by its content, whatever its name says.
+
+        Args:
+            handle: the open file, at its start.
+        """
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         """Read the header of a file; the numbers are read when they are asked for.

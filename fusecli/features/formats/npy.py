@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import tokenize
 import warnings
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, shown_path
+from fusecli.errors import FeatureFileError, shortened, shown_path
 from fusecli.features.dtypes import refusal, storage_type
 from fusecli.features.formats.base import (
     Buffers,
@@ -33,6 +34,7 @@ from fusecli.features.tensor import (
     MemoryBytes,
     Span,
     StoredTensor,
+    TensorSource,
     Unreadable,
 )
 
@@ -52,6 +54,15 @@ _BROKEN = (
 )
 
 _LONGEST_HEADER = 1 << 16
+_DESCR = re.compile(rb"('descr': ?')([\w<>|=]{1,80})'")
+# Types that are known by name, and what np.save makes of float8_e5m2.
+_ML_DTYPES = {
+    "bfloat16": "bfloat16",
+    "float8_e4m3fn": "float8_e4m3fn",
+    "float8_e5m2": "float8_e5m2",
+    "f1": "float8_e5m2",
+}
+_PLAIN_NAME = re.compile(r"[\w./ +=@,~-]+")  # needs no quotes in a shell's or in Python's text
 _KEPT_HEADERS = 4096
 
 
@@ -59,9 +70,13 @@ class NpyFormat:
     """One array without a name."""
 
     endings = (".npy",)
-    starts = (npy_format.MAGIC_PREFIX,)
+    called = "a .npy file"
     has_keys = False
     dtypes = ("float32", "float16")
+
+    def recognises(self, handle: BufferedReader) -> bool:
+        """As `Format.recognises`."""
+        return handle.read(npy_format.MAGIC_LEN).startswith(npy_format.MAGIC_PREFIX)
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         """As `Format.open`."""
@@ -166,13 +181,16 @@ class NpyHeader:
     """What the header of an array says.
 
     Attributes:
+        dtype: of the bytes.
         nbytes: of the numbers that should follow.
+        known: fusecli's name for the type, where numpy has none; "" where it has.
     """
 
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype[Any]
     nbytes: int
+    known: str = ""
 
     def check_size(self, follow: int, where: str) -> None:
         """Compare the promise with the bytes that follow; pickled objects promise no size.
@@ -184,16 +202,46 @@ class NpyHeader:
             return
         state = "cut short" if self.nbytes > follow else "followed by something else"
         raise FeatureFileError(
-            f"{where}: is {state}: its header promises {list(self.shape)} {self.dtype.name}, "
+            f"{where}: is {state}: its header promises {list(self.shape)} "
+            f"{self.known or self.dtype.name}, "
             f"{self.nbytes:,} bytes, and {max(follow, 0):,} follow"
         )
 
     def stored(self, file: str, key: str | None, source: ByteSource, offset: int) -> StoredTensor:
         """The tensor whose numbers begin at `offset` of `source`."""
-        problem = refusal(self.dtype)
-        span = Span(source, offset, self.dtype, self.fortran_order)
-        numbers = span if problem is None else Unreadable(problem)
-        return StoredTensor(file, key, self.shape, self.dtype.name, self.nbytes, numbers)
+        problem = None if self.known else refusal(self.dtype)
+        name = self.known or self.dtype.name
+        if problem is not None:
+            numbers: TensorSource = Unreadable(problem + self._remedy(file, key))
+        else:
+            numbers = Span(source, offset, self.dtype, self.fortran_order)
+        return StoredTensor(file, key, self.shape, name, self.nbytes, numbers)
+
+    def _remedy(self, file: str, key: str | None) -> str:
+        """How a person makes features of something that is not read."""
+        plain = _PLAIN_NAME.fullmatch(file + (key or "")) is not None
+        load = f"n.load({file if plain else 'FILE'!r}, allow_pickle=True)"
+        if key is not None:
+            load += f"[{key if plain else 'KEY'!r}]"
+        if self.dtype.str[1:] == "V2":
+            load = load.replace(", allow_pickle=True", "")
+            return (
+                ': save bfloat16 as .safetensors, or as float32: python -c "import numpy as n; '
+                f"n.save('NEW.npy', ({load}.view('u2').astype('u4') << 16).view('f4'))\""
+            )
+        if not self.dtype.hasobject or self.dtype.names is not None:
+            return ""
+        if not self.shape:  # np.save of a dict, most often
+            of = "a dict of arrays"
+            new = f"n.savez('NEW.npz', **{load}.item())"
+        else:  # np.save of a list of arrays that differ in length
+            of = "arrays of several lengths"
+            new = (
+                f"a = {load}; k = [len(x) for x in a]; f = n.zeros((len(a), max(k), len(a[0][0])),"
+                " 'f4'); [n.copyto(y[:len(x)], x) for x, y in zip(a, f)]; "
+                "n.savez('NEW.npz', features=f, lengths=k)"
+            )
+        return f': if you trust it and it is {of}: python -c "import numpy as n; {new}"'
 
 
 def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader:
@@ -226,15 +274,44 @@ def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader
     if len(prefix) < width or length > _LONGEST_HEADER:
         # Numpy would read it before it looks at its length.
         raise FeatureFileError(f"{where}: has a damaged .npy header: {length:,} bytes long")
-    header = io.BytesIO(prefix + stream.read(length))
+    text = stream.read(length)
+    text, known = _with_known_type(text, where)
+    header = io.BytesIO(len(text).to_bytes(width, "little") + text)
     read = npy_format.read_array_header_1_0 if width == 2 else npy_format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about headers that Python 2 wrote
             shape, fortran_order, dtype = read(header)
     except _BROKEN as error:
-        raise FeatureFileError(f"{where}: has a damaged .npy header: {one_line(error)}") from None
+        why = "descr names no type" if isinstance(error, IndexError) else one_line(error)
+        raise FeatureFileError(f"{where}: has a damaged .npy header: {why}") from None
     if any(isinstance(size, bool) or size < 0 for size in shape):
         raise FeatureFileError(f"{where}: has a damaged .npy header: shape {list(shape)}")
     sizes = tuple(int(size) for size in shape)
-    return NpyHeader(sizes, fortran_order, dtype, math.prod(sizes) * dtype.itemsize)
+    return NpyHeader(sizes, fortran_order, dtype, math.prod(sizes) * dtype.itemsize, known)
+
+
+def _with_known_type(header: bytes, where: str) -> tuple[bytes, str]:
+    """A header that numpy can read, and fusecli's name of its type where numpy has none.
+
+    numpy does not know the types of ml_dtypes, and what np.save writes for them differs:
+    float8_e5m2 is "<f1", the others are raw bytes ("<V1", "<V2"); other writers put the name.
+
+    Raises:
+        FeatureFileError: the type is none that fusecli reads.
+    """
+    found = _DESCR.search(header)
+    if found is None:
+        return header, ""
+    descr = found[2].decode("latin1")
+    name = _ML_DTYPES.get(descr.lstrip("<|="))
+    if name is not None:
+        return header.replace(found[0], found[1] + storage_type(name).str.encode() + b"'"), name
+    try:
+        np.dtype(descr)
+    except (TypeError, ValueError, SyntaxError, KeyError):
+        raise FeatureFileError(
+            f"{where}: has a damaged .npy header or numbers of a type that numpy does not know, "
+            f"{shortened(descr, 40)!r}: convert them to float32 where they were made"
+        ) from None
+    return header, ""

@@ -29,13 +29,25 @@ from fusecli.features.tensor import StoredTensor
 _KEPT_HEADERS = 4096
 
 
+def names_in_archive(handle: BufferedReader) -> list[str]:
+    """The names in a zip archive; none where it is none."""
+    try:
+        return zipfile.ZipFile(handle).namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return []
+
+
 class NpzFormat:
     """Arrays by name."""
 
     endings = (".npz",)
-    starts = (b"PK\x03\x04", b"PK\x05\x06")
+    called = "a .npz archive"
     has_keys = True
     dtypes = ("float32", "float16")
+
+    def recognises(self, handle: BufferedReader) -> bool:
+        """As `Format.recognises`."""
+        return any(name.endswith(".npy") for name in names_in_archive(handle))
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         """As `Format.open`."""

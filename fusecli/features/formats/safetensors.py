@@ -98,9 +98,15 @@ class SafetensorsFormat:
     """Tensors by name."""
 
     endings = (".safetensors",)
-    starts: tuple[bytes, ...] = ()
+    called = "a sound .safetensors file"
     has_keys = True
     dtypes = ("float32", "float16", "bfloat16")
+
+    def recognises(self, handle: BufferedReader) -> bool:
+        """As `Format.recognises`."""
+        start = handle.read(9)
+        length = int.from_bytes(start[:8], "little")
+        return start[8:] == b"{" and 8 + length <= os.fstat(handle.fileno()).st_size
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         """As `Format.open`."""

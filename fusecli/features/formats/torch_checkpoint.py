@@ -22,6 +22,7 @@ from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.dtypes import READ_TYPES, storage_type
 from fusecli.features.formats.base import FileContents, one_line
 from fusecli.features.formats.limits import read_limit
+from fusecli.features.formats.npz import names_in_archive
 from fusecli.features.formats.torch_pickle import (
     DescribedTensor,
     Mapping,
@@ -44,6 +45,7 @@ _NESTS = ("state_dict", "model_state_dict", "model")
 _LARGEST_PICKLE = 64 << 20
 _BYTES_A_STEP = 20  # of a pickle, for the most steps it may take
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C  # begins files of torch before version 1.6
+_OLD_START = b"\x80\x02\x8a\x0a" + _OLD_MAGIC.to_bytes(10, "little")  # the same as it is pickled
 _REMEDIES = {
     "sparse": "save it with .to_dense()",
     "quantized": "save it with .dequantize()",
@@ -56,7 +58,14 @@ class TorchCheckpointFormat:
     """A tensor, or tensors by name."""
 
     endings = (".pt", ".pth", ".ckpt")
-    starts: tuple[bytes, ...] = ()
+    called = "a readable .pt file"
+
+    def recognises(self, handle: BufferedReader) -> bool:
+        """As `Format.recognises`."""
+        start = handle.read(len(_OLD_START))
+        return start == _OLD_START or any(
+            name.endswith("data.pkl") for name in names_in_archive(handle)
+        )
 
     def open(self, handle: BufferedReader, file: str) -> FileContents:
         """As `Format.open`."""
