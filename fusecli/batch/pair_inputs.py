@@ -106,6 +106,8 @@ class PairChecks:
                 read.shapes, self._spec.config, self._sides, *masks, in_batch=True
             )
             notes = [*notes, *diagnose.used_masks(image.used_mask, text.used_mask)]
+        if read.notes:
+            notes = [*notes, *read.notes]
         for side in (image, text):
             rows = side.rows
             if rows.zero_rows or rows.inverted or rows.largest_norm > self._largest:

@@ -109,6 +109,7 @@ def run_batch(
         for line in _damaged(folder, history):
             tell(line)
         run = _Run(options, sink, source, history, progress)
+        run.summary.run_diagnoses = [f"{each.code}: {each.message}" for each in found]
         reader = PairFeaturesReader(spec, tuning)
         stack.callback(reader.close)
         pairs = todo(options, source, history, reader, sink.exists, run.summary, run.earlier)

@@ -10,6 +10,7 @@ from fusecli.pairs.open import Unmatched
 from fusecli.report.report import Diagnosis, Note
 
 _FIRST = 5  # failures that are shown
+_CASES = 8  # of one kind of note
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Summary:
         examples: the first diagnosis of each code.
         notes: by code, of how many pairs something was assumed or used without being asked for.
         first_notes: the first note of each code.
+        run_diagnoses: what may be wrong with all results of the run, as `code: message`.
         failures: id and reason of the first that failed.
         index: path of the index of packs.
         pruned: results that were removed, since their pairs are no longer among the inputs.
@@ -47,7 +49,8 @@ class Summary:
     diagnoses: dict[str, int] = field(default_factory=dict)
     examples: list[Diagnosis] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
-    first_notes: list[Note] = field(default_factory=list)
+    first_notes: dict[str, Note] = field(default_factory=dict)
+    run_diagnoses: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     index: str | None = None
     pruned: int = 0
@@ -81,17 +84,23 @@ class Summary:
                 self.diagnoses[code] = 0
                 self.examples.append(diagnosis)
             self.diagnoses[code] += 1
-        for note in {each.code: each for each in result.notes}.values():
-            if note.code not in self.notes:
-                self.notes[note.code] = 0
-                self.first_notes.append(note)
-            self.notes[note.code] += 1
+        for code, note in {self._code(each): each for each in result.notes}.items():
+            if code not in self.notes:
+                self.notes[code] = 0
+                self.first_notes[code] = note
+            self.notes[code] += 1
+
+    def _code(self, note: Note) -> str:
+        """By what a note is counted; cases of one kind are told apart while they are few."""
+        if note.code in self.notes or len(self.notes) < _CASES:
+            return note.code
+        return note.code.partition(":")[0]
 
     def to_json(self) -> str:
         """As `--json` prints it."""
         data = asdict(self) | {"unmatched": self.unmatched.counts, "rate": round(self.rate, 1)}
         data["examples"] = [str(diagnosis) for diagnosis in self.examples]
-        data["first_notes"] = [str(note) for note in self.first_notes]
+        data["first_notes"] = [str(note) for note in self.first_notes.values()]
         data["seconds"] = round(self.seconds, 3)
         data["failures"] = [{"id": id, "error": error} for id, error in self.failures]
         return json.dumps(data, indent=2) + "\n"
@@ -102,8 +111,8 @@ class Summary:
         for diagnosis in self.examples:
             count = self.diagnoses[diagnosis.code]
             lines.append(f"warning: {count:,} {'pair' if count == 1 else 'pairs'}: {diagnosis}")
-        for note in self.first_notes:
-            count = self.notes[note.code]
+        for code, note in self.first_notes.items():
+            count = self.notes[code]
             lines.append(f"note: {count:,} {'pair' if count == 1 else 'pairs'}: {note}")
         lines += [f"failed: {id}: {error}" for id, error in self.failures]
         if self.failed > len(self.failures):

@@ -6,17 +6,25 @@ or where pairs come from, and of the features themselves nothing but headers is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, ShapeError, UsageError
+from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
 from fusecli.features.masks import MaskStyle, choose_mask, read_mask, the_mask_of
-from fusecli.features.select import choose_tensor, tensor_of
+from fusecli.features.notes import Note
+from fusecli.features.select import (
+    choose_tensor,
+    note_on_scale,
+    notes_on_tensors,
+    scale_keys,
+    tensor_of,
+)
 from fusecli.features.tensor import InMemory, StoredTensor
 
 MaskOrigin = Literal["option", "beside the features", "manifest"]
@@ -251,6 +259,37 @@ def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
         FeatureFileError: no such tensor, or several that could be meant.
     """
     return the_mask_of(file, side) if key is None else tensor_of(file, key)
+
+
+def notes_on_inputs(
+    inputs: PairInputs, masks: Sequence[UsedMask | None], boxes: str | None = None
+) -> list[Note]:
+    """Which tensor of a file of several is used as what, and which are not used.
+
+    Args:
+        inputs: both sides.
+        masks: of the image and of the text.
+        boxes: key of the boxes beside the image features that a picture uses.
+    """
+    notes: list[Note] = []
+    used: dict[int, tuple[FeatureFile, dict[str, str]]] = {}
+    sides: tuple[tuple[Side, SideInput], ...] = (("image", inputs.image), ("text", inputs.text))
+    for (side, given), mask in zip(sides, masks, strict=True):
+        _, roles = used.setdefault(id(given.file), (given.file, {}))
+        if given.stored.key is not None:
+            both = given.stored.key in roles
+            roles[given.stored.key] = "image and the text" if both else side
+        for key in scale_keys(given.stored):
+            roles.setdefault(key, f"{side}'s scale or zero point")
+        if mask is not None and mask.found == "beside the features" and mask.stored.key:
+            roles.setdefault(mask.stored.key, f"{side} mask")
+        notes += [Note("dequantized", note) for note in note_on_scale(given.stored)]
+    if boxes is not None:
+        used[id(inputs.image.file)][1].setdefault(boxes, "regions' boxes")
+    for file, roles in used.values():
+        code = f"tensors-used: {', '.join(shortened(key, 40) for key in roles)}"
+        notes += [Note(code, note) for note in notes_on_tensors(file, roles)]
+    return notes
 
 
 def use_mask(

@@ -13,16 +13,15 @@ from fusecli.features.masks import MaskStyle
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
-    SideInput,
     UsedMask,
     check_widths,
     choose_input,
     mask_beside,
     mask_in,
     match_inputs,
+    notes_on_inputs,
     use_mask,
 )
-from fusecli.features.select import note_on_scale, notes_on_tensors, scale_keys
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
@@ -115,7 +114,8 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     if stored is not None:
         notes += stored.notes(str(o.weights))
     notes += [note.message for note in diagnose.used_masks(*masks)]
-    notes += _tensor_notes(inputs, masks, _boxes_key(o, shapes, inputs.image.file))
+    boxes = _boxes_key(o, shapes, inputs.image.file)
+    notes += [note.message for note in notes_on_inputs(inputs, masks, boxes)]
     sides = query_sides(o.direction)
     config.check_directions(sides, o.weights)
     for asking in sides:
@@ -213,25 +213,3 @@ def _boxes_key(o: FuseOptions, shapes: PairShapes, image: FeatureFile) -> str | 
 
     found = find_boxes(image) if has_boxes(o.maps, shapes, image) else None
     return None if found is None else found.key
-
-
-def _tensor_notes(inputs: PairInputs, masks: list[UsedMask | None], boxes: str | None) -> list[str]:
-    """Which tensor of a file of several is used as what, and which are not used."""
-    notes: list[str] = []
-    used: dict[int, tuple[FeatureFile, dict[str, str]]] = {}
-    sides: tuple[tuple[Side, SideInput], ...] = (("image", inputs.image), ("text", inputs.text))
-    for (side, given), mask in zip(sides, masks, strict=True):
-        _, roles = used.setdefault(id(given.file), (given.file, {}))
-        if given.stored.key is not None:
-            both = given.stored.key in roles
-            roles[given.stored.key] = "image and the text" if both else side
-        for key in scale_keys(given.stored):
-            roles.setdefault(key, f"{side}'s scale or zero point")
-        if mask is not None and mask.found == "beside the features" and mask.stored.key:
-            roles.setdefault(mask.stored.key, f"{side} mask")
-        notes += note_on_scale(given.stored)
-    if boxes is not None:
-        used[id(inputs.image.file)][1].setdefault(boxes, "regions' boxes")
-    for file, roles in used.values():
-        notes += notes_on_tensors(file, roles)
-    return notes

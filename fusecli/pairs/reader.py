@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusecli.errors import ShapeError
 from fusecli.features.axes import Axes, PairShapes, Side
 from fusecli.features.file_cache import Opener, raw_row
+from fusecli.features.notes import Note
 from fusecli.features.pair_inputs import (
     MatchedInputs,
     PairInputs,
@@ -24,6 +25,7 @@ from fusecli.features.pair_inputs import (
     mask_beside,
     mask_in,
     match_inputs,
+    notes_on_inputs,
     use_mask,
 )
 from fusecli.features.token_reader import NEARLY_ZERO, RowStatistics, TokenReader
@@ -70,11 +72,13 @@ class PairFeatures:
     Attributes:
         shapes: what the axes of both sides mean; one object for all pairs of the same shapes.
         image_side, text_side: what was read.
+        notes: which tensors of files of several were used, and which were not.
     """
 
     shapes: PairShapes
     image_side: SideFeatures
     text_side: SideFeatures
+    notes: Sequence[Note] = ()
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -167,10 +171,12 @@ class PairReader:
                 text_mask = self._mask(inputs, "text", axes, pair.text, pair.text_mask)
             image = _raw(inputs.image, matched.image_stack)
             text = _raw(inputs.text, matched.text_stack)
+            notes = _notes(pair, inputs, image_mask, text_mask)
         return PairFeatures(
             shapes,
             self._side(inputs.image, shapes.image, known.image_flat, pair.image, image_mask, image),
             self._side(inputs.text, shapes.text, known.text_flat, pair.text, text_mask, text),
+            notes,
         )
 
     def _open(self, pair: Pair, stack: ExitStack) -> PairInputs:
@@ -282,6 +288,16 @@ def _plain_rows(tokens: NDArray[np.float32]) -> RowStatistics | None:
     if largest < _LARGE and float(np.minimum.reduce(squares)) > NEARLY_ZERO**2 * largest:
         return RowStatistics(len(tokens), 0, largest**0.5)
     return None
+
+
+def _notes(
+    pair: Pair, inputs: PairInputs, image_mask: UsedMask | None, text_mask: UsedMask | None
+) -> Sequence[Note]:
+    """Of files of several tensors; not where the source names one, since others are of others."""
+    several = False
+    for place, given in ((pair.image, inputs.image), (pair.text, inputs.text)):
+        several |= place.key is None and len(given.file.tensors) > 1
+    return notes_on_inputs(inputs, (image_mask, text_mask)) if several else ()
 
 
 def _check_rows(inputs: PairInputs, matched: MatchedInputs) -> None:

@@ -21,6 +21,7 @@ from fusecli._version import __version__
 from fusecli.errors import FeatureFileError
 from fusecli.features.axes import Axes
 from fusecli.features.file import FeatureFile
+from fusecli.features.notes import Note as Note
 from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.tensor import FileBytes, StoredTensor
 from fusecli.fusion.base import Plan
@@ -49,22 +50,6 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}"
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something that was assumed, or used without being asked for.
-
-    Attributes:
-        code: a stable short name, by which a batch counts notes of a kind.
-        message: in plain words.
-    """
-
-    code: str
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
 
 
 @dataclass

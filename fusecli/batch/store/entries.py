@@ -29,6 +29,7 @@ def done_entry(
         source_of(result.pair),
         result.content,
         [f"{diagnosis.code}: {diagnosis.message}" for diagnosis in result.diagnoses],
+        [note.message for note in result.notes],
     )
 
 

@@ -50,6 +50,7 @@ class Entry:
         source: tells which files, keys and rows were read; 0 in journals that do not say it.
         content: tells the features that were read; 0 where it is not known.
         diagnoses: what may be wrong with the result, as `code: message`.
+        notes: what was assumed, or used without being asked for.
         removed: its result was removed, since the pair is no longer among the inputs.
         run: the number of the run that wrote the line; 0 in journals that do not say it.
     """
@@ -64,6 +65,7 @@ class Entry:
     source: int = 0
     content: int = 0
     diagnoses: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     removed: bool = False
     run: int = 0
 
@@ -92,6 +94,8 @@ class Entry:
             data["size"] = self.size
         if self.diagnoses:
             data["diagnoses"] = self.diagnoses
+        if self.notes:
+            data["notes"] = self.notes
         if self.source:
             data["source"] = f"{self.source:016x}"
         if self.content:
@@ -286,6 +290,7 @@ def _entry(data: dict[str, Any]) -> Entry:
         _hexadecimal(data.get("source")),
         _hexadecimal(data.get("content")),
         [_text(diagnosis) for diagnosis in data.get("diagnoses", [])],
+        [_text(note) for note in data.get("notes", [])],
         removed,
         _number(data.get("run", 0)),
     )
