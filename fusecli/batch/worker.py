@@ -28,7 +28,12 @@ from fusecli.batch.tuning import Tuning
 from fusecli.batch.weights import RunWeights
 from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.dtypes import from_float32
-from fusecli.fusion.backend.device import cores, one_thread_a_product, torch_threads
+from fusecli.fusion.backend.device import (
+    cores,
+    one_thread_a_product,
+    set_torch_threads,
+    torch_threads,
+)
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.literals import Side
 from fusecli.fusion.results import count_nonfinite, fuse_chunk, query_sides
@@ -166,7 +171,13 @@ class Fuser:
         """
         if self.spec.engine == "numpy":
             return one_thread_a_product()
-        return nullcontext() if self.spec.threads is None else torch_threads(self.spec.threads)
+        threads = self._torch_threads
+        return nullcontext() if threads is None else torch_threads(threads)
+
+    @property
+    def _torch_threads(self) -> int | None:
+        """Of the run's products, where torch computes them on the CPU."""
+        return self.spec.threads if self.spec.engine == "torch" else None
 
     def work(self, pairs: Sequence[Pair], budget: int, stop: Stop = lambda: False) -> list[Result]:
         """Read and fuse pairs in their order, as far as memory and time allow.
@@ -183,6 +194,8 @@ class Fuser:
         Raises:
             FuseError: what concerns the whole run: its weights or its device.
         """
+        if self._torch_threads is not None:  # a fusion that is built here takes them over
+            set_torch_threads(self._torch_threads)
         until = time.monotonic() + self._tuning.window_seconds
 
         def over() -> bool:

@@ -71,6 +71,18 @@ def one_thread_a_product() -> AbstractContextManager[object]:
     return limits
 
 
+def set_torch_threads(count: int) -> None:
+    """Have torch compute on so many threads what this thread asks of it.
+
+    OpenMP and MKL keep the number for each thread that calls them, and torch hands it on to a new
+    thread only with the first operation that it divides itself: a product that comes before runs
+    on as many threads as the process began with, and the last bits of its result show it.
+    """
+    import torch
+
+    torch.set_num_threads(count)
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Inside, torch computes on so many threads of the CPU."""

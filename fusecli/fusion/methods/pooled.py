@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from fusecli.errors import UsageError
 from fusecli.fusion.backend.arrays import Array, ArrayBackend, NumpyArrays, TorchArrays
-from fusecli.fusion.backend.device import numpy_threads, one_thread_a_product, resolve_device
+from fusecli.fusion.backend.device import (
+    numpy_threads,
+    one_thread_a_product,
+    resolve_device,
+    set_torch_threads,
+)
 from fusecli.fusion.base import Computing, LoadWeights, Plan, WeightsOut, samples_within
 from fusecli.fusion.literals import Side
 from fusecli.fusion.methods import no_attention
@@ -120,6 +125,8 @@ class PooledFusion(ABC):
         x, y, x_mask, y_mask = text, image, text_mask, image_mask
         if self.direction == "image":
             x, y, x_mask, y_mask = image, text, image_mask, text_mask
+        if self.engine == "torch":
+            set_torch_threads(self.threads)
         with np.errstate(over="ignore", invalid="ignore"):
             context = self.context(y, y_mask)
             rows = self.combine(self.arrays.load(x), self.arrays.load(context), max(len(x), len(y)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.fusion.backend.device import resolve_device
+from fusecli.fusion.backend.device import resolve_device, set_torch_threads
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan, WeightsOut, samples_within
 from fusecli.fusion.layers import Layer, layer_norm, linear, multihead_attention
 from fusecli.fusion.literals import Engine
@@ -186,6 +186,7 @@ class DecoderFusion:
             return torch.from_numpy(np.broadcast_to(mask, shape).copy()).to(self.device)
 
         with self._turn, torch.inference_mode(), self._weights_to(weights_out):
+            set_torch_threads(self.threads)
             fused = self._module(
                 placed(image),
                 placed(text),

@@ -18,6 +18,7 @@ from fusecli.fusion.backend.device import (
     numpy_threads,
     one_thread_a_product,
     resolve_device,
+    set_torch_threads,
 )
 from fusecli.fusion.backend.row_stable import RowStableArrays, is_row_stable
 from fusecli.fusion.base import Computing, LoadWeights, Plan, WeightsOut
@@ -114,6 +115,8 @@ class AttentionFusion:
             # One image for all: their texts are one long text.
             rows = x.reshape(1, n * T, Dt)
         with self._turn, np.errstate(over="ignore", invalid="ignore"):
+            if self.engine == "torch":
+                set_torch_threads(self.threads)
             try:
                 arrays = self._idle.pop()
             except IndexError:
