@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pairs": {"features"},
     "features": set(),
 }
-ROOT = {"fusecli.errors", "fusecli._version"}  # every package may import these
+ROOT = {"fusecli.errors", "fusecli._version", "fusecli.records"}  # every package may import these
 # `fusecli` imports from everywhere to give the public names, so nothing below may import it.
 ENTRANCES = {"fusecli", "fusecli.__main__"}
 

@@ -14,10 +14,11 @@ The letters, used everywhere in fusecli:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from fusecli.errors import ShapeError, UsageError, shortened
+from fusecli.records import record
 
 Side = Literal["image", "text"]
 
@@ -35,7 +36,7 @@ _EXAMPLES: dict[Side, str] = {
 }
 
 
-@dataclass(frozen=True)
+@record
 class Axes:
     """One letter for every axis of one side's file.
 
@@ -87,7 +88,7 @@ class Axes:
         return dict(zip(self.letters, self.shape, strict=True))
 
 
-@dataclass(frozen=True)
+@record
 class PairShapes:
     """How an image file and a text file belong together.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import BufferedIOBase, BufferedReader, FileIO, RawIOBase
 from typing import TYPE_CHECKING, cast
 
@@ -17,12 +17,13 @@ from fusecli.errors import FeatureFileError, refuse_empty_name, shortened, shown
 from fusecli.features.formats.npy import npy_from_stream
 from fusecli.features.formats.table import READABLE_ENDINGS, format_of
 from fusecli.features.tensor import StoredTensor
+from fusecli.records import record
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-@dataclass(frozen=True)
+@record
 class FeatureFile:
     """An open feature or weights file.
 

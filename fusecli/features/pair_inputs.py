@@ -26,11 +26,12 @@ from fusecli.features.select import (
     tensor_of,
 )
 from fusecli.features.tensor import InMemory, StoredTensor
+from fusecli.records import record
 
 MaskOrigin = Literal["option", "beside the features", "manifest"]
 
 
-@dataclass(frozen=True)
+@record
 class ReadOptions:
     """How the files of a pair are read; the meanings are those of the options of that name.
 
@@ -56,7 +57,7 @@ class ReadOptions:
     mask_style: MaskStyle | None = None
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class SideInput:
     """One side of a pair in its open file.
 
@@ -76,7 +77,7 @@ class SideInput:
         return self.stored.where if self.row is None else f"{self.stored.where} row {self.row}"
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class PairInputs:
     """Both sides of a pair in their open files; the same file where it holds both."""
 
@@ -89,7 +90,7 @@ class PairInputs:
         return self.image.file is self.text.file and self.image.stored.key != self.text.stored.key
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MatchedInputs:
     """How the two sides belong together, from their shapes alone.
 
@@ -103,7 +104,7 @@ class MatchedInputs:
     text_stack: Axes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExpectedWidths:
     """The widths that a module takes.
 
@@ -120,7 +121,7 @@ class ExpectedWidths:
     remedy: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UsedMask:
     """The mask of one side, as it was found and read.
 

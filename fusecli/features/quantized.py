@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError
 from fusecli.features.file import FeatureFile
 from fusecli.features.tensor import Buffer, StoredTensor
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Dequantized:
     """(stored - zero point) * scale, as float32.
 

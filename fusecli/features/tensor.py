@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BufferedReader
 from threading import Lock
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, shown_path
 from fusecli.features.dtypes import to_float32
+from fusecli.records import record
 
 Buffer = NDArray[np.uint8]
 
@@ -125,7 +126,7 @@ class MemoryBytes:
         buffer[:] = piece
 
 
-@dataclass(frozen=True)
+@record
 class Span:
     """Numbers that lie in a file in one piece.
 
@@ -200,7 +201,7 @@ class Span:
         self.source.read_into(self.offset + skip, out.reshape(-1).view(np.uint8).data)
 
 
-@dataclass(frozen=True)
+@record
 class InMemory:
     """Numbers that have been read already, as they are stored."""
 
@@ -218,7 +219,7 @@ class InMemory:
         return self.raw(shape)[(slice(None),) * axis + (slice(start, stop),)]
 
 
-@dataclass(frozen=True)
+@record
 class Unreadable:
     """Something other than numbers. A file may hold it beside its features.
 
@@ -239,7 +240,7 @@ class Unreadable:
         raise FeatureFileError(self.problem)
 
 
-@dataclass(frozen=True)
+@record
 class StoredTensor:
     """One tensor of a feature file. Nothing but its header has been read.
 

@@ -13,6 +13,7 @@ from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, Side
 from fusecli.features.dtypes import to_float32
 from fusecli.features.tensor import StoredTensor
+from fusecli.records import record
 
 # A row this much shorter than the longest is as good as zero: the padding of an encoder that
 # stores float16 zeros with noise, not a short feature.
@@ -21,7 +22,7 @@ NEARLY_ZERO = 1e-4
 Norms = NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RowNorms:
     """The Euclidean lengths of some tokens.
 
@@ -37,7 +38,7 @@ class RowNorms:
     inverted: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class RowStatistics:
     """What was seen of one side's features while they were read.
 
@@ -65,7 +66,7 @@ class RowStatistics:
         self.inverted += norms.inverted
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class TokenReader:
     """Reads one side of a job as `[n, tokens, width]`, float32, masked rows zero.
 

@@ -19,7 +19,7 @@ from fusecli.errors import OutputError
 from fusecli.features.atomic import StagedFile, StagedStdout
 from fusecli.features.dtypes import from_float32, storage_type
 from fusecli.features.formats.base import OutputContents, TensorSink, bytes_of
-from fusecli.features.formats.npy import NpyFormat
+from fusecli.features.formats.npy import FORMAT as NPY
 from fusecli.features.formats.table import writable_format_of
 
 OUT_DTYPES = ("float32", "float16", "bfloat16")
@@ -52,7 +52,7 @@ class FeatureWriter:
         self._contents = OutputContents({key: shape, **further}, dtype, metadata)
         self.staged = StagedStdout() if path == "-" else StagedFile(path)
         # A name without an ending is one of /dev/stdout's kind, which takes what stdout takes.
-        self._format = writable_format_of(path) or NpyFormat()
+        self._format = writable_format_of(path) or NPY
         self._sink: TensorSink | None = None
 
     def begin(self) -> FeatureWriter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fusecli.fusion.literals import Dtype, Engine, ScoreOrder, Side, ValueOrder
 from fusecli.fusion.settings import FusionSettings, Sizes
+from fusecli.records import record
 
 # Gives the parameters that are asked for, of each the rows that are asked for.
 LoadWeights = Callable[[Mapping[str, slice]], Mapping[str, NDArray[np.float32]]]
@@ -28,7 +28,7 @@ class WeightsOut(Protocol):
     def append(self, part: Any, /) -> None: ...
 
 
-@dataclass(frozen=True)
+@record
 class Computing:
     """Where and in what a fusion computes, and for which side.
 
@@ -56,7 +56,7 @@ class Computing:
         return on_cpu and self.engine != "torch"
 
 
-@dataclass(frozen=True)
+@record
 class Plan:
     """One order of the matrix products of attention.
 

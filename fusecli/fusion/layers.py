@@ -7,10 +7,12 @@ The bounds are those of `nn.Linear` and `nn.MultiheadAttention` (torch/nn/init.p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Layer:
     """The parameters of one layer under their `state_dict` names.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
 from fusecli.fusion.literals import Side
 from fusecli.fusion.settings import FusionSettings, Sizes
+from fusecli.records import record
 
 if TYPE_CHECKING:
     from fusecli.fusion.torch_modules import PairFusion
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@record
 class Way:
     """One row of `fusecli methods`: a method with some of its switches.
 
@@ -38,7 +39,7 @@ class Way:
     projected: bool | None = None
 
 
-@dataclass(frozen=True)
+@record
 class TokenSide:
     """One side of a job, for the list of stages.
 
@@ -57,7 +58,7 @@ class TokenSide:
     width_letters: str
 
 
-@dataclass(frozen=True)
+@record
 class Stage:
     """The shape at one stage of the module; `formed` is false where the plan avoids it."""
 
@@ -67,7 +68,7 @@ class Stage:
     formed: bool
 
 
-@dataclass(frozen=True)
+@record
 class Recognised:
     """What the names and shapes in a state dict say of the module it was saved from.
 
@@ -86,7 +87,7 @@ class Recognised:
     by_method: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class Method(ABC):
     """A way to fuse: its options and their checks, its parameters, its cost, its stages for the
     report, its arithmetic, and its torch module.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,10 @@ from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import BOTH as BOTH
 from fusecli.fusion.literals import SIDES, Pool, Side
 from fusecli.fusion.pooling import pool_tokens
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class ResultTensor:
     """One tensor of the output.
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusecli.records import record
 
-@dataclass(frozen=True)
+
+@record
 class Sizes:
     """What the cost of a job depends on: one letter each, and the switches that add products.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fusecli.errors import FeatureFileError, UsageError, WeightsError, counted, shortened
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
@@ -11,6 +11,7 @@ from fusecli.fusion.method import Method, Recognised
 from fusecli.fusion.methods import all_methods, method_named
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.weights_file import WeightsFile
+from fusecli.records import record
 
 _SWITCHED_OFF = {"norm": ("norm.weight", "norm.bias"), "gate": ("gate",)}
 _IN_WORDS = {
@@ -20,7 +21,7 @@ _IN_WORDS = {
 }
 
 
-@dataclass(frozen=True)
+@record
 class StoredModule:
     """A fusion whose parameters lie in a weights file.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.fusion.config import FusionConfig, shown
+from fusecli.records import record
 
 METADATA_KEY = "fusecli"
 SEED_KEY = "initial_seed"
@@ -24,7 +24,7 @@ _ANCHORS = ("text_proj.weight", "projection.weight")
 _LEFT_OUT = ("state_dict.", "model_state_dict.", "model.")
 
 
-@dataclass(frozen=True)
+@record
 class WeightsFile:
     """An open weights file; its numbers are not read yet.
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fusecli.maps.selection import Drawing
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class JobSide:
     """One opened input with its mask."""
 
@@ -48,7 +48,7 @@ class JobSide:
     mask: UsedMask | None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Job:
     """Everything decided before the first number is read."""
 

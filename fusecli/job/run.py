@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from fusecli.job.open import Job, open_job
 from fusecli.job.options import FuseOptions
 from fusecli.job.pipeline import stream
 from fusecli.maps.writer import ChunkMaps, MapSink
+from fusecli.records import record
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import (
     Diagnosis,
@@ -217,7 +218,7 @@ def _loader(job: Job) -> LoadWeights:
     return partial(initial_weights, job.config, job.seed or 0)
 
 
-@dataclass(frozen=True)
+@record
 class _Made:
     """What one chunk gave."""
 

@@ -27,6 +27,7 @@ from fusecli.features.tensor import FileBytes, StoredTensor
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.method import Stage
+from fusecli.records import record
 
 REPORT_VERSION = 1
 _COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim", "context_dim")
@@ -34,7 +35,7 @@ _COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim", "context
 SWITCHES = tuple(field.name for field in fields(FusionConfig) if field.name not in _COMMON)
 
 
-@dataclass(frozen=True)
+@record
 class Diagnosis:
     """Something that speaks against a result, in plain words.
 

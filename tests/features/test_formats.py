@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import fusecli
-from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, WRITABLE_ENDINGS
+from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, WRITABLE_ENDINGS, load_format
 
 PACKAGE = Path(fusecli.__file__).parent
 
@@ -32,7 +32,6 @@ from fusecli.features.tensor import InMemory, StoredTensor
 
 
 class ToyFormat:
-    endings = (".toy",)
     called = "a .toy file"
     has_keys = False
     dtypes = ("float32",)
@@ -57,6 +56,9 @@ class ToyFormat:
             return [start(tensor.shape), lines(tensor)]
 
         return encode
+
+
+FORMAT = ToyFormat()
 
 
 class ToySink:
@@ -93,9 +95,9 @@ def with_toy_format(folder: Path) -> Path:
     formats = copy / "fusecli" / "features" / "formats"
     (formats / "toy.py").write_text(TOY)
     table = (formats / "table.py").read_text()
-    line = "    NpyFormat(),\n"
+    line = '    Entry("npy", (".npy",), writable=True),\n'
     assert table.count(line) == 1
-    new = '    __import__("fusecli.features.formats.toy", fromlist=["x"]).ToyFormat(),\n'
+    new = '    Entry("toy", (".toy",), writable=True),\n'
     (formats / "table.py").write_text(table.replace(line, line + new))
     return copy
 
@@ -133,6 +135,10 @@ def test_a_new_format_is_one_file_and_one_line(tmp_path: Path) -> None:
     np.testing.assert_array_equal(from_toy(data / "a.toy"), np.load(data / "a.npy"))
     described = json.loads(run("inspect", "image/a.toy", "--json").stdout)
     assert described[0]["tensors"][0]["shape"] == [3, 16]
+    (data / "pairs.csv").write_text(
+        "id,image,text,output\na,image/a.npy,text/a.npy,a.npy\nb,image/b.npy,text/b.npy,b.npy\n"
+    )
+    run("batch", "--manifest", "pairs.csv", "-o", "from_npy")
     for side in ("image", "text"):
         for name in ("a", "b"):
             os.unlink(data / side / f"{name}.npy")
@@ -140,16 +146,26 @@ def test_a_new_format_is_one_file_and_one_line(tmp_path: Path) -> None:
         "id,image,text,output\na,image/a.toy,text/a.toy,a.toy\nb,image/b.toy,text/b.toy,b.npy\n"
     )
     run("batch", "--manifest", "pairs.csv", "-o", "out")
-    np.testing.assert_array_equal(from_toy(data / "out" / "a.toy"), from_toy(data / "a.toy"))
+    np.testing.assert_array_equal(
+        from_toy(data / "out" / "a.toy"), np.load(data / "from_npy" / "a.npy")
+    )
     assert np.load(data / "out" / "b.npy").shape == (8, 16)
     run("batch", "image", "text", "-o", "folders")
-    np.testing.assert_array_equal(np.load(data / "folders" / "a.npy"), from_toy(data / "a.toy"))
+    for name in ("a.npy", "b.npy"):
+        np.testing.assert_array_equal(
+            np.load(data / "folders" / name), np.load(data / "from_npy" / name)
+        )
 
 
 def test_endings_are_those_of_the_formats() -> None:
     assert READABLE_ENDINGS[:5] == (".npy", ".npz", ".safetensors", ".pt", ".pth")
     assert WRITABLE_ENDINGS == (".npy", ".npz", ".safetensors")
-    assert len({ending for each in FORMATS for ending in each.endings}) == len(READABLE_ENDINGS)
+    assert len({ending for entry in FORMATS for ending in entry.endings}) == len(READABLE_ENDINGS)
+
+
+def test_formats_that_the_table_calls_writable_are_those_with_a_writer() -> None:
+    for entry in FORMATS:
+        assert hasattr(load_format(entry.module), "sink") == entry.writable, entry.module
 
 
 def test_one_module_knows_the_layout_of_safetensors_files() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from io import BufferedReader
 from typing import IO, Any, Protocol
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from fusecli.errors import shortened
 from fusecli.features.tensor import StoredTensor
+from fusecli.records import record
 
 Buffers = list[bytes | memoryview]
 Encode = Callable[[Mapping[str, NDArray[Any]]], Buffers]
 
 
-@dataclass(frozen=True)
+@record
 class FileContents:
     """What the header of a file says.
 
@@ -29,7 +30,7 @@ class FileContents:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@record
 class OutputContents:
     """What a file that is written will hold.
 
@@ -65,16 +66,12 @@ class TensorSink(Protocol):
 
 
 class Format(Protocol):
-    """A file format that is read.
+    """A file format that is read. `table.py` lists the endings of its files' names.
 
     Attributes:
-        endings: of its files' names, in lower case, with the dot.
         called: what its files are, in words, such as "a .npy file"; for errors that say that
             a file is none.
     """
-
-    @property
-    def endings(self) -> tuple[str, ...]: ...
 
     @property
     def called(self) -> str: ...

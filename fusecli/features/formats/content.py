@@ -10,7 +10,7 @@ import os
 import re
 from io import BufferedReader
 
-from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS
+from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, load_format
 
 _LOOKED_AT = 512  # bytes
 _TAR_MARK = 257  # where "ustar" stands in a tar archive
@@ -78,12 +78,12 @@ def other_content(handle: BufferedReader, name: str) -> str | None:
     handle.seek(0)
     start = handle.read(_LOOKED_AT)
     stem, ending = os.path.splitext(name)
-    for each in FORMATS:
+    for entry in FORMATS:
         handle.seek(0)
-        if each.recognises(handle):
-            if ending.lower() in each.endings:
+        if load_format(entry.module).recognises(handle):
+            if ending.lower() in entry.endings:
                 return None
-            new = each.endings[0]
+            new = entry.endings[0]
             zipped = start.startswith(_ZIP)
             what = f"zip archive ({new} by its content)" if zipped else f"{new} file by its content"
             return f"a {what}: name it {stem or name}{new}"

@@ -9,7 +9,6 @@ import re
 import tokenize
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedIOBase, BufferedReader
 from typing import IO, Any
@@ -37,6 +36,7 @@ from fusecli.features.tensor import (
     TensorSource,
     Unreadable,
 )
+from fusecli.records import record
 
 # What numpy's header parser raises on hostile headers, each seen.
 _BROKEN = (
@@ -69,7 +69,6 @@ _KEPT_HEADERS = 4096
 class NpyFormat:
     """One array without a name."""
 
-    endings = (".npy",)
     called = "a .npy file"
     has_keys = False
     dtypes = ("float32", "float16")
@@ -96,6 +95,9 @@ class NpyFormat:
             return [header(tensor.shape), bytes_of(tensor)]
 
         return encode
+
+
+FORMAT = NpyFormat()
 
 
 class NpySink:
@@ -176,7 +178,7 @@ def npy_from_stream(stream: BufferedIOBase, file: str) -> tuple[StoredTensor, by
     return stored, content
 
 
-@dataclass(frozen=True)
+@record
 class NpyHeader:
     """What the header of an array says.
 

@@ -40,7 +40,6 @@ def names_in_archive(handle: BufferedReader) -> list[str]:
 class NpzFormat:
     """Arrays by name."""
 
-    endings = (".npz",)
     called = "a .npz archive"
     has_keys = True
     dtypes = ("float32", "float16")
@@ -87,6 +86,9 @@ class NpzFormat:
             return [file.getvalue()]
 
         return encode
+
+
+FORMAT = NpzFormat()
 
 
 class NpzSink:

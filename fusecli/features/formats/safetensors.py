@@ -97,7 +97,6 @@ class HeaderEntry(NamedTuple):
 class SafetensorsFormat:
     """Tensors by name."""
 
-    endings = (".safetensors",)
     called = "a sound .safetensors file"
     has_keys = True
     dtypes = ("float32", "float16", "bfloat16")
@@ -141,6 +140,9 @@ class SafetensorsFormat:
             return [header(shapes), *map(bytes_of, tensors.values())]
 
         return encode
+
+
+FORMAT = SafetensorsFormat()
 
 
 class SafetensorsSink:

@@ -11,7 +11,6 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
 
@@ -39,6 +38,7 @@ from fusecli.features.tensor import (
     TensorSource,
     Unreadable,
 )
+from fusecli.records import record
 
 # Where trainers put the state dict inside a checkpoint; its keys are used without these names.
 _NESTS = ("state_dict", "model_state_dict", "model")
@@ -57,7 +57,6 @@ _REMEDIES = {
 class TorchCheckpointFormat:
     """A tensor, or tensors by name."""
 
-    endings = (".pt", ".pth", ".ckpt")
     called = "a readable .pt file"
 
     def recognises(self, handle: BufferedReader) -> bool:
@@ -104,7 +103,10 @@ class TorchCheckpointFormat:
         return FileContents(tensors)
 
 
-@dataclass(frozen=True)
+FORMAT = TorchCheckpointFormat()
+
+
+@record
 class _Storages:
     """Where the numbers of each storage lie in the file.
 
@@ -292,7 +294,7 @@ def _is_contiguous(tensor: DescribedTensor) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@record
 class StridedSpan:
     """Numbers of a view: what lies between its first and its last is read, and looked at.
 

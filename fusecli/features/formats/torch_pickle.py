@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import IO, Any
+
+from fusecli.records import record
 
 # Storages by the name of their class, with the type of their numbers.
 _STORAGES = {
@@ -51,7 +52,7 @@ class NotAllowedError(Exception):
     """The pickle asks for something that could run code; holds its name."""
 
 
-@dataclass(frozen=True)
+@record
 class StorageRef:
     """A storage of numbers in the file.
 
@@ -66,7 +67,7 @@ class StorageRef:
     count: int
 
 
-@dataclass(frozen=True)
+@record
 class DescribedTensor:
     """A tensor, as a view of a storage.
 
@@ -102,14 +103,14 @@ class Mapping:
             self.items[str(key)] = value
 
 
-@dataclass(frozen=True)
+@record
 class OtherObject:
     """Something that is no tensor and is not looked into."""
 
     name: str
 
 
-@dataclass(frozen=True)
+@record
 class PickleContents:
     """What a pickle describes.
 

@@ -168,7 +168,7 @@ def _taking_part(
     return np.ascontiguousarray(whole).reshape(len(y), -1, P)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Unloading:
     """Brings attention weights from the engine to their receiver, part by part."""
 

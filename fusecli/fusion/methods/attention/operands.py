@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from numpy.typing import NDArray
 from fusecli.fusion.backend.arrays import Array, ArrayBackend
 from fusecli.fusion.base import Plan
 from fusecli.fusion.settings import FusionSettings
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Matrices:
     """Weights and biases; None where the plan does not form that layer or has nothing to add.
 
@@ -59,7 +59,7 @@ class Matrices:
     norm_bias: Array | None = None
 
 
-@dataclass(frozen=True)
+@record
 class Operands:
     """The weights as one plan wants them, where they are computed with.
 
