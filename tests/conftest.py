@@ -12,6 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Torch's threads wait actively for each other: two test processes with all cores each take longer
+# than with one thread each. numpy's engine keeps its threads, which share the work of a job.
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(os.cpu_count()))
+
 import torch
 
 from fusecli.cli.main import main

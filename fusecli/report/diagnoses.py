@@ -19,6 +19,8 @@ from fusecli.report.report import Diagnosis, Note
 Mask = NDArray[np.bool_]
 
 UNIFORM = 0.99  # mean entropy over log P from which attention is called uniform
+# What to do with an untrained module.
+NEXT_STEP = "'fusecli train' trains one on pairs with labels"
 _WIDE = 256  # more tokens than this may be a width
 FLOAT16_MAX = 65504.0
 # bfloat16 keeps 8 bits: from here on its rounding moves a feature by 0.5, and scores by more.
@@ -179,7 +181,7 @@ def untrained_note(weights: str | None, seed: int, config: FusionConfig) -> str:
     """
     # A gate that is still closed has a diagnosis of its own.
     gives = "" if config.gate else ", its output is a fixed random projection"
-    return f"{_initial(weights, seed)}; this module is untrained{gives}"
+    return f"{_initial(weights, seed)}; this module is untrained{gives}; {NEXT_STEP}"
 
 
 def _initial(weights: str | None, seed: int) -> str:
@@ -219,7 +221,7 @@ def uniform_attention(
             f"{usual}: every {asking} token gets nearly the mean of the {other} tokens{also}",
             "were these weights trained?"
             if seed is None
-            else "give trained weights with --weights",
+            else "train it with 'fusecli train', and give the run with --weights",
         )
     ]
 

@@ -240,3 +240,11 @@ def test_bench_times_a_batch_against_the_loop_and_its_memory():
     if sys.platform == "linux":
         assert made.resident_mb > 10
         assert keyed.resident_mb > 10
+
+
+def test_init_says_that_its_weights_are_untrained_and_how_to_train(tmp_path):
+    done = run("init", "-o", tmp_path / "w.safetensors", "--dim", 16)
+    assert "this module is untrained" in done.stderr
+    assert "'fusecli train'" in done.stderr
+    done = run("init", "-o", tmp_path / "w.safetensors", "--dim", 16, "-f", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")

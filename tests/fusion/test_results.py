@@ -310,7 +310,10 @@ def test_a_closed_gate_is_diagnosed_before_any_work_and_an_open_one_is_not():
     made, report = fuse(image, text, switches=Switches(gate=True))
     assert np.array_equal(made["fused"], text)
     assert codes(report) == ["closed-gate"]
-    assert report.notes == ["no --weights: initial weights, seed 0; this module is untrained"]
+    assert report.notes == [
+        "no --weights: initial weights, seed 0; this module is untrained; "
+        "'fusecli train' trains one on pairs with labels"
+    ]
     os.remove("out.safetensors")
     with pytest.raises(DiagnosisError, match="the gate is 0, as it starts: the result is the text"):
         fuse(image, text, switches=Switches(gate=True), strict=True)

@@ -50,9 +50,11 @@ def init(module: InitialModule, result: WeightsResult, program: QuietProgram) ->
     a transformer, whose layers each draw their own weights, where torch copies the first).
     Prints the path of the file.
     """
+    from fusecli.cli.progress import Progress
     from fusecli.errors import UsageError
     from fusecli.fusion.initial_weights import initial_weights
     from fusecli.fusion.weights import write_weights
+    from fusecli.report.diagnoses import untrained_note
 
     for option, size in (("--image-dim", module.image_dim), ("--text-dim", module.text_dim)):
         if size is not None and size < 1:
@@ -62,4 +64,6 @@ def init(module: InitialModule, result: WeightsResult, program: QuietProgram) ->
     )
     weights = initial_weights(config, module.seed)
     write_weights(result.output, config, weights, module.seed, result.force)
+    with Progress("init", program.quiet) as progress:
+        progress.tell(f"note: {untrained_note(result.output, module.seed, config)}")
     print_path(result.output)
