@@ -3,13 +3,16 @@
 Both trees are walked at once, in the order of their ids, folder by folder, so that no more is
 held than the names of the folders that are open. What belongs to nobody is passed over: hidden
 files and folders (our own temporary files too), other endings, the output folder. Links are
-followed; one that leads back into a folder it lies in is not.
+followed; one that leads back into a folder it lies in is not, and links upon links that lead to
+one folder in very many ways are refused.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fusecli.errors import PairsError, UsageError
 from fusecli.features.formats.table import READABLE_ENDINGS
@@ -18,7 +21,9 @@ from fusecli.pairs.pattern import Pattern
 
 # Below every character of a file's name: `a`, then what is in the folder `a`, then `a-b`.
 _BELOW = "\0"
-_FILE, _FOLDER = "\0", "\1"
+_FILE, _FOLDER, _LINK = "\0", "\1", "\2"
+# Ways that lead to one folder over two links or more; two links in each of n folders are 2^n ways.
+MOST_WAYS = 1000
 
 
 class Folders:
@@ -80,6 +85,25 @@ class Folders:
         return pair.image.file
 
 
+@dataclass
+class _Opened:
+    """A folder that is being walked.
+
+    Attributes:
+        left: what is left in it.
+        path: where it is.
+        key: its part of the ids below it.
+        identity: device and inode.
+        links: how many links lead to it.
+    """
+
+    left: Iterator[str]
+    path: str
+    key: str
+    identity: tuple[int, int]
+    links: int
+
+
 class Walk:
     """The files of one side in the order of their ids.
 
@@ -104,6 +128,7 @@ class Walk:
         self._base, self._tail = base, below + tail
         # What begins the first part of an id, and what begins every file's name.
         self._first, self._lead = (first, "") if by_path else ("", first)
+        self._ways: Counter[tuple[int, int]] = Counter()  # to folders behind several links
         self._endings = READABLE_ENDINGS if pattern.ending is None else (pattern.ending,)
         # What a file that does not fit is called, None to leave it to the other side; and the
         # pattern that may be meant for it.
@@ -117,46 +142,56 @@ class Walk:
             unmatched: receives feature files that the pattern does not fit.
 
         Raises:
-            PairsError: a folder cannot be listed, or two files have one id.
+            PairsError: a folder cannot be listed, two files have one id, or links multiply.
         """
         start = os.path.join(self._root, self._base) if self._base else self._root
         if not os.path.isdir(start):
             return
         last, earlier = "", ""
-        # The folders that are open: what is left in each, its path, its key, its identity.
-        opened = [self._open(start, "", unmatched, set())]
+        opened = [self._open(start, "", unmatched, [], 0)]
         while opened:
-            left, path, key, _ = opened[-1]
-            entry = next(left, None)
+            here = opened[-1]
+            entry = next(here.left, None)
             if entry is None:
                 opened.pop()
                 continue
             part, _, rest = entry.partition(_BELOW)
-            below = os.path.join(path, rest[1:])
+            below = os.path.join(here.path, rest[1:])
             if rest[0] == _FILE:
-                if key + part == last:
+                if here.key + part == last:
                     raise PairsError(
                         f"{below}: is the {self._side} of {_id(last)!r}, and so is {earlier}: "
                         "keep one of them"
                     )
-                last, earlier = key + part, below
+                last, earlier = here.key + part, below
                 yield last, below
                 continue
-            above = {identity for _, _, _, identity in opened}
-            opened.append(self._open(below, f"{key}{part}{_BELOW}", unmatched, above))
+            links = here.links + (rest[0] == _LINK)
+            key = f"{here.key}{part}{_BELOW}"
+            opened.append(self._open(below, key, unmatched, opened, links))
 
     def _open(
-        self, folder: str, key: str, unmatched: Unmatched, above: set[tuple[int, int]]
-    ) -> tuple[Iterator[str], str, str, tuple[int, int]]:
+        self, folder: str, key: str, unmatched: Unmatched, above: list[_Opened], links: int
+    ) -> _Opened:
         """A folder and what is in it: nothing where it is one that it lies in, or the output's."""
         try:
             identity = _identity(folder)
-            passed = identity == self._skipped or identity in above
+            passed = identity == self._skipped or any(identity == a.identity for a in above)
+            if links > 1 and not passed:
+                self._count_way(folder, identity)
             listed = [] if passed else self._list(folder, not key, unmatched)
         except OSError as error:
             raise PairsError(f"{folder}: cannot be listed: {error.strerror}") from None
         listed.sort()
-        return iter(listed), folder, key, identity
+        return _Opened(iter(listed), folder, key, identity, links)
+
+    def _count_way(self, folder: str, identity: tuple[int, int]) -> None:
+        self._ways[identity] += 1
+        if self._ways[identity] > MOST_WAYS:
+            raise PairsError(
+                f"{folder}: links upon links lead to this folder in more than {MOST_WAYS:,} ways: "
+                "remove links, or say the files in a --manifest"
+            )
 
     def _list(self, folder: str, top: bool, unmatched: Unmatched) -> list[str]:
         """What is in a folder: its part of the id, kind and name, in one string each.
@@ -175,7 +210,8 @@ class Walk:
                 part = name[len(start) :]
                 if _is_folder(entry):
                     if fits:
-                        found.append(f"{part}{_BELOW}{_FOLDER}{name}")
+                        kind = _LINK if entry.is_symlink() else _FOLDER
+                        found.append(f"{part}{_BELOW}{kind}{name}")
                         found += self._files_under(folder, name, part)
                     continue
                 stem, ending = os.path.splitext(part)

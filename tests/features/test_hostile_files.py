@@ -299,6 +299,11 @@ def npz_whose_directory_points_nowhere() -> list[str]:
     return write(".npz", bytes(data))
 
 
+@hostile(r"hostile\.npz\[\]: cannot be unpacked")
+def npz_with_a_member_without_a_name() -> list[str]:
+    return write(".npz", archive_of("", zlib.compress(b"notes", wbits=-15), 5))
+
+
 # ---------------------------------------------------------------------------- .safetensors
 
 hostile_bytes(r"\.safetensors file.*empty", ".safetensors", {"safetensors_of_no_bytes": b""})
@@ -793,7 +798,7 @@ def npy_of_three_sparse_gigabytes_that_holds_them() -> list[str]:
     return as_image("hostile.npy")
 
 
-@hostile("memory", large=True)
+@hostile("unpacks from .* bytes to .* raise the bound with FUSECLI_READ_LIMIT=", large=True)
 def npz_bomb_that_holds_what_it_says() -> list[str]:
     head = npy(header((100663296, 8)), b"")
     packed = zeros_deflated(head, 3072)

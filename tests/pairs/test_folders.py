@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -209,6 +210,31 @@ def test_links_are_followed_and_loops_end(folder: Path) -> None:
     os.symlink("images", "texts")
     source = opened("images", "images/far/../images", image_pattern="{id}", text_pattern="{id}.npy")
     assert ids(source) == ["a", "broken", "far/deep/y", "far/x", "loop"]
+
+
+def test_links_to_one_folder_are_followed_each(folder: Path) -> None:
+    touch("shared/deep/x.npy", "images/a.npy")
+    for name in ("b", "c", "deep/d"):
+        os.makedirs("images/deep", exist_ok=True)
+        os.symlink(os.path.abspath("shared"), f"images/{name}")
+    shutil.copytree("images", "texts", symlinks=True)
+    assert ids(opened()) == ["a", "b/deep/x", "c/deep/x", "deep/d/deep/x"]
+
+
+def test_links_that_multiply_are_refused_soon(folder: Path) -> None:
+    """Three ways on each of 25 levels are 847,288,609,443 files."""
+    level = "images"
+    for _ in range(25):
+        os.makedirs(f"{level}/x")
+        os.symlink("x", f"{level}/y")
+        os.symlink("x", f"{level}/z")
+        level += "/x"
+    touch(f"{level}/a.npy")
+    shutil.copytree("images", "texts", symlinks=True)
+    with pytest.raises(
+        PairsError, match=r"links upon links lead to this folder in more than 1,000"
+    ):
+        ids(opened())
 
 
 def test_what_fits_no_pattern_is_counted_once_where_links_lead_back(folder: Path) -> None:

@@ -23,10 +23,14 @@ from fusecli.features.formats.base import (
     bytes_of,
     one_line,
 )
+from fusecli.features.formats.limits import VARIABLE, read_limit
 from fusecli.features.formats.npy import npy_header, read_npy_header
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.tensor import StoredTensor, Unreadable
 
 _KEPT_HEADERS = 4096
+# Features hardly shrink. What unpacks to more than both is read only where the user says so.
+_LARGEST_UNPACKED = 512 << 20
+_MOST_TIMES = 100
 
 
 def names_in_archive(handle: BufferedReader) -> list[str]:
@@ -58,7 +62,7 @@ class NpzFormat:
             ) from None
         tensors: dict[str, StoredTensor] = {}
         for member in archive.infolist():
-            if member.is_dir():
+            if member.filename.endswith("/"):  # `is_dir` fails where there is no name
                 continue
             key = member.filename.removesuffix(".npy")
             if key in tensors:
@@ -161,6 +165,14 @@ def _open_member(
     # Deflate packs at most 1,032 to 1: a promise beyond that cannot be kept.
     possible = min(member.file_size - offset, member.compress_size * 1032)
     header.check_size(possible, where)
+    limit = max(read_limit(_LARGEST_UNPACKED), _MOST_TIMES * member.compress_size)
+    if header.nbytes > limit:
+        problem = (
+            f"unpacks from {member.compress_size:,} bytes to {header.nbytes:,}, more than {limit:,}"
+            f": raise the bound with {VARIABLE}={-(-header.nbytes >> 20)}M if you know the file"
+        )
+        name = header.known or header.dtype.name
+        return StoredTensor(file, key, header.shape, name, header.nbytes, Unreadable(problem))
     return header.stored(file, key, _Member(archive, member, where), offset)
 
 
