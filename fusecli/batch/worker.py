@@ -36,7 +36,7 @@ from fusecli.fusion.backend.device import (
 )
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.literals import Side
-from fusecli.fusion.results import count_nonfinite, fuse_chunk, query_sides
+from fusecli.fusion.results import PairChunk, count_nonfinite, fuse_chunk, query_sides
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
 from fusecli.report import diagnoses as diagnose
@@ -354,7 +354,7 @@ class Fuser:
             rows[: len(f.text)] = f.text[:T]
         image_mask = None if first.image_mask is None else first.image_mask[None]
         text_mask = None if first.text_mask is None else first.text_mask[None]
-        made = fuse_chunk(fusions, self.spec.pool, image, text, image_mask, text_mask)
+        made = fuse_chunk(fusions, self.spec.pool, PairChunk(image, text, image_mask, text_mask))
         if T == 1 and len(made) == 1:
             return [[np.repeat(r, len(f.text), 0)] for r, f in zip(made[0], group, strict=True)]
         return [

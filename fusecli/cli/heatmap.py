@@ -58,7 +58,7 @@ def print_map(view: AttentionView) -> None:
         columns = f"; columns are {_range(scale)}" if known else ""
         caption.append(f"Each column is the mean of up to {most} image tokens{columns}.")
     if not np.isfinite(view.times).all():
-        caption.append("/ is padding.")
+        caption.append(f"/ is {view.missing}.")
     console.print(Text(" ".join(caption), style="dim"))
 
 

@@ -184,6 +184,10 @@ class StoredMasks:
         str | None,
         typer.Option(metavar="none", help="'none' ignores text masks, stored or listed."),
     ] = None
+    attention_mask: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", hidden=True, help="Only `fusecli fuse` takes one."),
+    ] = None
 
     def check(self) -> None:
         """Raises:
@@ -191,12 +195,32 @@ class StoredMasks:
         """
         from fusecli.errors import UsageError
 
+        if self.attention_mask is not None:
+            raise UsageError(
+                f"--attention-mask {self.attention_mask}: only `fusecli fuse` takes an attention "
+                "mask, for one pair or for a stack of pairs"
+            )
         for side, given in (("image", self.image_mask), ("text", self.text_mask)):
             if given not in (None, "none"):
                 raise UsageError(
                     f"--{side}-mask {given}: a batch takes masks from beside the features or from "
                     "--manifest; only 'none' is possible here"
                 )
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class AttentionMaskFile:
+    """The attention mask of a single pair of files."""
+
+    heading: ClassVar[str] = "Input"
+    attention_mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:KEY]",
+            help="Which text token may attend to which image token, [T, P] or [N, T, P]: 1 = may; "
+            "or 0 = may and a large negative number = may not. --mask-style padding: 1 = may not.",
+        ),
+    ] = None
 
 
 # ----------------------------------------------------------------------------------- module
@@ -421,6 +445,14 @@ class AttentionMaps:
             metavar="N",
             help="Which pair of a stack is drawn, counted from 0.",
             show_default="0",
+        ),
+    ] = None
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Whose attention is shown, with --method transformer, counted from 0.",
+            show_default="the last",
         ),
     ] = None
     grid: Annotated[

@@ -135,6 +135,18 @@ def _inputs(report: Report) -> Table:
         table.add_row(
             side, escape(name), escape(str(entry["shape"])), entry["dtype"], sizes, masked
         )
+    allowed = report.attention_mask
+    if allowed is not None:
+        name = allowed["file"] if allowed["key"] is None else f"{allowed['file']}[{allowed['key']}]"
+        total = allowed["allowed"] + allowed["not_allowed"]
+        table.add_row(
+            "attention mask",
+            escape(name),
+            escape(str(allowed["shape"])),
+            allowed["dtype"],
+            allowed["style"],
+            f"{allowed['allowed']:,} of {total:,} allowed",
+        )
     return table
 
 

@@ -56,7 +56,7 @@ _LENGTHS = ("length", "lengths", "len", "lens")
 # Tensors of 0 and 1 that a tokenizer or a data set puts beside features and that mask nothing.
 _NO_MASKS = frozenset(_NO_MASK_NAMES.split())
 _LABEL_WORDS = frozenset(_LABELS.split())
-_LEAST_ADDITIVE = -1e3  # what is added to a score to rule a token out is at most this
+LEAST_ADDITIVE = -1e3  # what is added to a score to rule a token out is at most this
 
 
 class MaskMeaning(NamedTuple):
@@ -73,7 +73,7 @@ class MaskMeaning(NamedTuple):
 
 def mask_meaning(key: str) -> MaskMeaning | None:
     """What kind of mask a tensor of this name is; None if the name does not say it is one."""
-    name = _base(key)
+    name = base_name(key)
     words = re.split(r"[_\-.\s]+", name)
     if name in _NO_MASKS or name.endswith("attn_mask"):
         return None  # torch's attn_mask has another meaning in each of two functions
@@ -93,7 +93,7 @@ def mask_meaning(key: str) -> MaskMeaning | None:
 
 def is_known_mask(key: str) -> bool:
     """Whether a tensor of this name is never features."""
-    name = _base(key)
+    name = base_name(key)
     return mask_meaning(key) is not None or name in _NO_MASKS or name.endswith("attn_mask")
 
 
@@ -255,7 +255,7 @@ def _is_counts(stored: StoredTensor, N: int) -> bool:
 
 def _may_be_a_mask(stored: StoredTensor, key: str, axes: Axes, N: int) -> bool:
     """Whether a tensor of the right shape holds marks, both kinds of them."""
-    if _base(key) in _NO_MASKS or set(re.split(r"[_\-.\s]+", _base(key))) & _LABEL_WORDS:
+    if base_name(key) in _NO_MASKS or set(re.split(r"[_\-.\s]+", base_name(key))) & _LABEL_WORDS:
         return False
     if stored.source.problem is not None or np.dtype(_numpy_name(stored)).kind not in "biu":
         return False
@@ -267,18 +267,18 @@ def _may_be_a_mask(stored: StoredTensor, key: str, axes: Axes, N: int) -> bool:
 
 def _is_additive(stored: StoredTensor, values: NDArray[np.float32]) -> bool:
     """Zeros and large negative numbers, in a type that scores have."""
-    if np.dtype(_numpy_name(stored)).kind != "f":
+    if not is_float(stored):
         return False
     zero = values == 0  # with none of them it rules out everything, which nobody means
-    return bool((zero | (values <= _LEAST_ADDITIVE)).all() and zero.any())
+    return bool((zero | (values <= LEAST_ADDITIVE)).all() and zero.any())
 
 
 def _from_additive(stored: StoredTensor, values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    other = np.argwhere((values != 0) & ~(values <= _LEAST_ADDITIVE))
+    other = np.argwhere((values != 0) & ~(values <= LEAST_ADDITIVE))
     if len(other):
         place = other[0].tolist()
         raise FeatureFileError(
-            f"{stored.where}: an additive mask holds 0 for a real token and {_LEAST_ADDITIVE:g} "
+            f"{stored.where}: an additive mask holds 0 for a real token and {LEAST_ADDITIVE:g} "
             f"or less for padding, found {values[tuple(place)]:g} at {place}"
         )
     real: NDArray[np.bool_] = values == 0
@@ -318,6 +318,11 @@ def _numpy_name(stored: StoredTensor) -> str:
     return "float32" if stored.dtype.startswith(("bfloat", "float8")) else stored.dtype
 
 
-def _base(key: str) -> str:
+def is_float(stored: StoredTensor) -> bool:
+    """Whether a tensor is of a type that attention scores have."""
+    return np.dtype(_numpy_name(stored)).kind == "f"
+
+
+def base_name(key: str) -> str:
     """The last part of a key that leads through nested dicts."""
     return key.rpartition(".")[2].lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from fusecli.errors import FeatureFileError, shortened
@@ -61,6 +62,18 @@ def tensor_of(file: FeatureFile, key: str) -> StoredTensor:
     if key not in file.tensors:
         raise FeatureFileError(f"{file.where}: has no tensor {key!r}: {file.listed}")
     return file.tensors[key]
+
+
+def file_and_key(named: str) -> tuple[str, str | None]:
+    """The two parts of `FILE:KEY`; a name that is a file itself stands for that.
+
+    Args:
+        named: what an option says.
+    """
+    if os.path.lexists(named):
+        return named, None
+    path, colon, key = named.rpartition(":")
+    return (path, key) if colon and os.path.lexists(path) else (named, None)
 
 
 def notes_on_tensors(file: FeatureFile, used: Mapping[str, str]) -> list[str]:

@@ -70,13 +70,34 @@ def result_tensors(
     return tensors
 
 
+@dataclass(frozen=True, slots=True)
+class PairChunk:
+    """n pairs of equal shape, to be fused at once; the fields are as for `Fusion.fuse`."""
+
+    image: NDArray[np.float32]
+    text: NDArray[np.float32]
+    image_mask: NDArray[np.bool_] | None = None
+    text_mask: NDArray[np.bool_] | None = None
+    attention_mask: NDArray[np.bool_] | None = None
+
+    def first(self, n: int) -> PairChunk:
+        """Its first n pairs."""
+        parts = (
+            None if part is None else part[:n]
+            for part in (self.image_mask, self.text_mask, self.attention_mask)
+        )
+        return PairChunk(self.image[:n], self.text[:n], *parts)
+
+    def fuse(self, fusion: Fusion, weights_out: WeightsOut | None) -> NDArray[np.float32]:
+        """As `Fusion.fuse`."""
+        masks = self.image_mask, self.text_mask
+        return fusion.fuse(self.image, self.text, *masks, weights_out, self.attention_mask)
+
+
 def fuse_chunk(
     fusions: Sequence[Fusion],
     pool: Pool | None,
-    image: NDArray[np.float32],
-    text: NDArray[np.float32],
-    image_mask: NDArray[np.bool_] | None = None,
-    text_mask: NDArray[np.bool_] | None = None,
+    chunk: PairChunk,
     weights_out: WeightsOut | None = None,
 ) -> list[NDArray[np.float32]]:
     """Fuse n pairs of equal shape into every tensor of the result.
@@ -84,7 +105,7 @@ def fuse_chunk(
     Args:
         fusions: one for each query side, the text first.
         pool: as for `result_tensors`.
-        image, text, image_mask, text_mask: as for `Fusion.fuse`.
+        chunk: the pairs.
         weights_out: receives the attention weights of the first fusion.
 
     Returns:
@@ -92,10 +113,10 @@ def fuse_chunk(
     """
     tensors = []
     for fusion in fusions:
-        rows = fusion.fuse(image, text, image_mask, text_mask, weights_out)
+        rows = chunk.fuse(fusion, weights_out)
         weights_out = None
         tensors.append(rows)
         if pool is not None:
-            own = text_mask if fusion.direction == "text" else image_mask
+            own = chunk.text_mask if fusion.direction == "text" else chunk.image_mask
             tensors.append(pool_tokens(rows, own, pool))
     return tensors

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fusecli.errors import UsageError
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.masks import MaskStyle
@@ -26,6 +30,7 @@ from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.methods import no_attention
 from fusecli.fusion.options import (
     initial_config,
 )
@@ -36,6 +41,7 @@ from fusecli.job.options import FuseOptions, check_options, check_targets, defau
 from fusecli.report import diagnoses as diagnose
 
 if TYPE_CHECKING:
+    from fusecli.features.attention_mask import AttentionMask, Choices
     from fusecli.maps.selection import Drawing
 
 
@@ -57,6 +63,8 @@ class Job:
     text: JobSide
     shapes: PairShapes
     config: FusionConfig
+    attention_mask: AttentionMask | None
+    choices: list[Choices]
     weights: WeightsFile | None
     seed: int | None
     stored: StoredModule | None
@@ -86,7 +94,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     shapes = match_inputs(inputs, o.reading).shapes
     config, weights, seed, stored = _choose_config(o, shapes, inputs.text.where, stack)
     check_engine(config, o.engine)
-    o.maps.check_method(config.method, o.direction)
+    o.maps.check_method(config, o.direction)
     check_widths(shapes, inputs, _expected_widths(o, config))
     masks = [
         _find_mask("image", inputs, shapes, o.image_mask, o.mask_style),
@@ -118,21 +126,45 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     notes += [note.message for note in notes_on_inputs(inputs, masks, boxes)]
     sides = query_sides(o.direction)
     config.check_directions(sides, o.weights)
-    for asking in sides:
-        asked = (image if asking == "text" else text).reader
-        if asked.mask is not None and not o.allow_empty_image:
-            refuse_empty_images(asked.mask, asked.stored.where, asked.axes.side)
+    for query in sides:
+        context = (image if query == "text" else text).reader
+        if context.mask is not None and not o.allow_empty_image:
+            refuse_empty_images(context.mask, context.stored.where, context.axes.side)
+    attention_mask, choices = _attention_mask(
+        o, config, shapes, (image.reader.mask, text.reader.mask)
+    )
+    if attention_mask is not None and attention_mask.note is not None:
+        notes.append(attention_mask.note)
+    layer_note = o.maps.note_on_layer(config)
+    notes += [] if layer_note is None else [layer_note]
     drawing = None
     if o.maps.drawn:  # nothing of drawing is imported where nothing is drawn
         from fusecli.maps.selection import prepare_drawing
 
         drawn = image.reader.mask, text.reader.mask
         drawing = prepare_drawing(o.maps, shapes, o.text, *drawn, inputs.image.file)
+        if attention_mask is not None:
+            (allowed,) = attention_mask.rows(drawing.sample, drawing.sample + 1)
+            drawing = replace(drawing, allowed=allowed)
         if drawing.boxes is not None:
             notes.append(f"regions: {drawing.boxes.how}")
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     check_targets(o, output, o.force)
-    return Job(o, image, text, shapes, config, weights, seed, stored, notes, output, drawing)
+    return Job(
+        options=o,
+        image=image,
+        text=text,
+        shapes=shapes,
+        config=config,
+        attention_mask=attention_mask,
+        choices=choices,
+        weights=weights,
+        seed=seed,
+        stored=stored,
+        notes=notes,
+        output=output,
+        drawing=drawing,
+    )
 
 
 def pair_shapes(o: FuseOptions) -> PairShapes:
@@ -202,6 +234,33 @@ def _find_mask(
     if beside is None:
         return None
     return use_mask(beside, axes, shapes.N, "beside the features", style=style)
+
+
+def _attention_mask(
+    o: FuseOptions,
+    config: FusionConfig,
+    shapes: PairShapes,
+    masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
+) -> tuple[AttentionMask | None, list[Choices]]:
+    """Which text token may attend to which image token, and what that leaves each query token.
+
+    Args:
+        o: names it.
+        config: of the fusion.
+        shapes: of the job.
+        masks: of image and text.
+    """
+    if o.attention_mask is None:
+        return None, []
+    from fusecli.features.attention_mask import count_choices, open_attention_mask, refuse_empty
+
+    if not config.how.gives_weights:
+        raise UsageError(no_attention("--attention-mask", config.method))
+    mask = open_attention_mask(o.attention_mask, shapes, o.mask_style)
+    choices = [count_choices(mask, *masks, query) for query in query_sides(o.direction)]
+    for side in () if o.allow_empty_image else choices:
+        refuse_empty(mask, side, shapes.N)
+    return mask, choices
 
 
 def _boxes_key(o: FuseOptions, shapes: PairShapes, image: FeatureFile) -> str | None:

@@ -10,6 +10,7 @@ from fusecli.features.atomic import check_target
 from fusecli.features.formats.table import WRITABLE_ENDINGS
 from fusecli.features.masks import MaskStyle
 from fusecli.features.pair_inputs import ReadOptions
+from fusecli.features.select import file_and_key
 from fusecli.fusion.literals import BOTH, Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.fusion.options import ModuleOptions, check_computing, check_origin, check_result
 from fusecli.fusion.weights_file import weights_path
@@ -28,6 +29,7 @@ class FuseOptions:
         pool: "mean", "max" or "first": one vector a pair besides, or None.
         seed: of initial weights where no weights are given; None means 0.
         image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
+        attention_mask: `FILE` or `FILE:KEY`, which text token may attend to which image token.
         allow_integers: whole numbers without a scale are features.
         mask_style: what the numbers of masks mean whose names do not say it.
         maps: what is wanted of attention besides.
@@ -49,6 +51,7 @@ class FuseOptions:
     seed: int | None = None
     image_mask: str | None = None
     text_mask: str | None = None
+    attention_mask: str | None = None
     image_key: str | None = None
     text_key: str | None = None
     image_axes: str | None = None
@@ -66,7 +69,8 @@ class FuseOptions:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image", "text", "output", "weights", "image_mask", "text_mask"):
+        paths = ("image", "text", "output", "weights", "image_mask", "text_mask", "attention_mask")
+        for name in paths:
             path = getattr(self, name)
             object.__setattr__(self, name, None if path is None else os.fspath(path))
         object.__setattr__(self, "reports", tuple(map(os.fspath, self.reports)))
@@ -116,14 +120,14 @@ def check_targets(o: FuseOptions, output: str, force: bool) -> None:
     """
     given = [o.image, o.text, o.weights, o.image_mask, o.text_mask, o.maps.image_file]
     inputs = [name for name in given if name not in (None, "none")]
+    if o.attention_mask is not None:
+        inputs.append(file_and_key(o.attention_mask)[0])
     if o.maps.tokens is not None:
         from fusecli.maps.token_labels import file_of
 
         inputs.append(file_of(o.maps.tokens))
     if o.maps.boxes not in (None, "none"):
-        from fusecli.maps.boxes import file_of_boxes
-
-        inputs.append(file_of_boxes(str(o.maps.boxes)))
+        inputs.append(file_and_key(str(o.maps.boxes))[0])
     if output != "-":
         check_target(output, force, inputs, WRITABLE_ENDINGS)
     if o.maps.attention is not None:
@@ -142,7 +146,7 @@ def check_options(o: FuseOptions, output: str) -> None:
     """
     check_computing(o.device, o.dtype, o.engine)
     check_result(o.out_dtype, o.direction, o.pool)
-    if [o.image, o.text, o.image_mask, o.text_mask].count("-") > 1:
+    if [o.image, o.text, o.image_mask, o.text_mask, o.attention_mask].count("-") > 1:
         raise UsageError("only one of image, text and their masks can come from stdin")
     check_origin(o.weights, o.seed)
     one_only = output == "-" or output.lower().endswith(".npy")

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from fusecli.errors import DiagnosisError, FeatureFileError
 from fusecli.features.atomic import StagedFile, publish_all
 from fusecli.features.dtypes import storage_type
+from fusecli.features.file import open_features
 from fusecli.features.token_reader import RowNorms
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.base import Computing, Fusion, LoadWeights
 from fusecli.fusion.build import build_fusion
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.results import (
+    PairChunk,
     ResultTensor,
     count_nonfinite,
     fuse_chunk,
@@ -39,6 +41,7 @@ from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import (
     Diagnosis,
     Report,
+    describe_attention_mask,
     describe_input,
     describe_module,
     describe_plan,
@@ -81,12 +84,13 @@ def fuse_files(
         known = _known_diagnoses(job)
         _refuse_if_strict(options, known)
         o = job.options
+        layer = o.maps.layer_of(job.config)
         fusions = [
             build_fusion(
                 job.config,
                 _loader(job),
                 _planned(job, side),
-                Computing(side, o.device, o.dtype, o.engine),
+                Computing(side, o.device, o.dtype, o.engine, layer=layer or 0),
             )
             for side in query_sides(o.direction)
         ]
@@ -122,7 +126,8 @@ def fuse_files(
 def _map_sink(job: Job) -> MapSink:
     o, drawing = job.options.maps, job.drawing
     shape = job.shapes.map_shape(job.config.num_heads if o.per_head else None)
-    return MapSink(o, shape, job.config.to_dict(), None if drawing is None else drawing.sample)
+    sample = None if drawing is None else drawing.sample
+    return MapSink(o, shape, job.config.to_dict(), sample, o.layer_of(job.config))
 
 
 def _view(job: Job, maps: MapSink) -> AttentionView | None:
@@ -132,7 +137,11 @@ def _view(job: Job, maps: MapSink) -> AttentionView | None:
 
     names = job.image.reader.stored.where, job.text.reader.stored.where
     origin = None if job.seed is None else f"untrained, seed {job.seed}"
-    return view_of(maps.kept, job.drawing, names, job.shapes.N, job.config.null_token, origin)
+    view = view_of(maps.kept, job.drawing, names, job.shapes.N, job.config.null_token, origin)
+    layer = job.options.maps.layer_of(job.config)
+    if layer is not None and job.config.layers > 1:
+        view = replace(view, title=f"{view.title}, layer {layer} of 0 to {job.config.layers - 1}")
+    return view
 
 
 def _stage_small_files(
@@ -159,6 +168,7 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     masks = job.image.reader.mask, job.text.reader.mask
     return [
         *diagnose.of_pair(job.shapes, job.config, sides, *masks),
+        *(found for side in job.choices for found in diagnose.few_choices(side, job.config)),
         *(found for side in sides for found in diagnose.closed_gate(gate, side)),
         *diagnose.assumed_of_weights(job.stored, job.options.weights),
         *_guessed_grid(job),
@@ -258,17 +268,18 @@ def _compute(
     def compute(start: int, stop: int, raw: tuple[NDArray[Any], NDArray[Any]]) -> _Made:
         image, image_norms = image_reader.tokens(raw[0], start, stop)
         text, text_norms = text_reader.tokens(raw[1], start, stop)
-        mask, words = image_reader.mask_rows(start, stop), text_reader.mask_rows(start, stop)
+        masks = image_reader.mask_rows(start, stop), text_reader.mask_rows(start, stop)
+        chunk = PairChunk(image, text, *masks, _allowed(job, start, stop))
         seen = None
         if start == 0 and N > 1:
-            seen = _look(job, first, image, text, mask, words)
+            seen = _look(job, first, chunk)
         weights: list[NDArray[np.float32]] = []
-        wanted = maps.chunk(start, stop, job.shapes.T, mask, words)
+        wanted = maps.chunk(start, stop, job.shapes.T, *masks, chunk.attention_mask)
         # One pair gives its weights as it is fused.
-        asked = weights if N == 1 else wanted
-        rows = fuse_chunk(fusions, pool, image, text, mask, words, asked)
+        looked_at = N == 1 and first.plan is not None
+        rows = fuse_chunk(fusions, pool, chunk, weights if looked_at else wanted)
         if weights:
-            seen = _statistics(job, weights, first.direction, mask, words)
+            seen = _statistics(job, weights, first.direction, chunk)
             if wanted is not None:
                 wanted.extend(weights)
         nonfinite = sum(map(count_nonfinite, rows))
@@ -304,35 +315,33 @@ def _not_finite(job: Job) -> FeatureFileError:
     )
 
 
-def _look(
-    job: Job,
-    fusion: Fusion,
-    image: NDArray[np.float32],
-    text: NDArray[np.float32],
-    image_mask: NDArray[np.bool_] | None,
-    text_mask: NDArray[np.bool_] | None,
-) -> dict[str, Any] | None:
+def _allowed(job: Job, start: int, stop: int) -> NDArray[np.bool_] | None:
+    """The attention mask of samples `start:stop`."""
+    return None if job.attention_mask is None else job.attention_mask.rows(start, stop)
+
+
+def _look(job: Job, fusion: Fusion, chunk: PairChunk) -> dict[str, Any] | None:
     """How spread attention is in the first few samples of a stack."""
     if fusion.plan is None or fusion.plan.scores == "none":
         return None
-    each = job.config.num_heads * text.shape[1] * image.shape[1]
-    n = max(1, min(len(image), _WEIGHTS_LOOKED_AT // each))
+    each = job.config.num_heads * chunk.text.shape[1] * chunk.image.shape[1]
+    n = max(1, min(len(chunk.image), _WEIGHTS_LOOKED_AT // each))
     weights: list[NDArray[np.float32]] = []
-    image_mask = None if image_mask is None else image_mask[:n]
-    text_mask = None if text_mask is None else text_mask[:n]
-    fusion.fuse(image[:n], text[:n], image_mask, text_mask, weights)
-    return _statistics(job, weights, fusion.direction, image_mask, text_mask)
+    few = chunk.first(n)
+    few.fuse(fusion, weights)
+    return _statistics(job, weights, fusion.direction, few)
 
 
 def _statistics(
-    job: Job,
-    weights: list[NDArray[np.float32]],
-    direction: str,
-    image_mask: NDArray[np.bool_] | None,
-    text_mask: NDArray[np.bool_] | None,
+    job: Job, weights: list[NDArray[np.float32]], direction: str, chunk: PairChunk
 ) -> dict[str, Any] | None:
-    masks = (text_mask, image_mask) if direction == "text" else (image_mask, text_mask)
-    return diagnose.attention_statistics(np.concatenate(weights), *masks, job.config.null_token)
+    masks, allowed = (chunk.text_mask, chunk.image_mask), chunk.attention_mask
+    if direction == "image":
+        masks = masks[::-1]
+        allowed = None if allowed is None else allowed.swapaxes(1, 2)
+    return diagnose.attention_statistics(
+        np.concatenate(weights), *masks, job.config.null_token, allowed
+    )
 
 
 def _report(
@@ -357,6 +366,7 @@ def _report(
         inputs=inputs,
         module=describe_module(job.config, o.weights, weights_sha, job.seed),
         plan=describe_plan(plans[0], plans[1] if len(plans) > 1 else None),
+        attention_mask=_described_mask(job, hashed),
         stages=all_stages(job.shapes, job.config, {f.direction: f.plan for f in fusions}),
         attention=statistics,
         output=_output(job, tensors, writer),
@@ -365,6 +375,18 @@ def _report(
         notes=job.notes,
         provenance=provenance(first.engine, first.device, o.dtype, first.threads, job.seed),
     )
+
+
+def _described_mask(job: Job, hashed: bool) -> dict[str, Any] | None:
+    """The report's entry for the attention mask."""
+    mask, named = job.attention_mask, job.options.attention_mask
+    if mask is None or named is None:
+        return None
+    sha = None
+    if hashed and mask.stored.file != "-":
+        with open_features(mask.stored.file) as file:
+            sha = sha256_of(file)
+    return describe_attention_mask(mask, sha)
 
 
 def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> dict[str, Any]:

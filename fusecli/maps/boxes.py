@@ -7,7 +7,6 @@ forms. The form is told by the numbers wherever only one fits, and else by `--bo
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
 from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.select import file_and_key
 from fusecli.features.tensor import StoredTensor
 from fusecli.maps.literals import BoxFormat, BoxUnits
 
@@ -118,18 +118,6 @@ def _shaped_like_boxes(shape: Sequence[int]) -> bool:
     return len(shape) in (2, 3) and shape[-1] in _COLUMNS
 
 
-def file_of_boxes(named: str) -> str:
-    """The file in `FILE` or `FILE:KEY`."""
-    return _parted(named)[0]
-
-
-def _parted(named: str) -> tuple[str, str | None]:
-    if os.path.lexists(named):
-        return named, None
-    path, colon, key = named.rpartition(":")
-    return (path, key) if colon and os.path.lexists(path) else (named, None)
-
-
 def boxes_of(
     options: MapOptions,
     image: FeatureFile,
@@ -159,7 +147,7 @@ def boxes_of(
     if options.boxes is None:
         beside = find_boxes(image)
         return None if beside is None else _read(beside, image, options, sample, real, photo_size)
-    path, key = _parted(options.boxes)
+    path, key = file_and_key(options.boxes)
     with open_features(path) as file:
         stored = _named(file, key)
         return _read(stored, file, options, sample, real, photo_size)

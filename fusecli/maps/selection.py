@@ -60,6 +60,7 @@ class Drawing:
         photo: uint8 `[h, w, 3]`, or None.
         photo_file: where it came from.
         boxes: where the image tokens are, if they are regions; then there is no grid.
+        allowed: bool `[T, P]`, the image tokens that each text token may attend to; None if all.
     """
 
     sample: int
@@ -70,6 +71,7 @@ class Drawing:
     photo: NDArray[np.uint8] | None = None
     photo_file: str | None = None
     boxes: Boxes | None = None
+    allowed: NDArray[np.bool_] | None = None
 
 
 def prepare_drawing(

@@ -36,24 +36,27 @@ class AttentionView:
         labels: t words.
         grid: None where image tokens lie in a row.
         photo: uint8 `[h, w, 3]` to be laid under the grid, or None.
-        tokens: image tokens that take part, the null token among them.
+        tokens: least and largest number of image tokens that a text token attends to, the null
+            token among them; they differ where an attention mask says which.
         title: what is drawn.
         verdict: the one thing to know before looking at it.
         caption: what else is to be known, in sentences.
         places: the same about the places of image tokens in the picture.
         boxes: where image tokens are that are regions, or None.
+        missing: what a weight that is NaN means, in words.
     """
 
     times: NDArray[np.float64]
     labels: list[str]
     grid: Grid | None
     photo: NDArray[np.uint8] | None
-    tokens: int
+    tokens: tuple[int, int]
     title: str
     verdict: str
     caption: list[str]
     places: list[str]
     boxes: Boxes | None = None
+    missing: str = "padding"
 
     @property
     def in_panels(self) -> bool:
@@ -68,7 +71,10 @@ class AttentionView:
     @property
     def unit(self) -> str:
         """The uniform weight in words."""
-        return f"1/{self.tokens} = {1 / self.tokens:.3g}"
+        least, most = self.tokens
+        if least < most:
+            return f"1/n (n: the {least} to {most} image tokens that a text token may attend to)"
+        return f"1/{most} = {1 / most:.3g}"
 
 
 @dataclass(frozen=True)
@@ -118,24 +124,29 @@ def view_of(
     """
     kept = weights[:, drawing.rows]  # [H, t, P]
     mean = kept.mean(axis=0, dtype=np.float64)
-    tokens = int(drawing.real.sum()) + null_token
-    mask = drawing.real[None]
-    each = attention_statistics(kept[None], None, mask, null_token)
-    drawn = attention_statistics(mean[None, None], None, mask, null_token)
+    allowed = np.broadcast_to(drawing.real, mean.shape)
+    if drawing.allowed is not None:
+        allowed = allowed & drawing.allowed[drawing.rows]
+    tokens = allowed.sum(axis=1) + null_token  # [t]
+    some = tokens > null_token
+    each = attention_statistics(kept[None], None, None, null_token, allowed[None])
+    drawn = attention_statistics(mean[None, None], None, None, null_token, allowed[None])
     caption = []
-    if tokens > null_token:
+    if some.any():
         caption.append(f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head.")
     if each is not None and drawn is not None and len(weights) > 1:
         caption[0] = (
             f"Mean over {len(weights)} heads; the mean's own entropy is "
             f"{drawn['entropy_ratio']:.4f} of its maximum."
         )
-    times = np.where(drawing.real, mean * max(tokens, 1), np.nan)
-    if null_token and tokens > 1:
-        rest = 1 - mean.sum(axis=1)
+    times = np.where(allowed, mean * tokens[:, None], np.nan)
+    counts = tokens[some] if some.any() else np.ones(1, int)
+    if null_token and some.any():
+        rest = 1 - mean[some].sum(axis=1)
         caption.append(
             f"The null token, which has no place here, takes {rest.mean():.3g} of a text token's "
-            f"weight ({rest.min():.3g} to {rest.max():.3g}; uniform would be {1 / tokens:.3g})."
+            f"weight ({rest.min():.3g} to {rest.max():.3g}; uniform would be "
+            f"{(1 / counts).mean():.3g})."
         )
     if not np.isfinite(mean).all():
         caption.append("Weights that are not finite are left out.")
@@ -149,12 +160,13 @@ def view_of(
         [printable(drawing.labels[row]) for row in drawing.rows],
         drawing.grid,
         drawing.photo,
-        max(tokens, 1),
+        (int(counts.min()), int(counts.max())),
         f"Attention of {text} to {image}{which}",
-        _verdict(each, drawing.real, null_token, origin),
+        _verdict(each, drawing, null_token, origin),
         caption,
         _places(times, drawing),
         drawing.boxes,
+        "padding" if drawing.allowed is None else "padding, or not allowed by the attention mask",
     )
 
 
@@ -189,16 +201,23 @@ def in_words(times: float) -> str:
 
 
 def _verdict(
-    each: dict[str, Any] | None, real: NDArray[np.bool_], null_token: bool, origin: str | None
+    each: dict[str, Any] | None, drawing: Drawing, null_token: bool, origin: str | None
 ) -> str:
+    real = drawing.real
     if not real.any():
         return "No real image token: there is nothing to attend to."
+    if each is None and drawing.allowed is not None:
+        return (
+            "No text token may attend to more than one image token: each weight is 1, so this map "
+            "shows the attention mask."
+        )
     if each is None:
         which = "One image token" if real.all() else "One real image token"
         return f"{which}: its weight is 1 whatever the text, so this map means nothing."
     ratio = each["entropy_ratio"]
     weights = "" if origin is None else f" Weights: {origin}."
-    all_of_them = "all image tokens and the null token" if null_token else "all image tokens"
+    which = "all image tokens" if drawing.allowed is None else "all that it may attend to"
+    all_of_them = f"{which} and the null token" if null_token else which
     if not math.isfinite(ratio):
         return f"The weights are not finite.{weights}"
     if ratio > UNIFORM:
@@ -230,6 +249,9 @@ def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
     if padding:
         how = "hatched" if drawing.boxes is None else "not drawn"
         said.append(f"{counted(padding, 'padded image token')} {how}.")
+    if drawing.allowed is not None:
+        how = "hatched" if drawing.boxes is None else "not drawn"
+        said.append(f"What the attention mask does not allow is {how}.")
     if drawing.photo is not None and grid is not None:
         h, w = drawing.photo.shape[:2]
         said.append("The photo is taken to be all that the encoder saw.")

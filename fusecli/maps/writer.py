@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import UsageError
+from fusecli.errors import UsageError, counted
 from fusecli.features.atomic import Staged
 from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.methods import methods_with, no_attention
 from fusecli.maps.literals import BoxFormat, BoxUnits
 
 
@@ -38,6 +40,7 @@ class MapOptions:
         box_format: what the four numbers of a box are; None tells it by the numbers.
         box_units: pixels, or shares of the image's size; None tells it by the numbers.
         tokens: a file that names the text tokens.
+        layer: of a transformer, whose attention is shown, from 0; None means the last.
     """
 
     attention: str | None = None
@@ -51,6 +54,7 @@ class MapOptions:
     box_format: BoxFormat | None = None
     box_units: BoxUnits | None = None
     tokens: str | None = None
+    layer: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("attention", "plot", "image_file", "boxes", "tokens"):
@@ -71,6 +75,8 @@ class MapOptions:
         for option, value in (("--sample", self.sample), ("--tokens", self.tokens)):
             if value is not None and not self.drawn:
                 raise UsageError(f"{option} goes with --plot FILE or --show")
+        if self.layer is not None and self.attention is None and not self.drawn:
+            raise UsageError("--layer goes with --attention FILE, --plot FILE or --show")
         for option, value in (
             ("--grid", self.grid),
             ("--image-file", self.image_file),
@@ -86,22 +92,44 @@ class MapOptions:
             if path == "-":
                 raise UsageError(f"{option} -: writes a file; only the fused rows go to stdout")
 
-    def check_method(self, method: str, direction: str) -> None:
+    def check_method(self, config: FusionConfig, direction: str) -> None:
         """Raises:
-        UsageError: there are no text tokens that attend to image tokens.
+        UsageError: there are no text tokens that attend to image tokens, or no such layer.
         """
+        if self.layer is not None and "layers" not in config.how.fields:
+            having = " or ".join(methods_with("layers"))
+            raise UsageError(f"--layer belongs to --method {having}; {config.method} has no layers")
         if self.attention is None and not self.drawn:
             return
-        if method != "attention":
-            raise UsageError(
-                "--attention, --plot and --show need --method attention, which weighs image "
-                f"tokens for each text token; this is {method}"
-            )
+        if not config.how.gives_weights:
+            raise UsageError(no_attention("--attention, --plot or --show", config.method))
         if direction == "image":
             raise UsageError(
-                "--attention, --plot and --show are of text tokens that ask: say --direction text "
-                "or both"
+                "--attention, --plot and --show are of text tokens that attend to image tokens: "
+                "say --direction text or both"
             )
+        if self.layer is not None and not 0 <= self.layer < config.layers:
+            raise UsageError(
+                f"--layer {self.layer}: the module has {counted(config.layers, 'layer')}, "
+                "counted from 0"
+            )
+
+    def layer_of(self, config: FusionConfig) -> int | None:
+        """The layer whose attention is shown; None for methods without layers."""
+        if "layers" not in config.how.fields:
+            return None
+        return config.layers - 1 if self.layer is None else self.layer
+
+    def note_on_layer(self, config: FusionConfig) -> str | None:
+        """What a person is told of a layer that nobody chose."""
+        layer = self.layer_of(config)
+        wanted = self.attention is not None or self.drawn
+        if not wanted or layer is None or self.layer is not None or config.layers == 1:
+            return None
+        return (
+            f"the attention shown is that of layer {layer}, the last of {config.layers} (counted "
+            "from 0): --layer chooses another"
+        )
 
 
 class MapSink:
@@ -112,11 +140,18 @@ class MapSink:
         shape: of the file's tensor.
         metadata: for the file, as `FeatureWriter` takes it.
         sample: the one to keep, or None.
+        layer: whose attention it is, for the report; None for methods without layers.
     """
 
     def __init__(
-        self, o: MapOptions, shape: tuple[int, ...], metadata: dict[str, Any], sample: int | None
+        self,
+        o: MapOptions,
+        shape: tuple[int, ...],
+        metadata: dict[str, Any],
+        sample: int | None,
+        layer: int | None = None,
     ) -> None:
+        self._layer = layer
         self._o, self._shape, self._sample = o, shape, sample
         self._writer: FeatureWriter | None = None
         if o.attention is not None:
@@ -148,6 +183,7 @@ class MapSink:
         T: int,
         image_mask: NDArray[np.bool_] | None,
         text_mask: NDArray[np.bool_] | None,
+        attention_mask: NDArray[np.bool_] | None = None,
     ) -> ChunkMaps | None:
         """What takes the weights of samples `start:stop`; None if none of them is wanted.
 
@@ -156,7 +192,7 @@ class MapSink:
         Args:
             start, stop: its samples.
             T: text tokens of a sample.
-            image_mask, text_mask: of the chunk, as `AttentionFusion.fuse` gets them.
+            image_mask, text_mask, attention_mask: of the chunk, as `Fusion.fuse` gets them.
         """
         sample = None
         if self._sample is not None and start <= self._sample < stop:
@@ -164,7 +200,8 @@ class MapSink:
         if self._writer is None and sample is None:
             return None
         written = self._writer is not None
-        return ChunkMaps(T, (image_mask, text_mask), written, self._o.per_head, sample)
+        has_weights = _has_weights(image_mask, text_mask, attention_mask)
+        return ChunkMaps(T, has_weights, written, self._o.per_head, sample)
 
     def write(self, chunk: ChunkMaps | None) -> None:
         """Write a finished chunk; they come in the order of the samples.
@@ -188,6 +225,7 @@ class MapSink:
         if self._writer is None:
             return None
         letters = "HTP" if self._o.per_head else "TP"
+        layer = {} if self._layer is None else {"layer": self._layer}
         return {
             "file": self._o.attention,
             "key": self._writer.key,
@@ -195,6 +233,7 @@ class MapSink:
             "axes": letters if len(self._shape) == len(letters) else f"N{letters}",
             "dtype": "float32",
             "bytes": self._writer.nbytes,
+            **layer,
         }
 
     def finish(self) -> None:
@@ -217,7 +256,8 @@ class ChunkMaps:
 
     Args:
         T: text tokens of a sample.
-        masks: of the chunk's image and text.
+        has_weights: bool `[n or 1, T or 1]`, false for text tokens whose weights are zero; None
+            where all have some.
         written: keep all maps, to be written.
         per_head: as `[., H, T, P]`, else their mean `[., T, P]`.
         sample: which sample's weights of every head to keep, or None.
@@ -226,13 +266,13 @@ class ChunkMaps:
     def __init__(
         self,
         T: int,
-        masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
+        has_weights: NDArray[np.bool_] | None,
         written: bool,
         per_head: bool,
         sample: int | None,
     ) -> None:
         self._T, self._sample = T, sample
-        self._image_mask, self._text_mask = masks
+        self._has_weights = has_weights
         self._written, self._per_head = written, per_head
         self.parts: list[NDArray[np.float32]] = []  # to be written, in the order of the samples
         self.kept: NDArray[np.float32] | None = None  # [H, T, P]
@@ -248,11 +288,8 @@ class ChunkMaps:
             g = rows // self._T
             part = part[0].reshape(H, g, self._T, P).swapaxes(0, 1)
         some = slice(self._done, self._done + g)
-        if self._image_mask is not None:
-            image = _rows(self._image_mask, some)
-            part = _zeroed(part, np.logical_or.reduce(image, axis=1, keepdims=True))
-        if self._text_mask is not None:
-            part = _zeroed(part, _rows(self._text_mask, some))
+        if self._has_weights is not None:
+            part = _zeroed(part, _rows(self._has_weights, some))
         if self._sample is not None and some.start <= self._sample < some.stop:
             self.kept = part[self._sample - some.start].copy()
         if self._written:
@@ -263,6 +300,22 @@ class ChunkMaps:
         """Take several."""
         for part in parts:
             self.append(part)
+
+
+def _has_weights(
+    image_mask: NDArray[np.bool_] | None,
+    text_mask: NDArray[np.bool_] | None,
+    attention_mask: NDArray[np.bool_] | None,
+) -> NDArray[np.bool_] | None:
+    """The text tokens that are real and may attend to a real image token, `[n or 1, T or 1]`."""
+    if attention_mask is not None:
+        allowed = attention_mask if image_mask is None else attention_mask & image_mask[:, None]
+        some: NDArray[np.bool_] = np.asarray(allowed.any(axis=2))
+        return some if text_mask is None else some & text_mask
+    if image_mask is None:
+        return text_mask
+    real: NDArray[np.bool_] = np.asarray(image_mask.any(axis=1, keepdims=True))
+    return real if text_mask is None else real & text_mask
 
 
 def _rows(mask: NDArray[np.bool_], some: slice) -> NDArray[np.bool_]:

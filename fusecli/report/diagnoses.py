@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.stored_module import StoredModule
 from fusecli.report.report import Diagnosis, Note
+
+if TYPE_CHECKING:
+    from fusecli.features.attention_mask import Choices
 
 Mask = NDArray[np.bool_]
 
@@ -129,6 +132,40 @@ def one_image_token(
             f"information (attention over a single token weighs it 1, whatever the {asking})",
             f"{more if mask is None else 'check the mask'}, or say --residual (adds the "
             f"{asking}) or --null-token (weighs the {side} per {asking} token)",
+        )
+    ]
+
+
+def few_choices(choices: Choices, config: FusionConfig) -> list[Diagnosis]:
+    """What an attention mask leaves to the tokens of the query side: one token each, or none.
+
+    Args:
+        choices: how many tokens each of them may attend to.
+        config: a residual, a null token or a gate mends it; other methods keep the text anyway.
+    """
+    query = choices.query
+    side = "image" if query == "text" else "text"
+    if choices.empty == choices.tokens:
+        return [
+            Diagnosis(
+                "empty-image",
+                f"no {query} token may attend to any {side} token: the result holds nothing of "
+                f"the {side}",
+                "check the attention mask and --mask-style",
+            )
+        ]
+    if config.method != "attention" or config.null_token or config.residual or config.gate:
+        return []
+    if choices.single + choices.empty < choices.tokens:
+        return []
+    return [
+        Diagnosis(
+            f"one-{side}-token",
+            f"by the attention mask no {query} token may attend to more than one {side} token: "
+            f"the fused rows hold no {query} information (attention over a single token weighs it "
+            f"1, whatever the {query})",
+            f"check the mask, or say --residual (adds the {query}) or --null-token (weighs the "
+            f"{side} per {query} token)",
         )
     ]
 
@@ -436,6 +473,7 @@ def attention_statistics(
     asking: NDArray[np.bool_] | None,
     mask: NDArray[np.bool_] | None,
     null_token: bool,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any] | None:
     """How spread the attention weights of real tokens are.
 
@@ -444,16 +482,23 @@ def attention_statistics(
         asking: bool `[n, T]` or `[1, T]`, true for real tokens; padded ones do not count.
         mask: bool `[n, P]` or `[1, P]`, true for real tokens.
         null_token: the weights leave a share to a null token, which counts as one more.
+        allowed: bool `[n, T, P]` or `[1, T, P]`, true where a token may attend; None if all may.
 
     Returns:
         Mean entropy in nats, its maximum (mean log of the number of tokens to choose from)
         and their ratio; None if no real token has a choice.
     """
     n, _, T, P = weights.shape
-    choices = np.full(n, P) if mask is None else np.broadcast_to(mask, (n, P)).sum(axis=1)
-    choices = choices + null_token
     real = np.ones((n, T), bool) if asking is None else np.broadcast_to(asking, (n, T))
-    real = real & (choices > 1)[:, None]
+    if allowed is not None:
+        whole = np.broadcast_to(allowed, (n, T, P))
+        choices = (whole if mask is None else whole & mask[:, None]).sum(axis=2)  # [n, T]
+        real = real & (choices > 0)  # others have no weights at all
+    else:
+        tokens = np.full(n, P) if mask is None else np.broadcast_to(mask, (n, P)).sum(axis=1)
+        choices = np.broadcast_to(tokens[:, None], (n, T))
+    choices = choices + null_token
+    real = real & (choices > 1)
     if not real.any():
         return None
     w = weights.swapaxes(1, 2)[real].astype(np.float64)  # [rows, H, P]
@@ -461,7 +506,7 @@ def attention_statistics(
     if null_token:
         rest = np.clip(1 - w.sum(axis=-1), 0.0, 1.0)
         entropy -= rest * np.log(np.where(rest > 0, rest, 1.0))
-    highest = np.log(np.broadcast_to(choices[:, None], (n, T))[real])  # [rows]
+    highest = np.log(choices[real])  # [rows]
     return {
         "mean_entropy": float(entropy.mean()),
         "max_entropy": float(highest.mean()),

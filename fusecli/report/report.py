@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -28,6 +28,9 @@ from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.method import Stage
 from fusecli.records import record
+
+if TYPE_CHECKING:
+    from fusecli.features.attention_mask import AttentionMask
 
 REPORT_VERSION = 1
 _COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim", "context_dim")
@@ -67,6 +70,7 @@ class Report:
     diagnoses: list[Diagnosis]
     notes: list[str]
     provenance: dict[str, Any]
+    attention_mask: dict[str, Any] | None = None
     report_version: int = field(default=REPORT_VERSION)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,6 +111,21 @@ def describe_mask(mask: UsedMask) -> dict[str, Any]:
         "real": real,
         "padding": mask.rows.size - real,
         "found": mask.found,
+    }
+
+
+def describe_attention_mask(mask: AttentionMask, sha256: str | None) -> dict[str, Any]:
+    """The report's entry for a mask of which text token may attend to which image token."""
+    return {
+        "file": mask.stored.file,
+        "key": mask.stored.key,
+        "shape": list(mask.stored.shape),
+        "dtype": mask.stored.dtype,
+        "style": mask.style,
+        "style_assumed": mask.assumed,
+        "allowed": mask.allowed,
+        "not_allowed": mask.marks - mask.allowed,
+        "sha256": sha256,
     }
 
 

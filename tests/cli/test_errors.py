@@ -442,3 +442,14 @@ def test_program_starts_both_ways(inputs: Path, command: str) -> None:
     start = [sys.executable, "-m", "fusecli"] if command == "-m fusecli" else [str(script)]
     done = subprocess.run([*start, "--version"], capture_output=True, text=True)
     assert done.stdout == f"fusecli {fusecli.__version__}\n"
+
+
+def test_a_batch_and_a_training_refuse_an_attention_mask(cli, folder):
+    for command in (["batch", "a", "b", "-o", "out"], ["train", "a", "b", "-o", "run"]):
+        done = cli(*command, "--attention-mask", "am.npy")
+        assert (done.code, done.err) == (
+            2,
+            "error: --attention-mask am.npy: only `fusecli fuse` takes an attention mask, for one "
+            "pair or for a stack of pairs\n",
+        )
+        assert "--attention-mask" not in cli(command[0], "--help").out

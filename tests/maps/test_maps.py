@@ -309,8 +309,14 @@ def test_further_tensors_of_the_result_do_not_disturb_the_map(options):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"switches": Switches(method="concat")}, "need --method attention"),
-        ({"switches": Switches(method="transformer", heads=2)}, "this is transformer"),
+        *(
+            (
+                {"switches": Switches(method=method, dim=6)},
+                r"--attention, --plot or --show needs a method with attention from text tokens to "
+                rf"image tokens \(attention or transformer\); {method} has none",
+            )
+            for method in ("concat", "sum", "bilinear")
+        ),
         (
             {"switches": Switches(heads=2), "direction": "image"},
             "say --direction text or both",

@@ -7,6 +7,7 @@ import typer
 
 from fusecli.cli.option_groups import (
     AttentionMaps,
+    AttentionMaskFile,
     ChunkedComputing,
     MaskFiles,
     ModuleOfJob,
@@ -39,7 +40,9 @@ class PairOfFiles:
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class FuseInput(Reading, MaskFiles, PairOfFiles):  # a dataclass lists its last base first
+class FuseInput(
+    Reading, AttentionMaskFile, MaskFiles, PairOfFiles
+):  # a dataclass lists its last base first
     """All of the input."""
 
 
