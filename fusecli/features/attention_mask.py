@@ -8,7 +8,6 @@ where a token may not attend, `scaled_dot_product_attention` one that is true wh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.masks import LEAST_ADDITIVE, MaskStyle, base_name, is_float, mask_meaning
 from fusecli.features.select import file_and_key, tensor_of
 from fusecli.features.tensor import StoredTensor
+from fusecli.records import record
 
 Mask = NDArray[np.bool_]
 
@@ -26,7 +26,7 @@ _NAMES = ("attention_mask", "cross_attention_mask", "attn_mask", "memory_mask", 
 _SLICE = 1 << 24  # marks that are looked at at once
 
 
-@dataclass(frozen=True)
+@record
 class AttentionMask:
     """Which text token of a pair may attend to which image token, for all pairs of a job.
 
@@ -119,7 +119,7 @@ def read_attention_mask(
     return AttentionMask(stored, found, assumed, T, P, zero, allowed)
 
 
-@dataclass(frozen=True)
+@record
 class Choices:
     """To how many tokens of the context side the real tokens of the query side may attend.
 

@@ -70,7 +70,7 @@ def result_tensors(
     return tensors
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PairChunk:
     """n pairs of equal shape, to be fused at once; the fields are as for `Fusion.fuse`."""
 
