@@ -61,6 +61,13 @@ class ManyPairs:
         str | None,
         typer.Option(metavar="PATTERN", help="Names of the text files, such as {id}.txt.npy."),
     ] = None
+    loose_ids: Annotated[
+        bool,
+        typer.Option(
+            "--loose-ids",
+            help="Match names that differ only in case, Unicode form or leading zeros.",
+        ),
+    ] = False
     keyed: Annotated[
         bool | None,
         typer.Option(
@@ -83,6 +90,7 @@ class ManyPairs:
             manifest=self.manifest,
             image_pattern=self.image_pattern,
             text_pattern=self.text_pattern,
+            loose_ids=self.loose_ids,
             strict_pairs=self.strict_pairs,
             keyed=self.keyed,
         )

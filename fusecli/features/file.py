@@ -152,7 +152,9 @@ def open_regular(name: str) -> BufferedReader:
         # Opening a pipe that nobody writes to would wait for ever without O_NONBLOCK.
         descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
-        raise FeatureFileError(f"{name}: no such file") from None
+        windows = os.sep == "/" and "\\" in name
+        hint = ": its path holds backslashes, write it with /" if windows else ""
+        raise FeatureFileError(f"{name}: no such file{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise FeatureFileError(f"{name}: cannot be opened: {reason}") from None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from fusecli.errors import PairsError, UsageError
 from fusecli.features.formats.table import READABLE_ENDINGS
+from fusecli.pairs.ids import loose_id
 from fusecli.pairs.pair import Pair, Place, Unmatched
 from fusecli.pairs.pattern import Pattern
 
@@ -33,6 +34,7 @@ class Folders:
         images, texts: the folders; one folder twice where patterns tell the sides apart.
         image_pattern, text_pattern: what of a name is the id.
         output: the output folder.
+        loose: names that differ in case, Unicode form or leading zeros are one id.
 
     Raises:
         UsageError: the output folder is one of the two.
@@ -45,6 +47,7 @@ class Folders:
         image_pattern: Pattern,
         text_pattern: Pattern,
         output: str | None,
+        loose: bool = False,
     ) -> None:
         self.notes: list[str] = []
         self.made_of = ""
@@ -53,8 +56,8 @@ class Folders:
             if _identity(folder) == skipped:
                 raise UsageError(f"{folder}: is both the folder of the {side} and the output's")
         shared = os.path.samefile(images, texts)
-        self._images = Walk("image", images, image_pattern, skipped)
-        self._texts = Walk("text", texts, text_pattern, skipped)
+        self._images = Walk("image", images, image_pattern, skipped, loose)
+        self._texts = Walk("text", texts, text_pattern, skipped, loose)
         if shared:
             self._images.other, self._images.odd, self._texts.odd = text_pattern, "file", None
 
@@ -112,6 +115,7 @@ class Walk:
         root: the folder.
         pattern: what of a name is the id.
         skipped: identity of the output folder.
+        loose: names that differ in case, Unicode form or leading zeros are one id.
 
     A pattern without a `/` is about the file's name, and the folders around it belong to the id.
     One with a `/` is about the path: `base` is the folders before `{id}`, `tail` the way from
@@ -119,8 +123,14 @@ class Walk:
     """
 
     def __init__(
-        self, side: str, root: str, pattern: Pattern, skipped: tuple[int, int] | None
+        self,
+        side: str,
+        root: str,
+        pattern: Pattern,
+        skipped: tuple[int, int] | None,
+        loose: bool = False,
     ) -> None:
+        self._id_of = loose_id if loose else str
         self._side, self._root, self._pattern, self._skipped = side, root, pattern, skipped
         base, slash, first = pattern.prefix.rpartition("/")
         self._suffix, below, tail = pattern.suffix.partition("/")
@@ -183,6 +193,8 @@ class Walk:
         except OSError as error:
             raise PairsError(f"{folder}: cannot be listed: {error.strerror}") from None
         listed.sort()
+        if self._id_of is loose_id:
+            _refuse_two_folders(listed, folder)
         return _Opened(iter(listed), folder, key, identity, links)
 
     def _count_way(self, folder: str, identity: tuple[int, int]) -> None:
@@ -211,7 +223,7 @@ class Walk:
                 if _is_folder(entry):
                     if fits:
                         kind = _LINK if entry.is_symlink() else _FOLDER
-                        found.append(f"{part}{_BELOW}{kind}{name}")
+                        found.append(f"{self._id_of(part)}{_BELOW}{kind}{name}")
                         found += self._files_under(folder, name, part)
                     continue
                 stem, ending = os.path.splitext(part)
@@ -224,7 +236,8 @@ class Walk:
                     and stem.startswith(self._lead)
                     and stem.endswith(self._suffix)
                 ):
-                    found.append(f"{stem[len(self._lead) : end]}{_BELOW}{_FILE}{name}")
+                    id = self._id_of(stem[len(self._lead) : end])
+                    found.append(f"{id}{_BELOW}{_FILE}{name}")
                 elif ending.lower() in READABLE_ENDINGS and not self._is_other(name):
                     odd.append(name)
         if self.odd is not None:
@@ -236,7 +249,7 @@ class Walk:
         """The file that a pattern with a tail finds under one folder."""
         if not self._tail or not part.endswith(self._suffix) or part == self._suffix:
             return []
-        part = part.removesuffix(self._suffix)
+        part = self._id_of(part.removesuffix(self._suffix))
         names = [f"{name}{self._tail}{ending}" for ending in self._endings]
         return [
             f"{part}{_BELOW}{_FILE}{below}"
@@ -250,6 +263,23 @@ class Walk:
             return False
         by_path = "/" in self.other.text or "/" in self._pattern.text
         return by_path or self.other.id_of(os.path.splitext(name)[0]) is not None
+
+
+def _refuse_two_folders(listed: list[str], folder: str) -> None:
+    """Raises:
+    PairsError: two folders have one place in the ids, so that their files are in no order.
+    """
+    last, earlier = "", ""
+    for entry in listed:
+        part, _, rest = entry.partition(_BELOW)
+        if rest[0] == _FILE:
+            continue
+        if part == last:
+            raise PairsError(
+                f"{os.path.join(folder, rest[1:])}: with --loose-ids this is the same folder as "
+                f"{earlier}: rename one"
+            )
+        last, earlier = part, os.path.join(folder, rest[1:])
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

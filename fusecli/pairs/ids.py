@@ -28,6 +28,7 @@ LONGEST_ID = 1024  # characters; ids are held and written often
 
 _ORDINARY = re.compile(r"\w[\w+=@,~-]*(?:\.[\w+=@,~-]+)*", re.ASCII)
 _ESCAPED = re.compile('[%<>:"|?*\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?=\.|$|\s)", re.I)
 
 
@@ -58,6 +59,11 @@ def fold(path: str) -> str:
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", path).casefold())
+
+
+def loose_id(name: str) -> str:
+    """What names have in common that differ in case, Unicode form or leading zeros of numbers."""
+    return _ZEROS.sub("", unicodedata.normalize("NFC", fold(name)))
 
 
 class Hashes:

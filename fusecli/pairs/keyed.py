@@ -6,13 +6,14 @@ all of them, as a hash and the number of its shard (12 bytes), since that may be
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, shortened
-from fusecli.pairs.ids import LONGEST_ID, repeated
+from fusecli.pairs.ids import LONGEST_ID, loose_id, repeated
 from fusecli.pairs.pair import Pair, Place, Unmatched
 from fusecli.pairs.pattern import Pattern
 from fusecli.pairs.shards import keys_of
@@ -30,6 +31,7 @@ class Keyed:
         images, texts: the files of each side; the same where one set holds both.
         image_pattern, text_pattern: what of a key is the id.
         keys: gives the keys of a file that count.
+        loose: ids that differ in case, Unicode form or leading zeros are one.
 
     Raises:
         PairsError: two files hold one tensor.
@@ -43,14 +45,15 @@ class Keyed:
         image_pattern: Pattern,
         text_pattern: Pattern,
         keys: Keys = keys_of,
+        loose: bool = False,
     ) -> None:
         self.notes: list[str] = []
         self.made_of = ""
         self._keys = keys
-        self._image = _Role("image", images, image_pattern, keys)
-        self._text = _Role("text", texts, text_pattern, keys)
-        self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]), keys)
-        self._text_mask = _Role("text mask", texts, Pattern("", "", _MASKS[1]), keys)
+        self._image = _Role("image", images, image_pattern, keys, loose)
+        self._text = _Role("text", texts, text_pattern, keys, loose)
+        self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]), keys, loose)
+        self._text_mask = _Role("text mask", texts, Pattern("", "", _MASKS[1]), keys, loose)
         self._indexed = (self._text, self._image_mask, self._text_mask)
         # The files that hold something else, by the roles that their tensors can have.
         self._odd: list[tuple[str, tuple[_Role, ...]]] = []
@@ -118,20 +121,26 @@ class _Role:
         files: where they are.
         pattern: of their keys.
         keys: gives the keys of a file that count.
+        loose: ids that differ in case, Unicode form or leading zeros are one.
 
     Attributes:
         hashes: of all ids, sorted, after `sort`.
     """
 
-    def __init__(self, name: str, files: list[str], pattern: Pattern, keys: Keys) -> None:
+    def __init__(
+        self, name: str, files: list[str], pattern: Pattern, keys: Keys, loose: bool
+    ) -> None:
         self.name, self.files, self._pattern, self._keys = name, files, pattern, keys
+        self._loose = loose
+        self._key_of: tuple[int, dict[str, str]] = (-1, {})  # of the file that was asked last
         self._learned: list[NDArray[np.int64]] = []  # hashes of the ids of a file
 
     def id_of(self, key: str) -> str | None:
         """The id in a key; None for a tensor of another kind."""
         if key.endswith(_MASKS) and self._pattern.suffix not in _MASKS:
             return None
-        return self._pattern.id_of(key)
+        id = self._pattern.id_of(key)
+        return loose_id(id) if self._loose and id is not None else id
 
     def ids(self, number: int, keys: list[str] | None = None) -> list[str]:
         """The ids of this kind in one file, in the order of its keys."""
@@ -150,6 +159,12 @@ class _Role:
             raise PairsError(
                 f"{self.files[number]}: has an id of {len(longest):,} characters, at most "
                 f"{LONGEST_ID:,} serve: {shortened(longest)!r}"
+            )
+        if self._loose and len(set(ids)) < len(ids):
+            twice = next(id for id, count in Counter(ids).items() if count > 1)
+            raise PairsError(
+                f"{self.files[number]}: holds two tensors that are the {self.name} of {twice!r} "
+                "with --loose-ids: rename one"
             )
         self._learned.append(_hashes(ids))
         return len(ids)
@@ -180,7 +195,12 @@ class _Role:
 
     def place(self, id: str, number: int) -> Place:
         """Where the tensor of an id lies, given the number of its file."""
-        return Place(self.files[number], self._pattern.name_of(id))
+        if not self._loose:
+            return Place(self.files[number], self._pattern.name_of(id))
+        if self._key_of[0] != number:
+            keys = self._keys(self.files[number])
+            self._key_of = number, {found: key for key in keys if (found := self.id_of(key))}
+        return Place(self.files[number], self._key_of[1][id])
 
     def place_found(self, id: str, number: int) -> Place | None:
         """The same for a number that `find` gave; None for -1."""

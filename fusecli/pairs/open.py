@@ -6,6 +6,7 @@ import os
 
 from fusecli.errors import PairsError, UsageError, counted
 from fusecli.features.formats.table import READABLE_ENDINGS
+from fusecli.pairs.advice import LOOKED_AT, advice
 from fusecli.pairs.folders import Folders
 from fusecli.pairs.ids import fold, relative_path
 from fusecli.pairs.keyed import Keyed
@@ -38,7 +39,9 @@ def open_pairs(options: PairOptions) -> PairSource:
         PairsError: a source is missing, damaged or ambiguous, it has no pair, or (strict) not
             everything in it has a partner.
     """
-    source = PairSource(_listing(options), options.ending)
+    listing = _listing(options)
+    source = PairSource(listing, options.ending)
+    _advise(options, source, listing)
     if not source.total:
         raise PairsError(f"no pairs: {_nothing(options, source.unmatched)}")
     if options.strict_pairs and source.unmatched.total:
@@ -46,11 +49,27 @@ def open_pairs(options: PairOptions) -> PairSource:
     return source
 
 
+def _advise(options: PairOptions, source: PairSource, listing: Listing) -> None:
+    """Say how names would match, where most have no partner."""
+    unmatched = source.unmatched
+    both = min(unmatched.counts.get("image", 0), unmatched.counts.get("text", 0))
+    if not unmatched.total or source.total > both:
+        return
+    first = unmatched
+    if len(unmatched.first) < unmatched.total:
+        first = Unmatched(kept=LOOKED_AT)
+        for _ in listing.pairs(first):
+            pass
+    unmatched.advice = advice(options, first, isinstance(listing, Keyed))
+
+
 def _listing(o: PairOptions) -> Listing:
     if o.manifest is not None:
         given = (o.images, o.texts, o.image_pattern, o.text_pattern, o.keyed)
-        if any(option is not None for option in given):
-            raise UsageError("--manifest names the files: leave folders, patterns and --keyed out")
+        if any(option is not None for option in given) or o.loose_ids:
+            raise UsageError(
+                "--manifest names the files: leave folders, patterns, --keyed and --loose-ids out"
+            )
         return Manifest(o)
     if o.images is None:
         raise UsageError("expected a folder of images and one of texts, keyed files, or --manifest")
@@ -89,6 +108,7 @@ def _keyed(o: PairOptions, images: str, texts: str) -> Keyed:
         key_pattern("image", o.image_pattern or ("{id}.image" if shared else "{id}")),
         key_pattern("text", o.text_pattern or ("{id}.text" if shared else "{id}")),
         tensors.keys_of,
+        o.loose_ids,
     )
     if tensors.left_out:
         notes.append(
@@ -113,46 +133,13 @@ def _folders(o: PairOptions, images: str, texts: str) -> Folders:
         file_pattern("image", o.image_pattern),
         file_pattern("text", o.text_pattern),
         o.output,
+        o.loose_ids,
     )
 
 
 def _nothing(o: PairOptions, unmatched: Unmatched) -> str:
     if unmatched.total:
-        return f"{unmatched}{_remedy(o, unmatched)}"
+        return str(unmatched)
     if o.manifest is not None:
         return f"{o.manifest} has no rows"
     return f"there are no feature files ({', '.join(READABLE_ENDINGS)}) in {o.images} and {o.texts}"
-
-
-def _remedy(o: PairOptions, unmatched: Unmatched) -> str:
-    """The options with which names that end differently match; "" where none is known."""
-    if o.images is None or not os.path.isdir(o.images):
-        return ""
-    if (o.image_pattern is None) != (o.text_pattern is None):
-        given, other = ("image", "text") if o.text_pattern is None else ("text", "image")
-        return (
-            f"; --{given}-pattern is given and --{other}-pattern is not, so the id of a {other} is "
-            "its whole name without the ending"
-        )
-    if o.image_pattern is not None:
-        return ""
-    stems = {
-        side: [os.path.splitext(os.path.basename(p))[0] for at, p in unmatched.first if at == side]
-        for side in ("image", "text")
-    }
-    for image_end in _ends(stems["image"]):
-        for text_end in _ends(stems["text"]):
-            images = {stem.removesuffix(image_end) for stem in stems["image"]}
-            if images & {stem.removesuffix(text_end) for stem in stems["text"]}:
-                patterns = f"--image-pattern '{{id}}{image_end}' --text-pattern '{{id}}{text_end}'"
-                return f"; their names end differently: say {patterns}"
-    return ""
-
-
-def _ends(stems: list[str]) -> list[str]:
-    """What all of some names may end in besides the id: nothing, or `.jpg`, `_img`, `-text`."""
-    ends = set()
-    for stem in stems:
-        cut = max(stem.rfind(mark) for mark in "._-")
-        ends.add(stem[cut:] if cut > 0 else "")
-    return ["", *(ends if len(ends) == 1 and ends != {""} else ())]

@@ -57,6 +57,7 @@ class PairOptions:
         texts: the same; None where `images` holds both sides, or with a manifest.
         manifest: a .csv, .jsonl or .parquet file.
         image_pattern, text_pattern: names with `{id}` in them.
+        loose_ids: names that differ in case, Unicode form or leading zeros are one id.
         extra_columns: further columns of a manifest that are handed on with each pair.
         strict_pairs: what has no partner is an error.
         keyed: folders hold shards keyed by id (true), a file a sample (false); None: by names.
@@ -72,6 +73,7 @@ class PairOptions:
     manifest: str | None = None
     image_pattern: str | None = None
     text_pattern: str | None = None
+    loose_ids: bool = False
     extra_columns: tuple[str, ...] = ()
     strict_pairs: bool = False
     keyed: bool | None = None
@@ -88,15 +90,19 @@ class Unmatched:
     Attributes:
         counts: by side, "image", "text", "image mask" or "text mask".
         first: side and path (or id) of the first of each side.
+        kept: how many of each side are named at most.
+        advice: how they would match, as the end of a sentence; "" where that is not known.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     first: list[tuple[str, str]] = field(default_factory=list)
+    kept: int = _FIRST
+    advice: str = ""
 
     def add(self, side: str, name: str) -> None:
         """Count one more, and keep its name if it is one of the first."""
         count = self.counts[side] = self.counts.get(side, 0) + 1
-        if count <= _FIRST:
+        if count <= self.kept:
             self.first.append((side, name))
 
     @property
@@ -111,7 +117,7 @@ class Unmatched:
         )
         named = ", ".join(f"{side} {name}" for side, name in self.first)
         more = ", ..." if self.total > len(self.first) else ""
-        return f"{counted} without a partner: {named}{more}"
+        return f"{counted} without a partner: {named}{more}{self.advice}"
 
 
 class Listing(Protocol):
