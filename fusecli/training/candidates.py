@@ -19,6 +19,8 @@ Kind = Literal["fusion", "additive", "concat_mlp"]
 
 WIDTH, HEADS = 128, 4
 _MANY_ROWS = 20_000  # above, dropout does more harm than good
+# Up to so many pairs of features at least so wide, dropout of inputs has never lost anything.
+_FEW_ROWS, _NARROW = 1000, 64
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,12 @@ def make_candidates(
     )
     found: list[Candidate] = []
 
+    both = n > _FEW_ROWS or min(examples.image_dim, examples.text_dim) < _NARROW
+
     def add(family: str, name: str, spec: ModelSpec) -> None:
         cost = _cost(spec, examples)
         found.append(Candidate(family, name, spec, recipe, cost))
-        if not spec.linear:
+        if both and not spec.linear:
             found.append(Candidate(family, f"{name}, no input dropout", spec, light(recipe), cost))
 
     for config in fusion_configs(examples, options):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
@@ -46,8 +48,19 @@ class Noise:
         return kept if mask is None else kept & mask
 
     def _kept(self, shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
-        kept = torch.empty(shape, device=like.device, dtype=like.dtype)
-        return kept.bernoulli_(1 - rate, generator=self.generator).div_(1 - rate)
+        """0 with the probability `rate`, else 1 / (1 - rate).
+
+        16 random bits an entry cost a third of what `bernoulli_` costs on a CPU, where it was a
+        sixth of a step.
+        """
+        if like.device.type not in ("cpu", "cuda"):
+            kept = torch.empty(shape, device=like.device, dtype=like.dtype)
+            return kept.bernoulli_(1 - rate, generator=self.generator).div_(1 - rate)
+        count = math.prod(shape)
+        words = torch.empty((count + 3) // 4, device=like.device, dtype=torch.int64)
+        words.random_(-(2**63), None, generator=self.generator)
+        drawn = words.view(torch.int16)[:count].view(shape)
+        return (drawn >= round(2**16 * rate) - 2**15).to(like.dtype).div_(1 - rate)
 
 
 def pool_tokens(z: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:

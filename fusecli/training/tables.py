@@ -177,7 +177,8 @@ def answers_csv(task: Task, names: Sequence[str], info: PairInfo, model: ModelLo
 
 
 def _numbers(values: NDArray[np.float64]) -> list[str]:
-    return [f"{value:.6g}" for value in values.tolist()]
+    """Nine digits tell all float32 logits apart, so that metrics can be computed again."""
+    return [f"{value:.9g}" for value in values.tolist()]
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
