@@ -2,15 +2,13 @@
 
     pip install easy-vqa pillow
     python docs/easy_vqa_features.py features                  # everything: 48,248 questions
-    python docs/easy_vqa_features.py sample --pictures 240     # a sample with test pictures apart
+    python docs/easy_vqa_features.py sample --pictures 300     # a sample with test pictures apart
 
 The pictures and questions are those of the package easy-vqa (MIT, Victor Zhou). Nothing is
 downloaded. A picture of 64 x 64 pixels becomes 64 patches `[64, 16]`: for each patch of 8 x 8
 the mean, spread and range of the three colours, the differences across and down, and the place
-of the patch. The mean over the patches is subtracted, so that what a picture shows lies in
-single patches and has to be looked for: a model of the mean of the patches sees nothing of it.
-A question becomes one vector a word `[words, 32]`: a random vector that follows from the word by
-a hash, and the word's place.
+of the patch. A question becomes one vector a word `[words, 32]`: a random vector that follows
+from the word by a hash, and the word's place.
 
 Written are `images.npy` `[pictures, 64, 16]`, `texts.npz` (the distinct questions), and
 `pairs.csv` with the columns id, image, image_row, text, text_key, label, group and split.
@@ -64,9 +62,8 @@ def patches(pixels: NDArray[np.uint8]) -> Floats:
         corner[:, None],
         np.stack([rows, columns], axis=1) / side,
     ]
-    found = np.concatenate(parts, axis=1).astype(np.float64)
-    centred: Floats = (found - found.mean(axis=0)).astype(np.float32)
-    return centred
+    found: Floats = np.concatenate(parts, axis=1).astype(np.float32)
+    return found
 
 
 def words(question: str) -> Floats:

@@ -146,8 +146,10 @@ def bench_train(
     from fusecli.training.candidates import make_candidates
     from fusecli.training.checkpoint import Checkpoints
     from fusecli.training.examples import load_examples
-    from fusecli.training.fit import Quiet, fit, one_thread_a_model, run_side_by_side
-    from fusecli.training.loop import Job, Setting, Trained, train_model
+    from fusecli.training.fit import Quiet, fit
+    from fusecli.training.inference import Setting
+    from fusecli.training.loop import Job, Trained, train_model
+    from fusecli.training.side_by_side import one_thread_a_model, run_side_by_side
 
     with tempfile.TemporaryDirectory(prefix="fusecli-bench-") as folder:
         told(f"writing {pairs:,} pairs")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusecli.training.examples import ChannelStatistics, Pooled
+from fusecli.training.examples import Pooled
 from fusecli.training.head import MLP, Noise, pool_tokens
-from fusecli.training.model import PairModel
+from fusecli.training.model import ModelShape, PairModel, TorchBatch
 
 
 class _TokenNet(nn.Module):
@@ -47,55 +47,36 @@ class AdditiveModel(PairModel):
         linear: one linear layer on the mean of the tokens, instead of learned pooling and an
             MLP on the tokens.
         sides: "text", "image" or both.
-        width: of the hidden layers.
-        outputs: number of logits C.
-        tag: logits for every text token.
-        text, image: what the channels are standardised with.
+        shape: of the networks, and the statistics of the features.
     """
 
-    def __init__(
-        self,
-        linear: bool,
-        sides: tuple[str, ...],
-        width: int,
-        outputs: int,
-        tag: bool,
-        text: ChannelStatistics,
-        image: ChannelStatistics,
-    ) -> None:
-        super().__init__(text, image)
-        self.tag = tag
+    def __init__(self, linear: bool, sides: tuple[str, ...], shape: ModelShape) -> None:
+        super().__init__(shape)
+        self.tag = tag = shape.tag
         unused = (("text" not in sides), ("image" not in sides))
         self.pooled = Pooled((linear and not tag) or unused[0], linear or unused[1])
         self.nets = nn.ModuleDict()
-        for side, statistics in (("text", text), ("image", image)):
+        for side, statistics in (("text", shape.text), ("image", shape.image)):
             if side in sides:
                 pooled = side == "image" or not tag
                 inputs = len(statistics.mean)
                 self.nets[side] = (
-                    _LinearNet(inputs, outputs, pooled)
+                    _LinearNet(inputs, shape.outputs, pooled)
                     if linear
-                    else _TokenNet(inputs, width, outputs, pooled)
+                    else _TokenNet(inputs, shape.hidden, shape.outputs, pooled)
                 )
         if tag and "text" not in sides:
             # Every token of a pair gets the same logits; the number of tokens is the text's.
             self.pooled = Pooled(False, linear)
 
-    def join(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_mask: Tensor | None,
-        image_mask: Tensor | None,
-        noise: Noise | None = None,
-    ) -> Tensor:
+    def join(self, encoded: TorchBatch, noise: Noise | None = None) -> Tensor:
         parts = []
         if "text" in self.nets:
-            parts.append(self.nets["text"](text, text_mask, noise))
+            parts.append(self.nets["text"](encoded.text, encoded.text_mask, noise))
         if "image" in self.nets:
-            logits = self.nets["image"](image, image_mask, noise)  # [N, C]
+            logits = self.nets["image"](encoded.image, encoded.image_mask, noise)  # [N, C]
             if self.tag:
-                logits = logits.unsqueeze(1).expand(-1, text.shape[1], -1)
+                logits = logits.unsqueeze(1).expand(-1, encoded.text.shape[1], -1)
             parts.append(logits)
         total: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         return total
@@ -104,30 +85,19 @@ class AdditiveModel(PairModel):
 class ConcatMLP(PairModel):
     """An MLP on [text ; mean of the image tokens]; the text is its mean, for `tag` each token.
 
-    Args: those of `AdditiveModel`.
+    Args:
+        shape: of the network, and the statistics of the features.
     """
 
-    def __init__(
-        self,
-        width: int,
-        outputs: int,
-        tag: bool,
-        text: ChannelStatistics,
-        image: ChannelStatistics,
-    ) -> None:
-        super().__init__(text, image)
-        self.pooled = Pooled(not tag, True)
-        self.tag = tag
-        self.mlp = MLP(len(text.mean) + len(image.mean), 2 * width, outputs)
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__(shape)
+        self.pooled = Pooled(not shape.tag, True)
+        self.tag = shape.tag
+        inputs = len(shape.text.mean) + len(shape.image.mean)
+        self.mlp = MLP(inputs, 2 * shape.hidden, shape.outputs)
 
-    def join(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_mask: Tensor | None,
-        image_mask: Tensor | None,
-        noise: Noise | None = None,
-    ) -> Tensor:
-        z = torch.cat((text, image.expand(-1, text.shape[1], -1)), dim=-1)  # [N, T or 1, .]
+    def join(self, encoded: TorchBatch, noise: Noise | None = None) -> Tensor:
+        text = encoded.text
+        z = torch.cat((text, encoded.image.expand(-1, text.shape[1], -1)), dim=-1)  # [N, T or 1, .]
         logits: Tensor = self.mlp(z if self.tag else z[:, 0], noise)
         return logits

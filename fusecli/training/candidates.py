@@ -55,16 +55,15 @@ class ModelSpec:
             text, image: what the channels are standardised with.
         """
         from fusecli.training.baselines import AdditiveModel, ConcatMLP
-        from fusecli.training.model import FusionModel
+        from fusecli.training.model import FusionModel, ModelShape
 
+        shape = ModelShape(self.width, self.outputs, self.tag, text, image)
         if self.kind == "fusion":
             config = FusionConfig.from_dict(dict(self.fusion or {}), "run.json")
-            return FusionModel(config, self.width, self.outputs, self.tag, text, image)
+            return FusionModel(config, shape)
         if self.kind == "additive":
-            return AdditiveModel(
-                self.linear, self.sides, self.width, self.outputs, self.tag, text, image
-            )
-        return ConcatMLP(self.width, self.outputs, self.tag, text, image)
+            return AdditiveModel(self.linear, self.sides, shape)
+        return ConcatMLP(shape)
 
     def statistics(
         self, examples: Examples, rows: Rows

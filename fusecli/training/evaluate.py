@@ -18,8 +18,7 @@ from fusecli.fusion.options import check_choice
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples, Side
-from fusecli.training.fit import choose_device
-from fusecli.training.fitted import FitInfo, Fitted, StoredModel
+from fusecli.training.fitted import FitInfo, Fitted
 from fusecli.training.interaction import Interaction, take_apart
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LabelOptions
@@ -27,8 +26,10 @@ from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
 from fusecli.training.run_folder import load_run
 from fusecli.training.score_part import Part, retrieval_of, seed_headlines
+from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.split import join_groups
+from fusecli.training.stored import StoredModel
 from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
 from fusecli.training.targets import TASKS, Targets, Task
 from fusecli.training.train import PREDICTIONS, SPLIT, write_bytes

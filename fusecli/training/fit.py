@@ -7,11 +7,8 @@ all rows. Larger data has a validation part, which stops training and chooses.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -23,10 +20,18 @@ from numpy.typing import NDArray
 from fusecli.training.candidates import Candidate, make_candidates
 from fusecli.training.checkpoint import Checkpoints, EpochRecord
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows
-from fusecli.training.fitted import FitInfo, Fitted, Member, majority
-from fusecli.training.loop import Job, Setting, Trained, train_model, unpack_state
+from fusecli.training.fitted import FitInfo, Fitted, majority
+from fusecli.training.inference import Setting
+from fusecli.training.loop import Job, Trained, train_model, unpack_state
 from fusecli.training.options import TrainOptions
+from fusecli.training.side_by_side import (
+    choose_device,
+    one_thread_a_model,
+    run_side_by_side,
+    worker_count,
+)
 from fusecli.training.split import Split, inner_folds
+from fusecli.training.stored import Member
 from fusecli.training.targets import Targets
 
 Floats = NDArray[np.float32]
@@ -374,48 +379,3 @@ def _chosen(family: str, choice: _Choice, found: Sequence[_Choice], folded: bool
         f"{family}: {choice.name} is the best by {by} ({choice.score_name} "
         f"{choice.score:.3f}; {others}), {choice.epochs} epochs"
     )
-
-
-def run_side_by_side(
-    calls: Sequence[Callable[[], Trained]], workers: int, stop: threading.Event
-) -> list[Trained]:
-    """Results of calls that run in threads; an error or Ctrl-C stops all of them."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        futures = [pool.submit(call) for call in calls]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = [f for f in done if f.exception() is not None]
-            if failed:
-                failed[0].result()
-        except BaseException:
-            stop.set()
-            for future in futures:
-                future.cancel()
-            raise
-    return [future.result() for future in futures]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` is a GPU where there is one."""
-    from fusecli.fusion.backend.device import resolve_device
-
-    return torch.device(resolve_device(name))
-
-
-def worker_count(device: torch.device) -> int:
-    """Models side by side: one a core on the CPU, up to four; four on a GPU."""
-    if device.type != "cpu":
-        return 4
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(4, cores or 1))
-
-
-@contextmanager
-def one_thread_a_model() -> Iterator[None]:
-    """One torch thread for each model: two models side by side beat one model on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,22 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
 from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
 from fusecli.training.examples import Examples, Rows
 from fusecli.training.head import Noise
+from fusecli.training.inference import Setting, negatives, predict_held_out
+from fusecli.training.loss import loss_of
 from fusecli.training.model import PairModel, TorchBatch
+from fusecli.training.optimizer import FlatAdamW, learning_rate
 from fusecli.training.score import score_of
-from fusecli.training.targets import IGNORED, Targets
 
 Floats = NDArray[np.float32]
 
 _BUILDING = threading.Lock()  # initial weights are drawn from torch's one global generator
-_EVALUATED_AT_ONCE = 256
 _BUCKET_BATCHES = 16  # batches that are sorted by length together
 _CHECKPOINT_SECONDS = 10.0
-_EPSILON = 1e-8  # of AdamW
 _EVALUATIONS = 10  # of a run without early stopping
 
 
@@ -113,27 +112,6 @@ class Trained:
     held_out: dict[int, Floats] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all jobs of a fit share.
-
-    Attributes:
-        examples: the features.
-        targets: the labels.
-        device: where it is computed.
-        autocast: bfloat16 on a GPU.
-        groups: int64 [n]; negatives of `match` come from another group.
-        stop: set when the run is to stop; jobs then raise `Stopped` after the batch in hand.
-    """
-
-    examples: Examples
-    targets: Targets
-    device: torch.device
-    autocast: bool
-    groups: Rows
-    stop: threading.Event = field(default_factory=threading.Event)
-
-
 def default_epochs(n: int) -> int:
     """50 epochs at 300 pairs, 20 at 3,000, 6 at 30,000 (measured, see docs/training.md)."""
     wanted: float = 50 * math.pow(300 / max(n, 1), 0.46)
@@ -155,7 +133,7 @@ def train_model(
         on_epoch: is told after every epoch.
     """
     model = build_model(job.build, job.seed, job.key).to(setting.device)
-    optimizer = FlatAdamW(model, job.recipe)
+    optimizer = FlatAdamW(model, job.recipe.weight_decay)
     state = checkpoints.load(job.key)
     if state is None:
         state = JobState.new()
@@ -198,7 +176,7 @@ def _run_epoch(
     score, name = None, ""
     every = max(1, last // _EVALUATIONS) if job.keep_all else 1
     if len(job.held_out) and (epoch % every == 0 or epoch == last):
-        logits = predict_held_out(model, setting, job)
+        logits = predict_held_out(model, setting, job.held_out, job.seed)
         score, name = score_of(logits, setting.targets, job.held_out)
         if job.keep_all:
             state.held_out[epoch] = logits
@@ -257,16 +235,6 @@ def _batch_loss(
     return loss_of(logits.float(), setting.targets, rows, recipe.smoothing)
 
 
-def negatives(rows: Rows, setting: Setting, order: np.random.Generator) -> Rows:
-    """For each pair another of these pairs whose image and group are others, where there is one."""
-    content = setting.examples.content("image")[rows]
-    groups = setting.groups[rows]
-    other = (content[:, None] != content) & (groups[:, None] != groups)
-    draw = np.where(other, order.random(other.shape), -1.0)
-    chosen: Rows = rows[draw.argmax(axis=1)]
-    return chosen
-
-
 def make_batches(
     examples: Examples, rows: Rows, size: int, order: np.random.Generator
 ) -> list[Rows]:
@@ -282,134 +250,6 @@ def make_batches(
         shuffled = shuffled[sort]
     batches = np.array_split(shuffled, max(1, math.ceil(len(rows) / size)))
     return [batches[i] for i in order.permutation(len(batches))]
-
-
-def learning_rate(step: int, steps: int, highest: float) -> float:
-    """Linear warm-up over 5 % of the steps, then half a cosine down to 0."""
-    warm = max(1, round(0.05 * steps))
-    if step < warm:
-        return highest * (step + 1) / warm
-    return highest * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-class FlatAdamW:
-    """AdamW (arXiv:1711.05101) on all parameters as one vector, with clipping to norm 1.
-
-    A model of this size has some twenty small tensors, and a step on one vector costs a tenth of
-    a step on twenty.
-
-    Args:
-        model: its parameters become views of the vector, matrices first.
-        recipe: gives the weight decay, which is of matrices only.
-    """
-
-    betas = (0.9, 0.99)
-
-    def __init__(self, model: PairModel, recipe: Recipe) -> None:
-        parameters = sorted(model.parameters(), key=lambda p: p.dim() < 2)  # keeps their order
-        self.flat = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.grad = torch.zeros_like(self.flat)
-        start = 0
-        for p in parameters:
-            stop = start + p.numel()
-            p.data = self.flat[start:stop].view_as(p)
-            p.grad = self.grad[start:stop].view_as(p)
-            start = stop
-        self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.count = 0
-        matrices = sum(p.numel() for p in parameters if p.dim() >= 2)
-        self._parts = [
-            (slice(None, matrices), recipe.weight_decay),
-            (slice(matrices, None), 0.0),
-        ]
-        self._fused = _has_fused_adamw(self.flat.device)
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Clip, update, and set the gradient to zero."""
-        self.count += 1
-        norm = torch.linalg.vector_norm(self.grad)
-        self.grad.mul_(torch.clamp(1 / (norm + 1e-6), max=1.0))
-        for part, decay in self._parts:
-            vectors = (self.flat[part], self.grad[part], self.first[part], self.second[part])
-            if self._fused:
-                _fused_adamw(*vectors, self.count, lr, self.betas, decay)
-            else:
-                self._plain_adamw(*vectors, lr, decay)
-        self.grad.zero_()
-
-    def _plain_adamw(
-        self, flat: Tensor, grad: Tensor, first: Tensor, second: Tensor, lr: float, decay: float
-    ) -> None:
-        beta1, beta2 = self.betas
-        first.lerp_(grad, 1 - beta1)
-        second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        denominator = second.sqrt().div_(math.sqrt(1 - beta2**self.count)).add_(_EPSILON)
-        flat.mul_(1 - lr * decay)
-        flat.addcdiv_(first, denominator, value=-lr / (1 - beta1**self.count))
-
-    def store(self, state: JobState) -> None:
-        """Copy parameters and moments into a state."""
-        state.parameters, state.first, state.second = (
-            t.cpu().numpy().copy() for t in (self.flat, self.first, self.second)
-        )
-        state.steps = self.count
-
-    @torch.no_grad()
-    def restore(self, state: JobState) -> None:
-        """Take parameters and moments from a state."""
-        for own, array in (
-            (self.flat, state.parameters),
-            (self.first, state.first),
-            (self.second, state.second),
-        ):
-            assert array is not None
-            own.copy_(torch.from_numpy(array))
-        self.count = state.steps
-
-
-def _fused_adamw(
-    flat: Tensor,
-    grad: Tensor,
-    first: Tensor,
-    second: Tensor,
-    count: int,
-    lr: float,
-    betas: tuple[float, float],
-    decay: float,
-) -> None:
-    """The kernel of `torch.optim.AdamW(fused=True)`: one pass over the memory instead of nine.
-
-    It is called directly because the first step of any `torch.optim` optimizer imports torch's
-    compiler, which takes two seconds.
-    """
-    torch._fused_adamw_(
-        [flat],
-        [grad],
-        [first],
-        [second],
-        [],
-        [torch.tensor(float(count), device=flat.device)],
-        lr=lr,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=decay,
-        eps=_EPSILON,
-        amsgrad=False,
-        maximize=False,
-        grad_scale=None,
-        found_inf=None,
-    )
-
-
-def _has_fused_adamw(device: torch.device) -> bool:
-    """Whether this torch has the kernel for this device; torch 2.2 has none for the CPU."""
-    try:
-        flat, grad, first, second = torch.ones(4, 1, device=device)
-        _fused_adamw(flat, grad, first, second, 1, 0.0, (0.9, 0.99), 0.0)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return False
-    return True
 
 
 def mixed_seed(seed: int, key: str, epoch: int = 0) -> int:
@@ -441,88 +281,3 @@ def unpack_state(model: PairModel, weights: Floats) -> PairModel:
             p.copy_(torch.from_numpy(weights[start:stop]).view_as(p))
             start = stop
     return model
-
-
-def loss_of(logits: Tensor, targets: Targets, rows: Rows, smoothing: float) -> Tensor:
-    """Mean loss over the rows, weighted where the labels have weights.
-
-    Args:
-        logits: `[N, C]`, for `tag` `[N, T, C]`; for `match` `[2 N, 1]`, own pairs first.
-        targets: the labels.
-        rows: int64 `[N]`.
-        smoothing: share of the label that is spread over all classes.
-    """
-    device = logits.device
-    weight = None
-    if targets.weight is not None:
-        weight = torch.from_numpy(targets.weight[rows].astype(np.float32)).to(device)
-    if targets.task == "match":
-        wanted = torch.zeros_like(logits[:, 0])
-        wanted[: len(rows)] = 1
-        wanted = wanted * (1 - smoothing) + smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(logits[:, 0], wanted, reduction="none")
-        return _weighted_mean(losses, None if weight is None else torch.cat((weight, weight)))
-    values = torch.from_numpy(np.ascontiguousarray(targets.values[rows])).to(device)
-    if targets.task == "tag":
-        values = values[:, : logits.shape[1]]
-        real = values != IGNORED
-        if weight is not None:
-            weight = weight[:, None].expand_as(values)[real]
-        losses = F.cross_entropy(
-            logits[real], values[real], label_smoothing=smoothing, reduction="none"
-        )
-        return _weighted_mean(losses, weight)
-    if targets.task == "regress":
-        losses = (logits[:, 0] - values) ** 2
-    elif targets.task == "multilabel":
-        wanted = values * (1 - smoothing) + smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
-    else:
-        losses = F.cross_entropy(logits, values, label_smoothing=smoothing, reduction="none")
-    return _weighted_mean(losses, weight)
-
-
-def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return losses.mean()
-    return (losses * weight).sum() / weight.sum().clamp(min=1e-12)
-
-
-@torch.inference_mode()
-def predict(
-    model: PairModel, setting: Setting, rows: Rows, image_rows: Rows | None = None
-) -> Floats:
-    """Logits of some pairs in batches of like length, without dropout.
-
-    Returns:
-        float32 `[N, C]`, for `tag` `[N, Tmax, C]`, zero where there is no token.
-    """
-    examples = setting.examples
-    image_rows = rows if image_rows is None else image_rows
-    order = np.lexsort((examples.lengths("text")[rows], examples.lengths("image")[image_rows]))
-    out: Floats | None = None
-    longest = int(examples.lengths("text").max())
-    for start in range(0, len(rows), _EVALUATED_AT_ONCE):
-        part = order[start : start + _EVALUATED_AT_ONCE]
-        batch = examples.batch(rows[part], image_rows[part], model.pooled)
-        with torch.autocast(setting.device.type, torch.bfloat16, enabled=setting.autocast):
-            logits = model(TorchBatch.of(batch, setting.device)).float().cpu().numpy()
-        if out is None:
-            tag = logits.ndim == 3
-            shape = (len(rows), longest, logits.shape[2]) if tag else (len(rows), logits.shape[1])
-            out = np.zeros(shape, np.float32)
-        if logits.ndim == 3:
-            out[part, : logits.shape[1]] = logits
-        else:
-            out[part] = logits
-    assert out is not None
-    return out
-
-
-def predict_held_out(model: PairModel, setting: Setting, job: Job) -> Floats:
-    """Logits of a job's held-out rows; for `match` also of as many wrong pairs, behind them."""
-    rows = job.held_out
-    if setting.targets.task != "match":
-        return predict(model, setting, rows)
-    wrong = negatives(rows, setting, np.random.default_rng(job.seed))
-    return predict(model, setting, np.concatenate([rows, rows]), np.concatenate([rows, wrong]))

@@ -6,7 +6,7 @@ width of the module, H heads, d = D / H, C logits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,24 @@ class TorchBatch:
         return cls(*(None if a is None else torch.from_numpy(a).to(device) for a in arrays))  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """What every kind of model has to know.
+
+    Attributes:
+        hidden: width of hidden layers.
+        outputs: number of logits C.
+        tag: logits for every text token instead of for the pair.
+        text, image: what the channels are standardised with.
+    """
+
+    hidden: int
+    outputs: int
+    tag: bool
+    text: ChannelStatistics
+    image: ChannelStatistics
+
+
 class PairModel(nn.Module):
     """A model of pairs: each side is encoded by itself, then both are joined to logits.
 
@@ -45,9 +63,9 @@ class PairModel(nn.Module):
 
     pooled: Pooled
 
-    def __init__(self, text: ChannelStatistics, image: ChannelStatistics) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        for side, statistics in (("text", text), ("image", image)):
+        for side, statistics in (("text", shape.text), ("image", shape.image)):
             scale = 1 / statistics.std
             self.register_buffer(f"{side}_scale", torch.from_numpy(scale))
             self.register_buffer(f"{side}_shift", torch.from_numpy(-statistics.mean * scale))
@@ -64,7 +82,7 @@ class PairModel(nn.Module):
         """Logits `[N, C]`, for `tag` `[N, T, C]`."""
         text = self.encode_text(batch.text, noise)
         image = self.encode_image(batch.image, noise)
-        return self.join(text, image, batch.text_mask, batch.image_mask, noise)
+        return self.join(replace(batch, text=text, image=image), noise)
 
     def encode_text(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """What `join` takes of the texts, from `[N, T, Dt]`."""
@@ -74,14 +92,7 @@ class PairModel(nn.Module):
         """What `join` takes of the images, from `[N, P, Di]`."""
         return self.standardise("image", y, noise)
 
-    def join(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_mask: Tensor | None,
-        image_mask: Tensor | None,
-        noise: Noise | None = None,
-    ) -> Tensor:
+    def join(self, encoded: TorchBatch, noise: Noise | None = None) -> Tensor:
         """Logits of encoded texts and images, pair by pair."""
         raise NotImplementedError
 
@@ -91,26 +102,19 @@ class FusionModel(PairModel):
 
     Args:
         config: of the fusion; concat and sum are projected.
-        hidden: width of the head's hidden layer.
-        outputs: number of logits C.
-        tag: logits for every text token instead of for the pair.
-        text, image: what the channels are standardised with.
+        shape: of the head, and the statistics of the features.
     """
 
-    def __init__(
-        self,
-        config: FusionConfig,
-        hidden: int,
-        outputs: int,
-        tag: bool,
-        text: ChannelStatistics,
-        image: ChannelStatistics,
-    ) -> None:
-        super().__init__(text, image)
+    def __init__(self, config: FusionConfig, shape: ModelShape) -> None:
+        super().__init__(shape)
         self.fusion: PairFusion = build_module(config)
         own = "text_proj" not in dict(self.fusion.named_children())
         self.head = FusionHead(
-            config.embed_dim, hidden, outputs, not tag, config.text_dim if own else 0
+            config.embed_dim,
+            shape.hidden,
+            shape.outputs,
+            not shape.tag,
+            config.text_dim if own else 0,
         )
         # These take the mean of the image tokens, which can be taken before the projection.
         self.pooled = Pooled(image=config.method in ("concat", "sum", "bilinear"))
@@ -132,14 +136,8 @@ class FusionModel(PairModel):
         y = self.standardise("image", y, noise)
         return self.fusion.image_proj(y) if self._split else y  # type: ignore[operator]
 
-    def join(
-        self,
-        text: Tensor,
-        image: Tensor,
-        text_mask: Tensor | None,
-        image_mask: Tensor | None,
-        noise: Noise | None = None,
-    ) -> Tensor:
+    def join(self, encoded: TorchBatch, noise: Noise | None = None) -> Tensor:
+        text, image, image_mask = encoded.text, encoded.image, encoded.image_mask
         if noise is not None:
             image_mask = noise.patch_mask(image, image_mask)
         if self._split:
@@ -147,10 +145,10 @@ class FusionModel(PairModel):
             fused = attend(self.fusion, text, image, image_mask)
             tokens = text
         else:
-            fused = self.fusion(image, text, image_mask=image_mask, text_mask=text_mask)
+            fused = self.fusion(image, text, image_mask=image_mask, text_mask=encoded.text_mask)
             proj = getattr(self.fusion, "text_proj", None)
             tokens = text if proj is None else proj(text)
-        logits: Tensor = self.head(fused, tokens, text_mask, noise)
+        logits: Tensor = self.head(fused, tokens, encoded.text_mask, noise)
         return logits
 
 

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,12 @@ from fusecli.errors import FeatureFileError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.formats.safetensors import file_start
 from fusecli.fusion.weights import METADATA_KEY
+from fusecli.training.candidates import ModelSpec
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
-
-if TYPE_CHECKING:
-    from fusecli.training.fitted import Fitted, Member, StoredModel
+from fusecli.training.fitted import Fitted
+from fusecli.training.standardise import unit_statistics
+from fusecli.training.stored import Member, StoredModel
 
 RUN_FILE, WEIGHTS_FILE, MODELS, CHECKPOINTS = (
     "run.json",
@@ -168,8 +169,6 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         UsageError: there is no run, or it is not finished.
         FeatureFileError: a file is damaged.
     """
-    from fusecli.training.fitted import StoredModel
-
     folder = Path(path)
     if not (folder / RUN_FILE).exists():
         raise UsageError(f"{path}: holds no {RUN_FILE}: expected the folder of fusecli train -o")
@@ -254,9 +253,6 @@ def _tensors(member: Member) -> Tensors:
 
 
 def _member(tensors: Tensors, meta: Mapping[str, Any]) -> Member:
-    from fusecli.training.candidates import ModelSpec
-    from fusecli.training.fitted import Member
-
     found = {
         name: ChannelStatistics(tensors[f"input.{name}.mean"], tensors[f"input.{name}.std"])
         for name in ("text", "image", "trained_text", "trained_image")
@@ -267,10 +263,6 @@ def _member(tensors: Tensors, meta: Mapping[str, Any]) -> Member:
 
 
 def _weights_member(tensors: Tensors, head: Mapping[str, Any]) -> Member:
-    from fusecli.training.candidates import ModelSpec
-    from fusecli.training.fitted import Member
-    from fusecli.training.standardise import unit_statistics
-
     spec = ModelSpec.from_dict(head["spec"])
     trained_text, trained_image = (
         ChannelStatistics(

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from fusecli.training.bootstrap import headline
 from fusecli.training.calibration import Calibration, calibrate
 from fusecli.training.examples import Examples
-from fusecli.training.fit import choose_device
 from fusecli.training.fitted import Fitted
 from fusecli.training.flat import Flat, flatten
 from fusecli.training.results import Measured
 from fusecli.training.retrieval import candidates, recall
 from fusecli.training.shuffle import with_negatives
+from fusecli.training.side_by_side import choose_device
 from fusecli.training.targets import Targets
 
 Rows = NDArray[np.int64]

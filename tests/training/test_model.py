@@ -12,7 +12,7 @@ from fusecli.fusion.torch_modules import ImageTextFusion, build_module
 from fusecli.training.baselines import AdditiveModel, ConcatMLP
 from fusecli.training.examples import Batch, ChannelStatistics
 from fusecli.training.head import FusionHead, Noise, pool_tokens
-from fusecli.training.model import FusionModel, TorchBatch, attend
+from fusecli.training.model import FusionModel, ModelShape, TorchBatch, attend
 from fusecli.training.standardise import fold_fusion, fold_linear, unit_statistics
 
 
@@ -100,17 +100,17 @@ def batch(rng, N=5, T=4, P=6, Dt=5, Di=3):
 
 
 def models(tag):
-    text, image = unit_statistics(5), unit_statistics(3)
+    shape = ModelShape(16, 3, tag, unit_statistics(5), unit_statistics(3))
     config = FusionConfig(16, 4, 3, 5, residual=True, norm=True)
     concat = FusionConfig(16, image_dim=3, text_dim=5, method="concat", projected=True)
     both = ("text", "image")
     return {
-        "attention": FusionModel(config, 16, 3, tag, text, image),
-        "concat": FusionModel(concat, 16, 3, tag, text, image),
-        "additive": AdditiveModel(False, both, 16, 3, tag, text, image),
-        "image only": AdditiveModel(False, ("image",), 16, 3, tag, text, image),
-        "text only": AdditiveModel(False, ("text",), 16, 3, tag, text, image),
-        "concat + MLP": ConcatMLP(16, 3, tag, text, image),
+        "attention": FusionModel(config, shape),
+        "concat": FusionModel(concat, shape),
+        "additive": AdditiveModel(False, both, shape),
+        "image only": AdditiveModel(False, ("image",), shape),
+        "text only": AdditiveModel(False, ("text",), shape),
+        "concat + MLP": ConcatMLP(shape),
     }
 
 
