@@ -2,12 +2,12 @@
 
 `dataclasses.dataclass(frozen=True)` compiles six functions for each class, about half a
 millisecond. A small `fusecli fuse` declares fifty such classes before it begins. A record has
-the same fields, and compares, hashes and prints alike, by three functions that all records share.
+the same fields and behaves alike, by functions that all records share.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
-    """Make a class a dataclass whose fields are set once.
+    """Make a class a frozen dataclass.
 
-    mypy refuses later assignments; at run time nothing prevents them. Use
-    `dataclass(frozen=True)` for classes that users of the library make.
+    Raises (later, by instances):
+        FrozenInstanceError: a field is set a second time, or deleted.
     """
     made = dataclass(eq=False, repr=False)(cls)
-    for name, function in (("__eq__", _equal), ("__hash__", _hash), ("__repr__", _repr)):
+    for name, function in _SHARED.items():
         if name not in cls.__dict__:
             setattr(made, name, function)
     return made
@@ -42,3 +42,22 @@ def _hash(self: Any) -> int:
 def _repr(self: Any) -> str:
     shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
     return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+def _set_once(self: Any, name: str, value: Any) -> None:
+    if name in self.__dict__:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+    object.__setattr__(self, name, value)
+
+
+def _delete(self: Any, name: str) -> None:
+    raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+
+_SHARED = {
+    "__eq__": _equal,
+    "__hash__": _hash,
+    "__repr__": _repr,
+    "__setattr__": _set_once,
+    "__delattr__": _delete,
+}

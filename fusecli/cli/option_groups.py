@@ -5,12 +5,12 @@ says which (`show_default`). Groups are never compared or printed, and start-up 
 `__eq__` and `__repr__`; for the same reason no annotation here is a string.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from fusecli.cli.options import Choices, parse_bytes
+from fusecli.cli.options import Choices, OptionGroup, option_group, parse_bytes
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.maps.literals import BoxFormat, BoxUnits
 
@@ -30,8 +30,8 @@ def method_names() -> tuple[str, ...]:
 # ------------------------------------------------------------------------------------ input
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class ManyPairs:
+@option_group
+class ManyPairs(OptionGroup):
     """Where a batch finds its pairs; training takes the same sources."""
 
     heading: ClassVar[str] = "Input"
@@ -96,8 +96,8 @@ class ManyPairs:
         )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Tensors:
+@option_group
+class Tensors(OptionGroup):
     """Which tensor of a file is meant, and what its axes are."""
 
     heading: ClassVar[str] = "Input"
@@ -127,7 +127,7 @@ class Tensors:
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class Reading(Tensors):
     """How features are read; everything but the masks, which a batch cannot take from a file."""
 
@@ -156,8 +156,8 @@ class Reading(Tensors):
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class MaskFiles:
+@option_group
+class MaskFiles(OptionGroup):
     """Masks of a single pair of files."""
 
     heading: ClassVar[str] = "Input"
@@ -179,8 +179,8 @@ class MaskFiles:
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class StoredMasks:
+@option_group
+class StoredMasks(OptionGroup):
     """Masks of many pairs: stored beside the features, or listed in a manifest."""
 
     heading: ClassVar[str] = "Input"
@@ -216,8 +216,8 @@ class StoredMasks:
                 )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class AttentionMaskFile:
+@option_group
+class AttentionMaskFile(OptionGroup):
     """The attention mask of a single pair of files."""
 
     heading: ClassVar[str] = "Input"
@@ -234,8 +234,8 @@ class AttentionMaskFile:
 # ----------------------------------------------------------------------------------- module
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class ModuleSizes:
+@option_group
+class ModuleSizes(OptionGroup):
     """The sizes of a module."""
 
     heading: ClassVar[str] = "Module"
@@ -277,7 +277,7 @@ class ModuleSizes:
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class Module(ModuleSizes):
     """The module that `fusecli init` writes; see `ModuleOptions` in the library."""
 
@@ -329,7 +329,7 @@ class Module(ModuleSizes):
         return ModuleOptions(**{field.name: getattr(self, field.name) for field in fields(Module)})
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class ModuleOfJob(Module):
     """A module, and where its weights come from."""
 
@@ -367,8 +367,8 @@ class ModuleOfJob(Module):
 # ----------------------------------------------------------------------------------- result
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Result:
+@option_group
+class Result(OptionGroup):
     """What is written of each pair."""
 
     heading: ClassVar[str] = "Result"
@@ -393,8 +393,8 @@ class Result:
     ] = "float32"
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Replacing:
+@option_group
+class Replacing(OptionGroup):
     """Whether an existing output may be replaced."""
 
     heading: ClassVar[str] = "Result"
@@ -403,8 +403,8 @@ class Replacing:
     ] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Strictness:
+@option_group
+class Strictness(OptionGroup):
     """Whether a diagnosis stops the job."""
 
     heading: ClassVar[str] = "Result"
@@ -417,8 +417,8 @@ class Strictness:
 # --------------------------------------------------------------------------- attention maps
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class AttentionMaps:
+@option_group
+class AttentionMaps(OptionGroup):
     """Attention weights as files and pictures; see `MapOptions` in the library."""
 
     heading: ClassVar[str] = "Attention maps"
@@ -519,8 +519,8 @@ class AttentionMaps:
 # -------------------------------------------------------------------------------- computing
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Computing:
+@option_group
+class Computing(OptionGroup):
     """What computes, and in which type."""
 
     heading: ClassVar[str] = "Computing"
@@ -534,7 +534,7 @@ class Computing:
     ] = "auto"
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class ChunkedComputing(Computing):
     """As `Computing`, for a stack that is read in slices."""
 
@@ -555,15 +555,15 @@ class ChunkedComputing(Computing):
 # ---------------------------------------------------------------------- what the program says
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Program:
+@option_group
+class Program(OptionGroup):
     """What a command prints. `--debug` is read by `main`, before a command runs."""
 
     heading: ClassVar[str] = "Output of the program"
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class QuietProgram(Program):
     """As `Program`, for a command that prints notes."""
 
@@ -575,7 +575,7 @@ class QuietProgram(Program):
     ] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class JsonProgram(Program):
     """As `Program`, for a command whose result can be printed as JSON."""
 
@@ -585,6 +585,6 @@ class JsonProgram(Program):
     ] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class QuietJsonProgram(QuietProgram, JsonProgram):
     """As `Program`, for a command that prints notes and whose result can be printed as JSON."""

@@ -1,7 +1,7 @@
 """How options are declared: a dataclass is a group of options, and commands share groups.
 
-    @dataclass
-    class Computing:
+    @option_group
+    class Computing(OptionGroup):
         heading: ClassVar[str] = "Computing"
         engine: Annotated[Engine, typer.Option(help="What computes.")] = "auto"
 
@@ -17,18 +17,41 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 
-class OptionGroup(Protocol):
-    """A dataclass of options.
+class OptionGroup:
+    """Base of all groups of options.
 
     Attributes:
         heading: what the help prints above them.
     """
 
-    heading: str
+    heading: ClassVar[str]
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True)
+def option_group(group: type[T]) -> type[T]:
+    """Make a class a dataclass without an `__init__` of its own: compiling one for each group
+    would take a tenth of the time in which a small job starts."""
+    return dataclass(init=False, eq=False, repr=False)(group)
 
 
 class Choices:
@@ -78,10 +101,13 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameters(group: type[Any]) -> list[inspect.Parameter]:
     """One parameter a field, with the group's heading in its option."""
-    found, types = [], get_type_hints(group, include_extras=True)
+    found = []
     for field in fields(group):
-        base, *marks = get_args(types[field.name])
-        assert get_origin(types[field.name]) is Annotated, f"{group.__name__}.{field.name}"
+        annotated = field.type
+        if isinstance(annotated, str):  # rarely: looking all of them up takes time
+            annotated = get_type_hints(group, include_extras=True)[field.name]
+        assert get_origin(annotated) is Annotated, f"{group.__name__}.{field.name}"
+        base, *marks = get_args(annotated)
         info = copy.copy(marks[-1])
         info.rich_help_panel = info.rich_help_panel or group.heading
         if isinstance(marks[0], Choices):

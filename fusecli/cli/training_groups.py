@@ -1,12 +1,11 @@
 """The options that train, evaluate and predict share."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
 from fusecli.cli.option_groups import ManyPairs, Reading, StoredMasks
-from fusecli.cli.options import parse_bytes
+from fusecli.cli.options import OptionGroup, option_group, parse_bytes
 
 if TYPE_CHECKING:
     from fusecli.features.pair_inputs import ReadOptions
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 TaskName = Literal["classify", "multilabel", "regress", "tag", "match"]
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class TrainingPairs(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
     """Where pairs are and how they are read."""
 
@@ -36,8 +35,8 @@ class TrainingPairs(Reading, StoredMasks, ManyPairs):  # a dataclass lists its l
         )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class LabelColumns:
+@option_group
+class LabelColumns(OptionGroup):
     """Where the labels are."""
 
     heading: ClassVar[str] = "Labels"
@@ -79,8 +78,8 @@ class LabelColumns:
         return LabelOptions(self.labels, self.label_column, self.group, self.task, strict)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class TrainingMachine:
+@option_group
+class TrainingMachine(OptionGroup):
     """What computes."""
 
     heading: ClassVar[str] = "Computing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from fusecli.errors import UsageError, WeightsError, shortened
@@ -14,6 +14,7 @@ from fusecli.fusion.literals import SIDES, Side
 from fusecli.fusion.method import Method
 from fusecli.fusion.methods import METHODS, method_named, methods_with
 from fusecli.fusion.settings import FusionSettings
+from fusecli.records import record
 
 DIRECTIONS = SIDES
 _WIDTHS = ("embed_dim", "image_dim", "text_dim", "method")
@@ -22,7 +23,7 @@ _LARGEST = {"layers": 256, "ffn_dim": 4 * LARGEST_SIZE, "rank": LARGEST_SIZE}
 _OPTIONS = {"embed_dim": "--dim", "num_heads": "--heads", "projected": "a projection"}
 
 
-@dataclass(frozen=True)
+@record
 class FusionConfig(FusionSettings):
     """Sizes and switches of one fusion, checked. The fields are those of `FusionSettings`.
 

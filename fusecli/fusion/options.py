@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fusecli.errors import ShapeError, UsageError
@@ -14,13 +14,14 @@ from fusecli.fusion.config import FusionConfig, divisors, option_of, refuse_fore
 from fusecli.fusion.initial_weights import check_seed
 from fusecli.fusion.literals import BOTH, DTYPES, ENGINES, POOLS, SIDES
 from fusecli.fusion.methods import METHODS, method_named
+from fusecli.records import record
 
 _FIELDS = {"dim": "embed_dim", "heads": "num_heads"}  # where an option has another name
 _NOT_FIELDS = ("weights_prefix",)
 _DEFAULT_METHOD = "attention"
 
 
-@dataclass(frozen=True)
+@record
 class ModuleOptions:
     """What the command line says about the module; None is "not given".
 

@@ -6,8 +6,6 @@ so that it needs to know nothing of the other methods.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fusecli.records import record
 
 
@@ -34,7 +32,7 @@ class Sizes:
     residual: bool = False
 
 
-@dataclass(frozen=True)
+@record
 class FusionSettings:
     """Sizes and switches of one fusion.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from fusecli.errors import UsageError
 from fusecli.features.atomic import check_target
@@ -15,9 +15,10 @@ from fusecli.fusion.literals import BOTH, Direction, Dtype, Engine, OutDtype, Po
 from fusecli.fusion.options import ModuleOptions, check_computing, check_origin, check_result
 from fusecli.fusion.weights_file import weights_path
 from fusecli.maps.writer import MapOptions
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class FuseOptions:
     """What `fusecli fuse` can be told; the meanings are those of the options of that name.
 

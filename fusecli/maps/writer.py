@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.methods import methods_with, no_attention
 from fusecli.maps.literals import BoxFormat, BoxUnits
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class MapOptions:
     """What is wanted of attention besides the fused rows; the names are those of the options.
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
@@ -18,7 +17,7 @@ from fusecli.cli.option_groups import (
     Result,
     StoredMasks,
 )
-from fusecli.cli.options import parse_bytes
+from fusecli.cli.options import OptionGroup, option_group, parse_bytes
 from fusecli.cli.progress import Progress, print_path
 
 if TYPE_CHECKING:
@@ -32,13 +31,13 @@ _FAILED_PAIRS = 3
 _OWN_CLUSTER = "local"  # the value of --ray without an address
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class BatchInput(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
     """All of the input."""
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class BatchFolder:
+@option_group
+class BatchFolder(OptionGroup):
     """The output folder and the form of what is in it."""
 
     heading: ClassVar[str] = "Result"
@@ -75,13 +74,13 @@ class BatchFolder:
     ] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class BatchResult(Result, BatchFolder):
     """All about the results."""
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Run:
+@option_group
+class Run(OptionGroup):
     """How the run treats failures and what an earlier run has left."""
 
     heading: ClassVar[str] = "Run"
@@ -125,7 +124,7 @@ class Run:
     strict: Annotated[bool, typer.Option("--strict", help="A pair with a diagnosis fails.")] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class BatchComputing(Computing):
     """What computes, and where."""
 

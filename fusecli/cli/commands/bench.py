@@ -2,17 +2,18 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import Computing, JsonProgram
+from fusecli.cli.options import OptionGroup, option_group
 from fusecli.fusion.literals import Dtype
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class BenchShapes:
+@option_group
+class BenchShapes(OptionGroup):
     """The pairs in memory."""
 
     heading: ClassVar[str] = "Shapes"
@@ -32,8 +33,8 @@ class BenchShapes:
     heads: Annotated[int, typer.Option(metavar="H", help="Number of attention heads.")] = 8
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Measurements:
+@option_group
+class Measurements(OptionGroup):
     """What is measured."""
 
     heading: ClassVar[str] = "Measurements"
@@ -87,7 +88,7 @@ class Measurements:
     ] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class BenchComputing(Computing):
     """What computes."""
 

@@ -1,18 +1,18 @@
 """`fusecli evaluate RUN IMAGES TEXTS --labels FILE`: a run on other pairs."""
 
 import sys
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import QuietJsonProgram
+from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.training_groups import LabelColumns, TrainingMachine, TrainingPairs
 from fusecli.cli.training_progress import TrainingProgress
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class FinishedRun:
+@option_group
+class FinishedRun(OptionGroup):
     """The run."""
 
     heading: ClassVar[str] = "Input"
@@ -21,8 +21,8 @@ class FinishedRun:
     ]
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Draws:
+@option_group
+class Draws(OptionGroup):
     """What is random in a measurement."""
 
     heading: ClassVar[str] = "Computing"

@@ -1,6 +1,5 @@
 """`fusecli fuse IMAGE TEXT`: one pair of files."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
@@ -17,6 +16,7 @@ from fusecli.cli.option_groups import (
     Result,
     Strictness,
 )
+from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.progress import Progress, print_about, print_path
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _TABLE = "table"  # the value of --report without a file name
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class PairOfFiles:
+@option_group
+class PairOfFiles(OptionGroup):
     """The two files."""
 
     heading: ClassVar[str] = "Input"
@@ -39,15 +39,13 @@ class PairOfFiles:
     ]
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class FuseInput(
-    Reading, AttentionMaskFile, MaskFiles, PairOfFiles
-):  # a dataclass lists its last base first
+@option_group  # a dataclass lists its last base first
+class FuseInput(Reading, AttentionMaskFile, MaskFiles, PairOfFiles):
     """All of the input."""
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class ResultFile:
+@option_group
+class ResultFile(OptionGroup):
     """Where the result goes."""
 
     heading: ClassVar[str] = "Result"
@@ -64,12 +62,12 @@ class ResultFile:
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class FuseResult(Strictness, Replacing, Result, ResultFile):
     """All about the result."""
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class FuseProgram(QuietJsonProgram):
     """What is printed, and the report."""
 

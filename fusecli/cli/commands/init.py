@@ -1,15 +1,15 @@
 """`fusecli init`: write initial weights."""
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import Module, QuietProgram, Replacing
+from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.progress import print_path
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class InitialModule(Module):
     """The module, for features that need not be there yet."""
 
@@ -25,8 +25,8 @@ class InitialModule(Module):
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the weights.")] = 0
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class WeightsFile:
+@option_group
+class WeightsFile(OptionGroup):
     """Where the weights go."""
 
     heading: ClassVar[str] = "Result"
@@ -38,7 +38,7 @@ class WeightsFile:
     ]
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class WeightsResult(Replacing, WeightsFile):
     """The weights file, and whether it may be replaced."""
 

@@ -2,16 +2,16 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import JsonProgram
+from fusecli.cli.options import OptionGroup, option_group
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class InspectInput:
+@option_group
+class InspectInput(OptionGroup):
     """The files."""
 
     heading: ClassVar[str] = "Input"

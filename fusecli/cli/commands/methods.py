@@ -2,19 +2,20 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import JsonProgram, ModuleSizes, Tensors
+from fusecli.cli.options import OptionGroup, option_group
 
 if TYPE_CHECKING:
     from fusecli.fusion.compare import Shapes
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class OptionalPair:
+@option_group
+class OptionalPair(OptionGroup):
     """Two files, or the sizes that would be read from them."""
 
     heading: ClassVar[str] = "Input"
@@ -58,7 +59,7 @@ class OptionalPair:
         }
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class MethodsInput(Tensors, OptionalPair):
     """All of the input."""
 

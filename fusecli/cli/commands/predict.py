@@ -1,19 +1,19 @@
 """`fusecli predict RUN IMAGES TEXTS -o FILE`: what a run says of pairs without labels."""
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.commands.evaluate import FinishedRun
 from fusecli.cli.option_groups import QuietProgram
+from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.progress import print_path
 from fusecli.cli.training_groups import TrainingMachine, TrainingPairs
 from fusecli.cli.training_progress import TrainingProgress
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class PredictionsFile:
+@option_group
+class PredictionsFile(OptionGroup):
     """What is written."""
 
     heading: ClassVar[str] = "Result"

@@ -1,12 +1,13 @@
 """`fusecli train IMAGES TEXTS --labels FILE -o RUN`: learn a fusion, and what the image adds."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
 from fusecli.cli.option_groups import Module, QuietJsonProgram
+from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.progress import print_path
 from fusecli.cli.training_groups import LabelColumns, TrainingMachine, TrainingPairs
 from fusecli.cli.training_progress import TrainingProgress
@@ -18,7 +19,7 @@ TrainDtype = Literal["float32", "bfloat16"]
 _AUTO = "auto"
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class TrainModule(Module):
     """The fusion that is trained. `--method auto` is the default."""
 
@@ -33,8 +34,8 @@ class TrainModule(Module):
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class Recipe:
+@option_group
+class Recipe(OptionGroup):
     """How it is trained."""
 
     heading: ClassVar[str] = "Training"
@@ -100,8 +101,8 @@ class Recipe:
     ] = None
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class RunFolderOptions:
+@option_group
+class RunFolderOptions(OptionGroup):
     """The folder of the run."""
 
     heading: ClassVar[str] = "Result"
@@ -121,7 +122,7 @@ class RunFolderOptions:
     ] = False
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@option_group
 class TrainComputing(TrainingMachine):
     """What computes, and in which type."""
 
