@@ -140,7 +140,7 @@ def _view(job: Job, maps: MapSink) -> AttentionView | None:
     view = view_of(maps.kept, job.drawing, names, job.shapes.N, job.config.null_token, origin)
     layer = job.options.maps.layer_of(job.config)
     if layer is not None and job.config.layers > 1:
-        view = replace(view, title=f"{view.title}, layer {layer} of 0 to {job.config.layers - 1}")
+        view = replace(view, title=f"{view.title}, layer {layer} (0 to {job.config.layers - 1})")
     return view
 
 

@@ -239,7 +239,7 @@ class _Page:
             panels.insert(0, photo)
         for name, panel, (left, top, w, h) in zip(names, panels, body.panels, strict=True):
             x, y = self._left + left, above + top
-            shown = self.label.fitted(name, w)
+            shown = self.label.fitted(name, w - 0.4 * _GAP)  # apart from its neighbours
             self._text(x + w / 2, y - 0.04, shown, self.label, ha="center")
             axes = self._axes(x, y, w, h)
             if panel.ndim == 3:

@@ -73,7 +73,7 @@ class AttentionView:
         """The uniform weight in words."""
         least, most = self.tokens
         if least < most:
-            return f"1/n (n: the {least} to {most} image tokens that a text token may attend to)"
+            return f"1/n, n the {least} to {most} image tokens that a text token may attend to"
         return f"1/{most} = {1 / most:.3g}"
 
 

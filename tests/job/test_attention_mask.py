@@ -237,7 +237,7 @@ def test_maps_are_zero_where_nothing_may_be_seen():
         view.times[mask[1]], (found[1] * counts[:, None])[mask[1]], rtol=1e-5
     )
     assert view.tokens == (counts[counts > 0].min(), counts.max())
-    assert view.unit.startswith("1/n (n: the ")
+    assert view.unit.startswith("1/n, n the ")
     assert "What the attention mask does not allow is hatched." in view.places
     assert report.attention["max_entropy"] < np.log(P)
 

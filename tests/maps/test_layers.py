@@ -100,7 +100,7 @@ def test_of_an_attention_mask_too():
 def test_the_picture_and_the_terminal_say_which_layer(cli):
     shown = []
     fuse_files(options(MapOptions(show=True, layer=1, sample=1)), show=shown.append)
-    assert shown[0].title == "Attention of text.npy to image.npy, sample 1 of 3, layer 1 of 0 to 2"
+    assert shown[0].title == "Attention of text.npy to image.npy, sample 1 of 3, layer 1 (0 to 2)"
     np.testing.assert_allclose(
         shown[0].times[:, :4], torchs_weights(1).mean(1)[1, :, :4] * 4, rtol=1e-5
     )
@@ -108,7 +108,7 @@ def test_the_picture_and_the_terminal_say_which_layer(cli):
     done = cli(*pair, "--plot", "p.svg", "--show", "--report", "r.json")
     assert done.code == 0, done.err
     assert os.path.getsize("p.svg") > 10_000
-    assert "layer 2 of 0 to 2" in done.err
+    assert "layer 2 (0 to 2)" in done.err
     assert "note: the attention shown is that of layer 2" in done.err
     assert json.loads(Path("r.json").read_text())["attention"] is None  # of no single layer
 
