@@ -12,25 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusecli.errors import MissingExtraError
-from fusecli.maps.boxes import Boxes
+from fusecli.maps.painter import Painter, pale, resized
 from fusecli.maps.view import AttentionView, Scale, in_words
 
 ENDINGS = (".png", ".svg", ".pdf")
 _DPI = 150
 _MARGIN, _GAP = 0.2, 0.1  # inches
 _LEAST_WIDTH, _WIDEST_MATRIX = 5.6, 8.0
-_PADDING: dict[str, Any] = {
-    "facecolor": "white",
-    "edgecolor": "0.55",
-    "hatch": "////",
-    "linewidth": 0.0,
-}
-# How much of the colour lies over the photo, which is grey and pale there so that colours stay
-# readable; the scale is drawn over its mean grey.
-_COVER = 0.62
 
 
 def require_matplotlib() -> None:
@@ -98,7 +88,7 @@ class _Page:
 
         self.view, self.scale = view, Scale.of(view.placed)
         self.blank = not np.isfinite(view.placed).any()  # then a scale would be of nothing
-        self.colours: Any = _colours()
+        self.painter = Painter(self.scale)
         self.title, self.strong = Lettering(11, bold=True), Lettering(9)
         self.label, self.small = Lettering(_label_size(view)), Lettering(8)
         grid = view.in_panels
@@ -233,8 +223,8 @@ class _Page:
         under = None
         if view.photo is not None:
             _, _, w, h = body.panels[0]
-            photo = _resized(view.photo, round(w * _DPI), round(h * _DPI))
-            under = _pale(photo)
+            photo = resized(view.photo, round(w * _DPI), round(h * _DPI))
+            under = pale(photo)
             names.insert(0, "the photo")
             panels.insert(0, photo)
         for name, panel, (left, top, w, h) in zip(names, panels, body.panels, strict=True):
@@ -245,73 +235,16 @@ class _Page:
             if panel.ndim == 3:
                 axes.imshow(panel, aspect="auto", interpolation="nearest")
             elif boxes is not None:
-                self._draw_regions(axes, boxes, panel, under, (round(w * _DPI), round(h * _DPI)))
+                self.painter.regions(axes, boxes, panel, under, (round(w * _DPI), round(h * _DPI)))
             else:
-                self._draw_map(axes, panel, under)
-
-    def _draw_map(
-        self, axes: Any, times: NDArray[np.float64], under: NDArray[np.float64] | None
-    ) -> None:
-        """Cells `[rows, columns]` in colour, over a photo where there is one."""
-        missing = ~np.isfinite(times)
-        if missing.any():
-            from matplotlib.patches import Rectangle
-
-            whole = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=0, **_PADDING)
-            axes.add_patch(whole)
-        cells = self.colours(self.scale.share(np.where(missing, 0, times)))  # [rows, columns, 4]
-        cells[..., 3] = ~missing
-        if under is not None:
-            h, w = under.shape[:2]
-            down = np.arange(h) * cells.shape[0] // h
-            across = np.arange(w) * cells.shape[1] // w
-            cells = cells[down][:, across]  # [h, w, 4]
-            cells[..., :3] = _COVER * cells[..., :3] + (1 - _COVER) * under[..., None]
-        axes.imshow(cells, aspect="auto", interpolation="nearest", zorder=1)
-
-    def _draw_regions(
-        self,
-        axes: Any,
-        boxes: Boxes,
-        times: NDArray[np.float64],
-        under: NDArray[np.float64] | None,
-        pixels: tuple[int, int],
-    ) -> None:
-        """Regions `[P]` in colour where they are, over a photo where there is one."""
-        from matplotlib.collections import PatchCollection
-        from matplotlib.patches import Rectangle
-
-        painted = boxes.painted(times, *pixels)  # [h, w]
-        inside = np.isfinite(painted)
-        cells = self.colours(self.scale.share(np.where(inside, painted, 0)))  # [h, w, 4]
-        if under is not None:
-            cells[..., :3] = _COVER * cells[..., :3] + (1 - _COVER) * under[..., None]
-            cells[~inside, :3] = under[~inside, None]
-        else:
-            cells[..., 3] = inside
-        axes.imshow(cells, aspect="auto", interpolation="nearest", extent=(0, 1, 1, 0), zorder=1)
-        known = np.flatnonzero(np.isfinite(times) & np.isfinite(boxes.places).all(axis=1))
-        known = known[np.argsort(times[known], kind="stable")]
-        shapes = [Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes.places[known]]
-        # Every region has its edge; those above the uniform weight are to be seen first.
-        edges = self.colours(self.scale.share(times[known]))
-        faint = times[known] <= 1
-        edges[faint] = (1, 1, 1, 0.3)
-        lines = PatchCollection(
-            shapes,
-            facecolor="none",
-            edgecolor=edges,
-            linewidth=np.where(faint, 0.4, 0.9),
-            zorder=2,
-        )
-        axes.add_collection(lines, autolim=False)
+                self.painter.cells(axes, panel, under)
 
     def _draw_matrix(self, body: _Body, above: float) -> None:
         (left, top, w, h) = body.panels[0]
         t, P = self.view.times.shape
         x, y = self._left + left, above + top
         axes = self._axes(x, y, w, h)
-        self._draw_map(axes, self.view.times, None)
+        self.painter.cells(axes, self.view.times, None)
         for index, name in enumerate(self._labels(1.6)):
             if index % self._named == 0:
                 middle = y + (index + 0.5) * h / t
@@ -333,9 +266,7 @@ class _Page:
         view, width = self.view, min(self.width - 2 * _MARGIN, 5.0)
         left, height = (self.width - width) / 2, 0.12
         axes = self._axes(left, top, width, height)
-        colours = self.colours(np.linspace(0, 1, 512))[None, :, :3]
-        if view.photo is not None:
-            colours = _COVER * colours + (1 - _COVER) * _MEAN_GREY
+        colours = self.painter.bar(512, over_photo=view.photo is not None)
         axes.imshow(colours, aspect="auto", extent=(0, 1, 0, 1), interpolation="nearest")
         uniform = self._along(1.0)
         axes.axvline(uniform, color="white", linewidth=2.2)
@@ -364,34 +295,6 @@ class _Page:
             if value <= top and not any(near):
                 chosen.append(value)
         return chosen
-
-
-_MEAN_GREY = 0.75
-
-
-def _pale(photo: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """A photo `[h, w, 3]` as grey `[h, w]` of little contrast, light enough to lie under colour."""
-    grey: NDArray[np.float64] = photo @ np.array([0.2126, 0.7152, 0.0722]) / 255
-    spread = float(grey.std()) or 1.0
-    pale: NDArray[np.float64] = _MEAN_GREY + 0.14 * (grey - grey.mean()) / spread
-    return np.clip(pale, 0.35, 1.0)
-
-
-def _resized(photo: NDArray[np.uint8], w: int, h: int) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(photo).resize((w, h), Image.Resampling.LANCZOS))
-
-
-def _colours() -> Any:
-    """Perceptually even, and the same to readers who see no red or no green.
-
-    Source: Nuñez, Anderton, Renslow 2018, "Optimizing colormaps with consideration for color
-    vision deficiency".
-    """
-    import matplotlib
-
-    return matplotlib.colormaps["cividis"]
 
 
 def _label_size(view: AttentionView) -> float:
