@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
+from fusecli.errors import FeatureFileError, ShapeError, shortened
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.select import file_and_key
 from fusecli.features.tensor import StoredTensor
-from fusecli.maps.literals import BoxFormat, BoxUnits
+from fusecli.maps.box_forms import IN_WORDS, TOLERANCE, corners_of, form_of, other_form, units_of
+from fusecli.maps.literals import BoxUnits
 
 if TYPE_CHECKING:
     from fusecli.maps.writer import MapOptions
@@ -33,13 +34,6 @@ _NAMES = (
 _WIDTHS = ("image_w", "image_width", "img_w", "img_width")
 _HEIGHTS = ("image_h", "image_height", "img_h", "img_height")
 _COLUMNS = range(4, 8)  # after the four of a box some encoders store its area, width and height
-_TOLERANCE = 0.01  # of the image's size, for what rounding does to a box at its edge
-_IN_WORDS: dict[BoxFormat, str] = {
-    "xyxy": "left, top, right, bottom",
-    "yxyx": "top, left, bottom, right",
-    "xywh": "left, top, width, height",
-    "cxcywh": "centre x, centre y, width, height",
-}
 
 
 @dataclass(frozen=True)
@@ -196,10 +190,10 @@ def _read(
     if not np.isfinite(known).all():
         raise FeatureFileError(f"{stored.where}: holds boxes that are not finite numbers")
     frame = _frame_of(file, sample, photo_size)
-    units = options.box_units or _units_of(known[:, :4], stored)
+    units = options.box_units or units_of(known[:, :4], stored)
     limit = (1.0, 1.0) if units == "relative" else _limit(frame)
-    layout, certain = _layout_of(known, limit, options.box_format, stored)
-    corners = _corners(values[:, :4], layout)
+    layout, certain = form_of(known, limit, options.box_format, stored)
+    corners = corners_of(values[:, :4], layout)
     if units == "pixels":
         largest = corners[real][:, 2:].max(axis=0) if real.any() else np.ones(2)
         w, h = limit or (max(float(largest[0]), 1.0), max(float(largest[1]), 1.0))
@@ -207,16 +201,12 @@ def _read(
     else:
         w, h = _limit(frame) or (1.0, 1.0)
     corners[~real] = np.nan
-    doubt = "" if certain else f" (assumed: {_other_forms(layout)} is possible too, --box-format)"
+    doubt = "" if certain else f" (assumed: {other_form(layout)} is possible too, --box-format)"
     size = frame.source if frame.width else _unknown_size(units)
     words = "in pixels" if units == "pixels" else "in shares of the size"
-    how = f"{stored.where}, read as {_IN_WORDS[layout]}{doubt}, {words}{size}"
+    how = f"{stored.where}, read as {IN_WORDS[layout]}{doubt}, {words}{size}"
     beside = stored.key if options.boxes is None else None
     return Boxes(np.clip(corners, 0, 1), w / h, how, beside)
-
-
-def _other_forms(layout: BoxFormat) -> str:
-    return _IN_WORDS["xywh" if layout != "xywh" else "xyxy"]
 
 
 def _unknown_size(units: BoxUnits) -> str:
@@ -242,7 +232,7 @@ def _frame_of(file: FeatureFile, sample: int, photo_size: tuple[int, int] | None
         return _Frame(*photo_size, " of the photo")
     if photo_size is not None:
         w, h = photo_size
-        if abs(w * height / (h * width) - 1) > 2 * _TOLERANCE + 2 / min(w, h):
+        if abs(w * height / (h * width) - 1) > 2 * TOLERANCE + 2 / min(w, h):
             raise FeatureFileError(
                 f"{file.where}: its boxes are of an image of {width:g} x {height:g} pixels, and "
                 f"the photo has {w} x {h}: give the photo that the features were made from"
@@ -262,91 +252,3 @@ def _number(file: FeatureFile, names: Sequence[str], sample: int) -> float | Non
             if np.isfinite(value) and value >= 1:
                 return value
     return None
-
-
-def _units_of(values: NDArray[np.float64], stored: StoredTensor) -> BoxUnits:
-    """Coordinates up to 1 are shares of the image's size.
-
-    Raises:
-        FeatureFileError: the name says they are, and the numbers are not.
-    """
-    relative = values.size == 0 or float(np.abs(values).max()) <= 1 + _TOLERANCE
-    if not relative and re.search(r"(^|[./])norm", (stored.key or "").lower()):
-        raise FeatureFileError(
-            f"{stored.where}: is named as normalized boxes and has coordinates up to "
-            f"{np.abs(values).max():g}: say --box-units pixels, or --boxes none"
-        )
-    return "relative" if relative else "pixels"
-
-
-def _layout_of(
-    values: NDArray[np.float64],
-    limit: tuple[float, float] | None,
-    named: BoxFormat | None,
-    stored: StoredTensor,
-) -> tuple[BoxFormat, bool]:
-    """The form of the boxes, and whether no other one is possible.
-
-    Args:
-        values: `[boxes, columns]`.
-        limit: width and height that no box exceeds, in the units of the boxes.
-        named: what `--box-format` says.
-        stored: for messages.
-    """
-    forms: list[BoxFormat] = ["xyxy"] if values.shape[1] > 4 else ["xyxy", "xywh", "cxcywh"]
-    fit = [form for form in forms if _fits(_corners(values[:, :4], form), limit)]
-    if named is not None:
-        if not _fits(_corners(values[:, :4], named), limit):
-            raise FeatureFileError(_misfit(values, limit, f"as --box-format {named}", stored))
-        return named, True
-    if not fit:
-        raise FeatureFileError(_misfit(values, limit, "in any form that fusecli knows", stored))
-    if fit[0] == "xyxy":
-        # Without a limit any corner could be a width: then the usual form is not doubted.
-        return "xyxy", limit is None or len(fit) == 1
-    if len(fit) > 1:
-        raise UsageError(
-            f"{stored.where}: its boxes can be {_IN_WORDS['xywh']} or {_IN_WORDS['cxcywh']}: say "
-            "--box-format xywh or --box-format cxcywh"
-        )
-    return fit[0], True
-
-
-def _misfit(
-    values: NDArray[np.float64],
-    limit: tuple[float, float] | None,
-    form: str,
-    stored: StoredTensor,
-) -> str:
-    inside = "" if limit is None else f" inside {limit[0]:g} x {limit[1]:g}"
-    return (
-        f"{stored.where}: its numbers, up to {np.abs(values[:, :4]).max():g}, are no "
-        f"boxes{inside} {form}: give the photo that they "
-        "were made on, name their form with --box-format and --box-units, or say --boxes none"
-    )
-
-
-def _corners(values: NDArray[np.float64], form: BoxFormat) -> NDArray[np.float64]:
-    """`[boxes, 4]` as left, top, right, bottom."""
-    a, b, c, d = values.T
-    if form == "xyxy":
-        sides = (a, b, c, d)
-    elif form == "yxyx":
-        sides = (b, a, d, c)
-    elif form == "xywh":
-        sides = (a, b, a + c, b + d)
-    else:
-        sides = (a - c / 2, b - d / 2, a + c / 2, b + d / 2)
-    return np.stack(sides, axis=1)
-
-
-def _fits(corners: NDArray[np.float64], limit: tuple[float, float] | None) -> bool:
-    left, top, right, bottom = corners.T
-    if (right < left).any() or (bottom < top).any():
-        return False
-    w, h = limit if limit is not None else (np.inf, np.inf)
-    slack_x, slack_y = (
-        (_TOLERANCE * max(1.0, float(v)) if np.isfinite(v) else 1.0) for v in (w, h)
-    )
-    low = bool((left >= -slack_x).all() and (top >= -slack_y).all())
-    return low and bool((right <= w + slack_x).all() and (bottom <= h + slack_y).all())

@@ -164,7 +164,7 @@ def test_the_colour_at_a_place_is_that_of_its_region():
     h, w = cells.shape[:2]
     assert w / h == pytest.approx(2, rel=0.02)
     for x, y, weight in [(0.25, 0.25, 0.1), (0.75, 0.75, 0.6), (0.05, 0.75, 0.3)]:
-        wanted = page.colours(page.scale.share(np.array(weight * 3)))
+        wanted = page.painter.colours(page.scale.share(np.array(weight * 3)))
         assert np.allclose(cells[int(y * h), int(x * w)], wanted, atol=1e-5)
     assert cells[int(0.25 * h), int(0.75 * w), 3] == 0  # no region
     assert "Regions: as said." in view.places

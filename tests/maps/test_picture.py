@@ -366,3 +366,22 @@ def test_wrong_input_for_a_picture_is_one_line_and_leaves_nothing(folder, cli, o
     assert done.err.count("\n") == 1
     assert says in done.err
     assert list(folder.iterdir()) == []
+
+
+def test_under_hatching_the_photo_shows():
+    photo = np.linspace(0, 255, 40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
+    view = make(3, 4, "2x2", sharp=False, photo=photo)
+    view.times[1, 2] = np.nan  # what an attention mask does not allow
+    axes = _Page(view).figure().axes
+    hatched = [panel for panel in axes if any(patch.get_hatch() for patch in panel.patches)]
+    (panel,) = hatched
+    grey, cells = panel.images
+    assert grey.get_zorder() < panel.patches[0].get_zorder() < cells.get_zorder()
+    assert panel.patches[0].get_facecolor()[3] == 0  # the hatching covers nothing
+    shown = np.asarray(grey.get_array())
+    assert shown.std() > 0.05
+    assert (shown[..., 0] == shown[..., 1]).all()
+    alpha = np.asarray(cells.get_array())[..., 3]
+    h, w = alpha.shape
+    assert (alpha[h // 2 :, : w // 2] == 0).all()
+    assert (alpha[: h // 2] == 1).all()
