@@ -32,7 +32,7 @@ quick: $(DEV) ## the tests that are not marked slow or ray
 
 fuzz: $(DEV) ## 20,000 damaged versions of every record that is read back
 	@echo "make fuzz: 20,000 damaged versions of every record; two hours or so."
-	FUSECLI_FUZZ=20000 $(BIN)/python -m pytest -n 2 tests/faults/test_fuzz.py
+	FUSECLI_FUZZ=20000 $(BIN)/python -m pytest -n 2 tests/faults/test_fuzz.py tests/faults/test_training_fuzz.py
 
 check: $(DEV) ## ruff and mypy
 	@echo "make check: ruff and mypy; half a minute."

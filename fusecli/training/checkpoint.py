@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.errors import FuseError
 from fusecli.features.atomic import StagedFile
+from fusecli.features.file import open_features
 
 Floats = NDArray[np.float32]
 
-_VERSION = 1
+_VERSION = 2  # 1 had no sum
+_JOB_KEY = "fusecli_job"  # in the file's metadata
 
 
 @dataclass(frozen=True)
@@ -83,27 +88,24 @@ class Checkpoints:
 
     def load(self, key: str) -> JobState | None:
         """The state of a job, or None if there is none that is whole and of this run."""
-        from safetensors import SafetensorError, safe_open
-
         path = self._path(key)
         if path is None or not path.exists():
             return None
         try:
-            with safe_open(str(path), framework="np") as file:
-                data = json.loads((file.metadata() or {})["fusecli_job"])
-                if (data.pop("run"), data.pop("key"), data.pop("version")) != (
-                    self._run,
-                    key,
-                    _VERSION,
-                ):
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError):
+            with open_features(str(path)) as file:
+                data = json.loads(file.metadata[_JOB_KEY])
+                tensors = {name: stored.read() for name, stored in file.tensors.items()}
+            known = data.pop("run"), data.pop("key"), data.pop("version")
+            if known != (self._run, key, _VERSION) or data.pop("sum") != _sum(data, tensors):
+                return None
+            data["history"] = [EpochRecord(**record) for record in data["history"]]
+            held_out = {int(n[9:]): a for n, a in tensors.items() if n.startswith("held_out.")}
+            plain: dict[str, Any] = {
+                n: a for n, a in tensors.items() if not n.startswith("held_out.")
+            }
+            return JobState(**data, **plain, held_out=held_out)
+        except (FuseError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # damaged: the job is trained anew, with the same result
-        data["history"] = [EpochRecord(**record) for record in data["history"]]
-        held_out = {int(n[9:]): a for n, a in tensors.items() if n.startswith("held_out.")}
-        plain = {n: a for n, a in tensors.items() if not n.startswith("held_out.")}
-        return JobState(**data, **plain, held_out=held_out)
 
     def save(self, key: str, state: JobState) -> None:
         """Write a job's state, whole or not at all.
@@ -120,17 +122,13 @@ class Checkpoints:
         names = ("best",) if state.done else ("parameters", "first", "second", "best")
         tensors = {n: a for n in names if (a := getattr(state, n)) is not None}
         tensors |= {f"held_out.{epoch}": a for epoch, a in state.held_out.items()}
-        data: dict[str, Any] = {
-            "run": self._run,
-            "key": key,
-            "version": _VERSION,
-            "history": [asdict(record) for record in state.history],
-        }
+        data: dict[str, Any] = {"history": [asdict(record) for record in state.history]}
         for name in ("epoch", "steps", "best_epoch", "best_score", "done"):
             data[name] = getattr(state, name)
         whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        data |= {"sum": _sum(data, whole), "run": self._run, "key": key, "version": _VERSION}
         with StagedFile(str(path)) as staged:
-            staged.begin().write(save(whole, {"fusecli_job": json.dumps(data)}))
+            staged.begin().write(save(whole, {_JOB_KEY: json.dumps(data)}))
             staged.publish()
 
     def _path(self, key: str) -> Path | None:
@@ -138,3 +136,12 @@ class Checkpoints:
             return None
         name = hashlib.sha256(key.encode()).hexdigest()[:24]
         return self._folder / f"{name}.safetensors"
+
+
+def _sum(data: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> int:
+    """A checksum of a state: one that was damaged would give other results without a word."""
+    found = zlib.crc32(json.dumps(data, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        found = zlib.crc32(f"{name} {array.shape}".encode(), found)
+        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import PairsError, ShapeError, UsageError, counted
+from fusecli.errors import FeatureFileError, PairsError, ShapeError, UsageError, counted
+from fusecli.features.file import open_regular
+from fusecli.features.formats.base import one_line
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import check_device_name
 from fusecli.fusion.options import check_choice
@@ -24,12 +27,12 @@ from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
-from fusecli.training.run_folder import load_run
 from fusecli.training.score_part import Part, retrieval_of, seed_headlines
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.split import join_groups
 from fusecli.training.stored import StoredModel
+from fusecli.training.stored_run import load_run
 from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
 from fusecli.training.targets import TASKS, Targets, Task
 from fusecli.training.train import PREDICTIONS, SPLIT, write_bytes
@@ -228,12 +231,24 @@ def _rows(path: str, examples: Examples, targets: Targets, tell: Tell) -> Rows:
 
 
 def _learnt(path: str) -> tuple[set[tuple[str, str]], set[str]]:
-    """Id and image of the pairs that weights were fitted or chosen on, and their images."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError:
-        return set(), set()
+    """Id and image of the pairs that weights were fitted or chosen on, and their images.
+
+    Raises:
+        FeatureFileError: the list is not there, or damaged.
+    """
+    with open_regular(path) as file:
+        try:
+            rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
+        except (ValueError, csv.Error) as error:
+            raise FeatureFileError(
+                f"{path}: is damaged, {one_line(error)}: without it pairs that the run has learnt "
+                "from cannot be left out; copy the run's folder again"
+            ) from None
+    if any(row.get(name) is None for row in rows for name in ("id", "image", "split")):
+        raise FeatureFileError(
+            f"{path}: is damaged, a row has not the columns id, image and split: without them "
+            "pairs that the run has learnt from cannot be left out; copy the run's folder again"
+        )
     learnt = [row for row in rows if row.get("split") != "test" and row.get("image")]
     return {(row["id"], row["image"]) for row in learnt}, {row["image"] for row in learnt}
 

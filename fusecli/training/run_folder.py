@@ -17,26 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, OutputError, UsageError
+from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
+from fusecli.features.file import open_regular
 from fusecli.features.formats.safetensors import file_start
 from fusecli.fusion.weights import METADATA_KEY
-from fusecli.training.candidates import ModelSpec
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
-from fusecli.training.standardise import unit_statistics
-from fusecli.training.stored import Member, StoredModel
+from fusecli.training.stored import Member
+from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODELS, RUN_FILE, WEIGHTS_FILE
 
-RUN_FILE, WEIGHTS_FILE, MODELS, CHECKPOINTS = (
-    "run.json",
-    "weights.safetensors",
-    "models",
-    "checkpoints",
-)
-HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
-_MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models
+CHECKPOINTS = "checkpoints"
 _VERSION = 1
+_LARGEST_RECORD = 1 << 26  # bytes of run.json
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -134,12 +128,12 @@ class RunFolder:
                     self._save_weights(member, {**head, **meta})
                 else:
                     name = file_name(model.name, number)
-                    _write(self.path / MODELS / name, _tensors(member), {_MODEL_KEY: meta})
+                    _write(self.path / MODELS / name, _tensors(member), {MODEL_KEY: meta})
             if model.constant is not None:
                 meta = {"name": model.name, "variant": model.info.variant}
                 meta["calibration"] = calibration
                 path = self.path / MODELS / file_name(model.name, 0)
-                _write(path, {"constant": model.constant}, {_MODEL_KEY: meta})
+                _write(path, {"constant": model.constant}, {MODEL_KEY: meta})
 
     def _save_weights(self, member: Member, meta: Mapping[str, Any]) -> None:
         tensors = {n.removeprefix("fusion."): a for n, a in member.arrays.items()}
@@ -154,56 +148,6 @@ class RunFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (RUN_FILE, WEIGHTS_FILE):
             (self.path / name).unlink(missing_ok=True)
-
-
-def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
-    """The models of a finished run.
-
-    Args:
-        path: the run's folder.
-
-    Returns:
-        What was given to `save_models` as `head`, and the models.
-
-    Raises:
-        UsageError: there is no run, or it is not finished.
-        FeatureFileError: a file is damaged.
-    """
-    folder = Path(path)
-    if not (folder / RUN_FILE).exists():
-        raise UsageError(f"{path}: holds no {RUN_FILE}: expected the folder of fusecli train -o")
-    if not (folder / WEIGHTS_FILE).exists():
-        raise UsageError(
-            f"{path}: the run is not finished: run the same fusecli train command again"
-        )
-    tensors, metadata = _read(folder / WEIGHTS_FILE)
-    head = json.loads(metadata[HEAD_KEY])
-    members: dict[str, dict[int, Member]] = {}
-    constants: dict[str, NDArray[np.float32]] = {}
-    about: dict[str, dict[str, Any]] = {head["name"]: head}
-    members[head["name"]] = {0: _weights_member(tensors, head)}
-    for file in sorted((folder / MODELS).glob("*.safetensors")):
-        tensors, metadata = _read(file)
-        meta = json.loads(metadata[_MODEL_KEY])
-        about.setdefault(meta["name"], meta)
-        if "constant" in tensors:
-            constants[meta["name"]] = tensors["constant"]
-        else:
-            members.setdefault(meta["name"], {})[meta["number"]] = _member(tensors, meta)
-    order = ("majority", "text only", "image only", "additive", "concat + MLP", "fusion")
-    models = [
-        StoredModel(
-            name,
-            about[name]["variant"],
-            tuple(m for _, m in sorted(members.get(name, {}).items())),
-            constants.get(name),
-            about[name]["calibration"],
-            bool(head["spec"]["tag"]),
-        )
-        for name in order
-        if name in about
-    ]
-    return head, models
 
 
 def file_name(model: str, number: int) -> str:
@@ -252,31 +196,6 @@ def _tensors(member: Member) -> Tensors:
     return tensors
 
 
-def _member(tensors: Tensors, meta: Mapping[str, Any]) -> Member:
-    found = {
-        name: ChannelStatistics(tensors[f"input.{name}.mean"], tensors[f"input.{name}.std"])
-        for name in ("text", "image", "trained_text", "trained_image")
-    }
-    arrays = {n: a for n, a in tensors.items() if not n.startswith("input.")}
-    spec = ModelSpec.from_dict(meta["spec"])
-    return Member(spec, arrays, **found, centre=meta["centre"], spread=meta["spread"])
-
-
-def _weights_member(tensors: Tensors, head: Mapping[str, Any]) -> Member:
-    spec = ModelSpec.from_dict(head["spec"])
-    trained_text, trained_image = (
-        ChannelStatistics(
-            tensors.pop(f"head.input.{side}_mean"), tensors.pop(f"head.input.{side}_std")
-        )
-        for side in ("text", "image")
-    )
-    arrays = {n if n.startswith("head.") else f"fusion.{n}": a for n, a in tensors.items()}
-    text, image = unit_statistics(spec.text_dim), unit_statistics(spec.image_dim)
-    return Member(
-        spec, arrays, text, image, trained_text, trained_image, head["centre"], head["spread"]
-    )
-
-
 def _write(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
     whole = {n: np.ascontiguousarray(a, np.float32) for n, a in sorted(tensors.items())}
     with StagedFile(str(path)) as staged:
@@ -294,22 +213,15 @@ def _header(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
     )
 
 
-def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="np") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise FeatureFileError(f"{path}: cannot be read: {error}") from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
+    data = None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        data = None
+        with open_regular(str(path)) as file:
+            data = json.loads(file.read(_LARGEST_RECORD))
+    except (FuseError, ValueError, RecursionError):
+        pass  # what it is instead does not matter
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path}: is damaged: say --force to begin anew")
     return data

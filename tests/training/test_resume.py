@@ -140,7 +140,7 @@ def test_the_weights_are_what_fuse_takes(tmp_path):
     import torch
 
     from fusecli.training.fitted import Fitted
-    from fusecli.training.run_folder import load_run
+    from fusecli.training.stored_run import load_run
     from tests.training import generators
 
     complete(tmp_path / "run", 120, 2)

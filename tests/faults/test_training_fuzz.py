@@ -1,0 +1,143 @@
+"""What a training run's folder holds is read back by type: damage ends in one line, or is used.
+
+The folder of a finished run (`evaluate`, `predict`, `fuse --weights`, and `train` again) and the
+checkpoints of one that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusecli.errors import FuseError
+from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
+from fusecli.training.evaluate import _learnt
+from fusecli.training.run_folder import RunFolder
+from tests.faults.running import run
+from tests.faults.test_fuzz import TURNS, bounds, check, mutated
+
+N = 24
+TRAIN = ("train", "images", "texts", "--labels", "labels.csv", "-o", "run", "--method", "bilinear",
+         "--epochs", "1", "--seeds", "1", "--dim", "8", "--quiet")  # fmt: skip
+MODELS = ("weights.safetensors", "models/text-only.safetensors", "models/majority.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs, labels, and a run."""
+    here = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    lines = ["id,label"]
+    for side, tokens, width in (("images", 3, 6), ("texts", 2, 5)):
+        (here / side).mkdir()
+        for n in range(N):
+            array = rng.standard_normal((tokens, width)).astype(np.float32)
+            np.save(here / side / f"{n:02}.npy", array)
+    lines += [f"{n:02},{'yes' if n % 2 else 'no'}" for n in range(N)]
+    (here / "labels.csv").write_text("\n".join(lines) + "\n")
+    before = os.getcwd()
+    os.chdir(here)
+    try:
+        done = run(*TRAIN)
+        assert done.code == 0, done
+        # What a later run of the same process needs is loaded, and is no memory of a record's.
+        assert run("predict", "run", "images", "texts", "-o", "said.csv", "-q").code == 0
+    finally:
+        os.chdir(before)
+    return here
+
+
+@pytest.fixture
+def folder_of_run(trained: Path, folder: Path) -> Path:
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_a_finished_run(folder_of_run: Path, name: str) -> None:
+    record = Path("run", name)
+    data, chance = record.read_bytes(), random.Random(name)
+    there = {*os.listdir(), "mutation", "said.csv"}
+    inside = sorted(os.listdir("run")), sorted(os.listdir("run/models"))
+    for turn in range(TURNS // 3):
+        Path("said.csv").unlink(missing_ok=True)
+        args = ("predict", "run", "images", "texts", "-o", "said.csv", "--quiet")
+        if name == "weights.safetensors" and turn % 4 == 0:
+            args = ("inspect", "run/weights.safetensors")
+        check(record, mutated(data, chance), args, (0, 1, 2))
+        assert set(os.listdir()) <= there
+        assert (sorted(os.listdir("run")), sorted(os.listdir("run/models"))) == inside
+
+
+def test_what_a_run_was_begun_with(folder_of_run: Path) -> None:
+    record = Path("run/run.json")
+    data, chance = record.read_bytes(), random.Random("run.json")
+    identity = json.loads(data)["identity"]
+    same, said = 0, list[str]()
+    for _ in range(TURNS):
+        damaged = mutated(data, chance)
+        record.write_bytes(damaged)
+        with bounds():
+            try:
+                goes_on = RunFolder("run", identity).begin()
+            except FuseError as error:
+                said.append(str(error))
+            else:
+                assert goes_on
+                same += json.loads(damaged)["identity"] == identity
+        assert record.read_bytes() == damaged
+    assert same
+    assert all("\n" not in line for line in said)
+
+
+def test_list_of_pairs_that_a_run_has_learnt_from(folder_of_run: Path) -> None:
+    """Without it, numbers on pairs that were learnt from would be taken for numbers on others."""
+    record = Path("run/split.csv")
+    data, chance, said = record.read_bytes(), random.Random("split.csv"), list[str]()
+    for _ in range(TURNS):
+        record.write_bytes(mutated(data, chance))
+        with bounds():
+            try:
+                _learnt(str(record))
+            except FuseError as error:
+                said.append(str(error))
+    assert said
+    assert all("\n" not in line for line in said)
+    evaluate = ("evaluate", "run", "images", "texts", "--labels", "labels.csv", "--quiet")
+    record.write_text("id,split\n00,train\n")
+    done = run(*evaluate)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: run/split.csv: is damaged, a row has not the columns id, ")
+    record.unlink()
+    done = run(*evaluate)
+    assert (done.code, done.out, done.err) == (1, "", "error: run/split.csv: no such file\n")
+    os.mkfifo(record)
+    assert run(*evaluate).err.startswith("error: run/split.csv: is not a regular file")
+
+
+def test_checkpoint_is_whole_or_not_used(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    state = JobState(3, 12, *(rng.standard_normal(40).astype(np.float32) for _ in range(4)))
+    state.history = [EpochRecord(1, 0.5, None, "AUC"), EpochRecord(2, 0.25, 0.75, "AUC")]
+    state.held_out = {2: rng.standard_normal((4, 2)).astype(np.float32)}
+    kept = Checkpoints(folder, "run")
+    kept.save("job", state)
+    (path,) = folder.iterdir()
+    data, chance, used = path.read_bytes(), random.Random("checkpoint"), 0
+    for _ in range(TURNS):
+        path.write_bytes(mutated(data, chance))
+        with bounds():
+            found = kept.load("job")
+        if found is not None:
+            used += 1
+            assert repr(found) == repr(state)
+    assert used < TURNS // 3
+    path.unlink()
+    os.mkfifo(path)
+    assert kept.load("job") is None
