@@ -106,6 +106,8 @@ class PairChecks:
                 read.shapes, self._spec.config, self._sides, *masks, in_batch=True
             )
             notes = [*notes, *diagnose.used_masks(image.used_mask, text.used_mask)]
+        if image.key is not None or text.key is not None:
+            diagnoses += self._other_sides(read)
         if read.notes:
             notes = [*notes, *read.notes]
         for side in (image, text):
@@ -122,6 +124,15 @@ class PairChecks:
     def close(self) -> None:
         """Close the files that are kept open."""
         self._reader.close()
+
+    def _other_sides(self, read: PairFeatures) -> list[Diagnosis]:
+        o, image, text = self._spec.reading, read.image_side, read.text_side
+        image_key = image.key if image.place.key is None and o.image_key is None else None
+        text_key = text.key if text.place.key is None and o.text_key is None else None
+        return [
+            *diagnose.other_side_named("image", image_key, image.where),
+            *diagnose.other_side_named("text", text_key, text.where),
+        ]
 
     def _refuse_empty(self, read: PairFeatures) -> None:
         if self._spec.reading.allow_empty_image:

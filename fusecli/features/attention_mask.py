@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.masks import LEAST_ADDITIVE, MaskStyle, base_name, is_float, mask_meaning
+from fusecli.features.mask_names import MaskStyle, base_name, mask_meaning
+from fusecli.features.masks import LEAST_ADDITIVE, is_float
 from fusecli.features.select import file_and_key, tensor_of
 from fusecli.features.tensor import StoredTensor
 from fusecli.records import record

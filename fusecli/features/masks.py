@@ -10,18 +10,14 @@ Four conventions are in use, and a mask read by the wrong one turns a result rou
 
 from __future__ import annotations
 
-import re
-from typing import Literal, NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, Side, mask_shapes
 from fusecli.features.file import FeatureFile
+from fusecli.features.mask_names import MaskStyle, is_label, mask_meaning
 from fusecli.features.tensor import StoredTensor
-
-MaskStyle = Literal["keep", "padding", "additive", "lengths"]
 
 # Names that are masks whatever their shape: one that does not fit is an error.
 _KNOWN: dict[Side, tuple[str, ...]] = {
@@ -30,71 +26,8 @@ _KNOWN: dict[Side, tuple[str, ...]] = {
 }
 _EITHER = "attention_mask"
 
-_IMAGE_WORDS = """
-    image images img pixel pixels vision visual region regions patch patches box boxes object
-    objects roi rois detections
-"""
-_TEXT_WORDS = """
-    text texts txt caption captions question questions input word words sentence language lang src
-"""
-_OTHER_COUNTED = "tokens token features feats frames valid"
-_NO_MASK_NAMES = """
-    token_type_ids special_tokens_mask global_attention_mask bool_masked_pos causal_mask loss_mask
-    label_mask labels_mask segmentation_mask segmentation_masks
-"""
-_LABELS = """
-    label labels target targets y class classes id ids index indices split answer answers score
-    scores correct truth
-"""
-_SIDE_WORDS: dict[Side, frozenset[str]] = {
-    "image": frozenset(_IMAGE_WORDS.split()),
-    "text": frozenset(_TEXT_WORDS.split()),
-}
-# Words that end the name of a count, as in num_boxes.
-_COUNTED = frozenset((_IMAGE_WORDS + _TEXT_WORDS + _OTHER_COUNTED).split())
-_LENGTHS = ("length", "lengths", "len", "lens")
-# Tensors of 0 and 1 that a tokenizer or a data set puts beside features and that mask nothing.
-_NO_MASKS = frozenset(_NO_MASK_NAMES.split())
-_LABEL_WORDS = frozenset(_LABELS.split())
 LEAST_ADDITIVE = -1e3  # what is added to a score to rule a token out is at most this
-
-
-class MaskMeaning(NamedTuple):
-    """What a tensor's name says about it.
-
-    Attributes:
-        side: whose tokens it marks; None if the name does not say.
-        style: what its numbers mean.
-    """
-
-    side: Side | None
-    style: MaskStyle
-
-
-def mask_meaning(key: str) -> MaskMeaning | None:
-    """What kind of mask a tensor of this name is; None if the name does not say it is one."""
-    name = base_name(key)
-    words = re.split(r"[_\-.\s]+", name)
-    if name in _NO_MASKS or name.endswith("attn_mask"):
-        return None  # torch's attn_mask has another meaning in each of two functions
-    side: Side | None = None
-    for each, known in _SIDE_WORDS.items():
-        if known & set(words):
-            side = each
-    if re.search(r"(padding|pad)_?masks?$", name) or name in ("is_padding", "is_pad"):
-        return MaskMeaning(side, "padding")
-    if words[-1] in ("mask", "masks", "atts"):
-        return MaskMeaning(side, "keep")
-    counts = words[0] in ("num", "n", "number") and words[-1] in _COUNTED
-    if counts or words[-1] in _LENGTHS or name in ("seq_len", "seqlen", "seqlens"):
-        return MaskMeaning(side, "lengths")
-    return None
-
-
-def is_known_mask(key: str) -> bool:
-    """Whether a tensor of this name is never features."""
-    name = base_name(key)
-    return mask_meaning(key) is not None or name in _NO_MASKS or name.endswith("attn_mask")
+_BYTE = 255  # what masks that were stored as pictures have for 1
 
 
 def _named_masks(file: FeatureFile) -> tuple[str, ...]:
@@ -150,20 +83,21 @@ def choose_mask(
             if meaning.style == "lengths":
                 if _is_counts(file.tensors[key], N) and axes.tokens > 1:
                     return file.tensors[key]
-            elif fits_tokens(file.tensors[key], axes, N):
+            elif fits_tokens(file.tensors[key], axes, N) or (
+                not by_name_only and _is_turned(file.tensors[key], axes, N)
+            ):
                 return file.tensors[key]
     if by_name_only or axes.tokens == 1:
         return None
     for key in file.tensors:
         if key == features or key in names or mask_meaning(key) is not None:
             continue
-        if fits_tokens(file.tensors[key], axes, N) and _may_be_a_mask(
-            file.tensors[key], key, axes, N
-        ):
-            if style is not None:
-                return file.tensors[key]
+        stored = file.tensors[key]
+        if fits_tokens(stored, axes, N) and _may_be_a_mask(stored, key, axes, N):
+            if style is not None or _is_additive(stored, stored.read()):
+                return stored
             raise FeatureFileError(
-                f"{file.tensors[key].where}: has the shape and the numbers of a mask of the "
+                f"{stored.where}: has the shape and the numbers of a mask of the "
                 f"{side} tokens, and its name does not say what they mean: say --mask-style keep "
                 f"if 1 is a real token, --mask-style padding if 1 is padding, or --{side}-mask "
                 "none to leave it out"
@@ -226,6 +160,8 @@ def read_mask(
             f"--{axes.side}-mask none ignores a stored mask{counts}"
         )
     values = stored.read()
+    if _is_of_bytes(stored, values):
+        values = values / np.float32(_BYTE)
     if style == "additive" or (
         (style is None or meaning is not None) and _is_additive(stored, values)
     ):
@@ -248,6 +184,16 @@ def _style_by_shape(stored: StoredTensor, axes: Axes, N: int) -> str | None:
     return "marks" if shape in mask_shapes(axes, N) else None
 
 
+def _is_turned(stored: StoredTensor, axes: Axes, N: int) -> bool:
+    """Whether a tensor has a mask's sizes in another order or with further axes of size 1.
+
+    What is called a mask then is refused by its shape, not left out.
+    """
+    sizes = sorted(size for size in stored.shape if size != 1)
+    wanted = [sorted(size for size in shape if size != 1) for shape in mask_shapes(axes, N)]
+    return axes.tokens > 1 and sizes in wanted
+
+
 def _is_counts(stored: StoredTensor, N: int) -> bool:
     whole = stored.source.problem is None and np.dtype(_numpy_name(stored)).kind in "iuf"
     return whole and stored.shape in ((N,), (N, 1), *(((),) if N == 1 else ()))
@@ -255,22 +201,29 @@ def _is_counts(stored: StoredTensor, N: int) -> bool:
 
 def _may_be_a_mask(stored: StoredTensor, key: str, axes: Axes, N: int) -> bool:
     """Whether a tensor of the right shape holds marks, both kinds of them."""
-    if base_name(key) in _NO_MASKS or set(re.split(r"[_\-.\s]+", base_name(key))) & _LABEL_WORDS:
-        return False
-    if stored.source.problem is not None or np.dtype(_numpy_name(stored)).kind not in "biu":
+    if is_label(key) or stored.source.problem is not None:
         return False
     if len(stored.shape) == 1 and N > 1 and axes.tokens == N:
         return False  # one number a sample, as likely as one a token
-    values = stored.raw()
-    return bool(((values == 0) | (values == 1)).all() and values.any() and not values.all())
+    values = stored.read()
+    if not values.any() or values.all():
+        return False
+    marks = ((values == 0) | (values == 1)).all()
+    return bool(marks or _is_of_bytes(stored, values) or _is_additive(stored, values))
+
+
+def _is_of_bytes(stored: StoredTensor, values: NDArray[np.float32]) -> bool:
+    """Whether all numbers are 0 or 255, as masks are that were stored as pictures."""
+    return stored.dtype == "uint8" and bool(((values == 0) | (values == _BYTE)).all())
 
 
 def _is_additive(stored: StoredTensor, values: NDArray[np.float32]) -> bool:
-    """Zeros and large negative numbers, in a type that scores have."""
-    if not is_float(stored):
+    """Zeros and large negative numbers; zeros alone in a type that scores have."""
+    low = values <= LEAST_ADDITIVE
+    if not (is_float(stored) or low.any()):
         return False
     zero = values == 0  # with none of them it rules out everything, which nobody means
-    return bool((zero | (values <= LEAST_ADDITIVE)).all() and zero.any())
+    return bool((zero | low).all() and zero.any())
 
 
 def _from_additive(stored: StoredTensor, values: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -321,8 +274,3 @@ def _numpy_name(stored: StoredTensor) -> str:
 def is_float(stored: StoredTensor) -> bool:
     """Whether a tensor is of a type that attention scores have."""
     return np.dtype(_numpy_name(stored)).kind == "f"
-
-
-def base_name(key: str) -> str:
-    """The last part of a key that leads through nested dicts."""
-    return key.rpartition(".")[2].lower()

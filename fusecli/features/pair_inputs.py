@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
-from fusecli.features.masks import MaskStyle, choose_mask, read_mask, the_mask_of
+from fusecli.features.mask_names import MaskStyle, mask_meaning
+from fusecli.features.masks import choose_mask, read_mask, the_mask_of
 from fusecli.features.notes import Note
 from fusecli.features.select import (
     choose_tensor,
@@ -28,6 +29,11 @@ from fusecli.features.select import (
 from fusecli.features.tensor import InMemory, StoredTensor
 from fusecli.records import record
 
+# How a mask is read whose name says something else than 1 for a real token.
+_HOW: dict[MaskStyle, str] = {
+    "padding": " (1 is padding)",
+    "lengths": " (counts of real tokens)",
+}
 MaskOrigin = Literal["option", "beside the features", "manifest"]
 
 
@@ -142,7 +148,9 @@ class UsedMask:
         """What a person is told of a mask that nobody asked for."""
         if self.found != "beside the features":
             return None
-        return f"{self.stored.where} is used as the {self.side} mask"
+        meaning = None if self.stored.key is None else mask_meaning(self.stored.key)
+        how = "" if meaning is None else _HOW.get(meaning.style, "")
+        return f"{self.stored.where} is used as the {self.side} mask{how}"
 
 
 def choose_input(

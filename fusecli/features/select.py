@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
-from fusecli.features.masks import is_known_mask
+from fusecli.features.mask_names import is_called_features, is_known_mask, side_named
 from fusecli.features.quantized import Dequantized, dequantized
 from fusecli.features.tensor import StoredTensor
 
@@ -142,9 +142,9 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
                 f"{names[0]}"
             )
         return names[0]
-    left = [name for name in names if not is_known_mask(name) and _base(name) not in other]
-    found = {usual: [name for name in left if _base(name) in usual] for usual in _usual(side)}
-    own, either = found.values()
+    left = [name for name in names if not is_known_mask(name) and _side_of(name) in (side, None)]
+    own = [name for name in left if _side_of(name) == side]
+    either = [name for name in left if _base(name) in _EITHER and name not in own]
     for several in (own, either):
         if len(several) > 1:
             tokens = _most_tokens(file, several)
@@ -157,7 +157,7 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
         if several:
             break
     if own:
-        both = any(_base(name) in other for name in names)
+        both = any(_side_of(name) not in (side, None) for name in names)
         better = None if both or not either else _most_tokens(file, [*own, *either])
         return better or own[0]
     if either:
@@ -171,8 +171,13 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     )
 
 
-def _usual(side: Side) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return _NAMES[side], _EITHER
+def _side_of(key: str) -> Side | None:
+    """Whose features a name of several says that they are; None where it does not say it."""
+    base = _base(key)
+    for side, names in _NAMES.items():
+        if base in names:
+            return side
+    return side_named(key) if is_called_features(key) else None
 
 
 def _most_tokens(file: FeatureFile, names: list[str]) -> str | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fusecli.errors import UsageError
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.masks import MaskStyle
+from fusecli.features.mask_names import MaskStyle
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,

@@ -8,7 +8,7 @@ from dataclasses import field
 from fusecli.errors import UsageError
 from fusecli.features.atomic import check_target
 from fusecli.features.formats.table import WRITABLE_ENDINGS
-from fusecli.features.masks import MaskStyle
+from fusecli.features.mask_names import MaskStyle
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.features.select import file_and_key
 from fusecli.fusion.literals import BOTH, Direction, Dtype, Engine, OutDtype, Pool

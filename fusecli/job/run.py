@@ -167,11 +167,22 @@ def _known_diagnoses(job: Job) -> list[Diagnosis]:
     sides = query_sides(job.options.direction)
     masks = job.image.reader.mask, job.text.reader.mask
     return [
+        *_other_sides(job),
         *diagnose.of_pair(job.shapes, job.config, sides, *masks),
         *(found for side in job.choices for found in diagnose.few_choices(side, job.config)),
         *(found for side in sides for found in diagnose.closed_gate(gate, side)),
         *diagnose.assumed_of_weights(job.stored, job.options.weights),
         *_guessed_grid(job),
+    ]
+
+
+def _other_sides(job: Job) -> list[Diagnosis]:
+    o, image, text = job.options, job.image.reader.stored, job.text.reader.stored
+    image_key = image.key if o.image_key is None else None
+    text_key = text.key if o.text_key is None else None
+    return [
+        *diagnose.other_side_named("image", image_key, image.where),
+        *diagnose.other_side_named("text", text_key, text.where),
     ]
 
 

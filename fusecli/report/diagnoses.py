@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.features.axes import Axes, PairShapes, Side, is_sequence_first, is_usual_width
+from fusecli.features.mask_names import side_named
 from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
@@ -78,6 +79,27 @@ def of_rows(
         *inverted_mask(side, rows, where),
         *zero_rows(side, rows, masked, where, in_batch),
         *too_large_for(dtype, side, rows),
+    ]
+
+
+def other_side_named(side: Side, key: str | None, where: str) -> list[Diagnosis]:
+    """A tensor that nobody chose and whose name says that it is the other side's.
+
+    Args:
+        side: which side it is used as.
+        key: its name; None where it has none, or where it was chosen by an option.
+        where: file and key, for messages.
+    """
+    named = None if key is None else side_named(key)
+    if named in (None, side):
+        return []
+    return [
+        Diagnosis(
+            f"{side}-misnamed",
+            f"{where}: the file's tensor is called {key}, and it is used as the {side}",
+            f"give the files in the order IMAGE TEXT, or say --{side}-key {key} if it is the "
+            f"{side}",
+        )
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file as save_torch
 
-from fusecli.features.masks import mask_meaning
+from fusecli.features.mask_names import mask_meaning
 
 RNG = np.random.default_rng(0)
 STACK = RNG.normal(size=(2, 6, 48)).astype(np.float32)
@@ -58,7 +58,7 @@ TEXTS = {"text_attention_mask": KEEP, "text_padding_mask": KEEP == 0, "num_words
 @pytest.mark.parametrize(
     ("side", "name"),
     [
-        *(("image", name) for name in [*NAMED, *IMAGES] if name != "src_key_padding_mask"),
+        *(("image", name) for name in [*NAMED, *IMAGES]),
         *(("text", name) for name in [*NAMED, *TEXTS]),
     ],
 )
@@ -219,3 +219,133 @@ def test_bits_of_bfloat16_are_not_whole_numbers(folder, cli, bits) -> None:
     np.save("image.npy", OTHER[0])
     done = cli("fuse", "image.npy", "a.safetensors", "-o", "out.npy")
     assert (done.code, "bfloat16" in done.err) == (1, True)
+
+
+# ------------------------------------------------------------------- further names and numbers
+
+FURTHER = {
+    "vision_attention_mask": KEEP,
+    "attention_masks": KEEP,
+    "tgt_key_padding_mask": KEEP == 0,
+    "memory_key_padding_mask": KEEP == 0,
+    "non_pad_mask": KEEP,
+    "not_padding_mask": KEEP == 1,
+    "keypaddingmask": KEEP == 0,
+    "invalid_mask": KEEP == 0,
+    "ignore_mask": 1 - KEEP,
+    "is_padding": KEEP == 0,
+    "image_pad": KEEP == 0,
+    "image_lengths": COUNTS,
+    "seq_len": COUNTS,
+    "valid_lengths": COUNTS.astype(np.float32),
+    "num_patches": COUNTS[:, None],
+    "attention_bias": ADDED,
+    "extended_attention_mask": np.maximum(ADDED, -6e4).astype(np.float16)[:, None, None],
+    "additive": np.where(KEEP == 1, 0, -(10**9)),
+    "image_mask": (255 * KEEP).astype(np.uint8),
+    "mask": KEEP.astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_masks_of_other_libraries_are_used_by_name_or_by_their_numbers(folder, cli, name) -> None:
+    wanted = expected("image", cli)
+    np.savez("a.npz", last_hidden_state=STACK, **{name: FURTHER[name]})
+    np.testing.assert_array_equal(masked("image", cli, "a.npz"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("key_padding_mask", "is used as the image mask (1 is padding)"),
+        ("num_boxes", "is used as the image mask (counts of real tokens)"),
+        ("mask", "is used as the image mask\n"),
+    ],
+)
+def test_how_a_mask_is_read_is_said(folder, cli, name, says) -> None:
+    np.savez("a.npz", last_hidden_state=STACK, **{name: {**NAMED, **IMAGES}[name]})
+    np.save("text.npy", OTHER)
+    assert says in cli("fuse", "a.npz", "text.npy", "-o", "out.npy").err
+
+
+@pytest.mark.parametrize("value", [KEEP.astype(np.float32), (255 * KEEP).astype(np.uint8)])
+@pytest.mark.parametrize("name", ["odd", "masked", "drop_mask", "valid"])
+def test_marks_of_other_types_are_refused_where_the_name_does_not_say(
+    folder, cli, name, value
+) -> None:
+    np.savez("a.npz", last_hidden_state=STACK, **{name: value})
+    np.save("text.npy", OTHER)
+    done = cli("fuse", "a.npz", "text.npy", "-o", "out.npy")
+    assert (done.code, "its name does not say what they mean" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_images", np.array([1, 1])),
+        ("num_captions", np.array([5, 5])),
+        ("max_length", np.array([2, 2])),
+        ("focal_length", np.array([3.5, 3.5], np.float32)),
+        ("cu_seqlens", np.array([0, 6])),
+        ("scores", np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(2, 6)),
+    ],
+)
+def test_other_counts_and_numbers_mask_nothing_and_are_named(folder, cli, name, value) -> None:
+    np.save("features.npy", STACK)
+    np.savez("a.npz", last_hidden_state=STACK, **{name: value})
+    found = masked("image", cli, "a.npz")
+    np.testing.assert_array_equal(found, masked("image", cli, "features.npy"))
+    done = cli("fuse", "a.npz", "text.npy", "-o", "b.npy")
+    assert f"not used: {name} {list(value.shape)}" in done.err
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (2, 6, 1), (2, 1, 6)])
+def test_a_mask_by_name_in_other_axes_is_refused_and_not_left_out(folder, cli, shape) -> None:
+    np.savez("a.npz", last_hidden_state=STACK, padding_mask=(KEEP == 0).reshape(shape))
+    np.save("text.npy", OTHER)
+    done = cli("fuse", "a.npz", "text.npy", "-o", "out.npy")
+    assert done.code == 1
+    assert f"a.npz[padding_mask]: the image mask has shape {list(shape)}, expected" in done.err
+
+
+# ----------------------------------------------------------------------- names of either side
+
+
+@pytest.mark.parametrize(
+    ("keys", "image", "text"),
+    [
+        (("vision_feats", "txt_feats"), "vision_feats", "txt_feats"),
+        (("visual_embeds", "caption_embeds"), "visual_embeds", "caption_embeds"),
+        (
+            ("vision_model.last_hidden_state", "text_model.last_hidden_state"),
+            "vision_model.last_hidden_state",
+            "text_model.last_hidden_state",
+        ),
+        (("img_features", "embeddings"), "img_features", "embeddings"),
+    ],
+)
+def test_the_side_in_a_name_tells_the_features_of_a_shared_file(
+    folder, cli, keys, image, text
+) -> None:
+    np.savez("both.npz", **{keys[0]: STACK, keys[1]: OTHER})
+    done = cli("fuse", "both.npz", "both.npz", "-o", "out.npy", "--json")
+    inputs = json.loads(done.out)["inputs"]
+    assert (inputs["image"]["key"], inputs["text"]["key"]) == (image, text)
+
+
+@pytest.mark.parametrize(
+    ("side", "key"),
+    [("image", "text"), ("text", "image"), ("image", "caption_feats"), ("text", "pixel_tokens")],
+)
+def test_a_name_of_the_other_side_is_diagnosed(folder, cli, side, key) -> None:
+    np.savez("a.npz", **{key: STACK})
+    np.save("b.npy", OTHER)
+    files = ("a.npz", "b.npy") if side == "image" else ("b.npy", "a.npz")
+    done = cli("fuse", *files, "-o", "out.npy", "--json")
+    assert done.code == 0
+    codes = [found["code"] for found in json.loads(done.out)["diagnoses"]]
+    assert f"{side}-misnamed" in codes
+    assert f"called {key}, and it is used as the {side}" in done.err
+    assert cli("fuse", *files, "-o", "b.out.npy", "--strict").code == 1
+    said = cli("fuse", *files, "-o", "c.npy", "--json", f"--{side}-key", key)
+    assert not any(d["code"].endswith("-misnamed") for d in json.loads(said.out)["diagnoses"])

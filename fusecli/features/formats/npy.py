@@ -277,8 +277,11 @@ def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader
         # Numpy would read it before it looks at its length.
         raise FeatureFileError(f"{where}: has a damaged .npy header: {length:,} bytes long")
     text = stream.read(length)
-    text, known = _with_known_type(text, where)
-    header = io.BytesIO(len(text).to_bytes(width, "little") + text)
+    known = ""
+    if len(text) == length:  # else numpy says that it is cut short
+        text, known = _with_known_type(text, where)
+        prefix = len(text).to_bytes(width, "little")
+    header = io.BytesIO(prefix + text)
     read = npy_format.read_array_header_1_0 if width == 2 else npy_format.read_array_header_2_0
     try:
         with warnings.catch_warnings():

@@ -1,0 +1,126 @@
+"""What the names of tensors say: a mask, and how it marks tokens; whose features."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from fusecli.features.axes import Side
+
+MaskStyle = Literal["keep", "padding", "additive", "lengths"]
+
+_IMAGE_WORDS = """
+    image images img pixel pixels vision visual region regions patch patches box boxes object
+    objects roi rois detection detections
+"""
+_TEXT_WORDS = """
+    text texts txt caption captions question questions input word words sentence language lang
+"""
+# What a count counts: tokens. (num_images and num_captions count something else.)
+_TOKEN_WORDS = """
+    token tokens feature features feats frames valid patch patches region regions box boxes bboxes
+    object objects roi rois detection detections proposals word words subwords pieces
+"""
+# Words in the name of a length, besides those of its side. (max_length and focal_length are none.)
+_LENGTH_WORDS = """
+    seq seqs sequence sequences num n of valid real actual true source src target tgt memory
+    attention attn encoder
+"""
+_NO_MASK_NAMES = """
+    token_type_ids special_tokens_mask global_attention_mask bool_masked_pos causal_mask loss_mask
+    label_mask labels_mask segmentation_mask segmentation_masks
+"""
+_LABELS = """
+    label labels target targets y class classes id ids index indices split answer answers score
+    scores correct truth
+"""
+_FEATURES = """
+    feature features feat feats embed embeds embedding embeddings emb embs state states tokens
+    patches regions
+"""
+_SIDE_WORDS: dict[Side, frozenset[str]] = {
+    "image": frozenset(_IMAGE_WORDS.split()),
+    "text": frozenset(_TEXT_WORDS.split()),
+}
+_COUNTED = frozenset(_TOKEN_WORDS.split())
+_OF_LENGTHS = frozenset((_IMAGE_WORDS + _TEXT_WORDS + _TOKEN_WORDS + _LENGTH_WORDS).split())
+_LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens"))
+_PADDING = frozenset(("pad", "padding", "padded", "paddings"))
+_LONGEST_PADDING = 2  # words of a name such as is_padding or image_pad
+# Words by which a mask marks what is left out; and words of which nobody knows what they mark.
+_LEFT_OUT = frozenset(("ignore", "ignored", "invalid", "exclude", "excluded", "missing"))
+_UNCLEAR = frozenset(("masked", "drop", "dropped", "mlm", "mae", "random"))
+# Tensors of 0 and 1 that a tokenizer or a data set puts beside features and that mask nothing.
+NO_MASKS = frozenset(_NO_MASK_NAMES.split())
+_LABEL_WORDS = frozenset(_LABELS.split())
+_FEATURE_WORDS = frozenset(_FEATURES.split())
+
+
+class MaskMeaning(NamedTuple):
+    """What a tensor's name says about it.
+
+    Attributes:
+        side: whose tokens it marks; None if the name does not say.
+        style: what its numbers mean.
+    """
+
+    side: Side | None
+    style: MaskStyle
+
+
+def mask_meaning(key: str) -> MaskMeaning | None:
+    """What kind of mask a tensor of this name is; None if the name does not say it is one."""
+    name = base_name(key)
+    words = _words(name)
+    if name in NO_MASKS or name.endswith("attn_mask") or _UNCLEAR.intersection(words):
+        return None  # torch's attn_mask has another meaning in each of two functions
+    side: Side | None = None
+    for each, known in _SIDE_WORDS.items():
+        if known.intersection(words):
+            side = each
+    if words[-1] in ("mask", "masks", "atts") or re.search(r"pad(ding)?masks?$", name):
+        padded = re.search(r"pad(ding|ded)?_?masks?$", name) or _LEFT_OUT.intersection(words)
+        real = re.search(r"(^|_)(no|non|not|un)_?pad", name)  # as in non_pad_mask
+        return MaskMeaning(side, "padding" if padded and not real else "keep")
+    if words[-1] in _PADDING and len(words) <= _LONGEST_PADDING:
+        return MaskMeaning(side, "padding")
+    counts = words[0] in ("num", "n", "number") and words[-1] in _COUNTED
+    if counts or (words[-1] in _LENGTHS and _OF_LENGTHS.issuperset(words[:-1])):
+        return MaskMeaning(side, "lengths")
+    return None
+
+
+def is_known_mask(key: str) -> bool:
+    """Whether a tensor of this name is never features."""
+    name = base_name(key)
+    return mask_meaning(key) is not None or name in NO_MASKS or name.endswith("attn_mask")
+
+
+def is_label(key: str) -> bool:
+    """Whether a tensor of this name is labels or numbers, also where it has a mask's shape."""
+    name = base_name(key)
+    return name in NO_MASKS or not _LABEL_WORDS.isdisjoint(_words(name))
+
+
+def side_named(key: str) -> Side | None:
+    """The side whose name stands anywhere in a key, such as "text" in `text_model.embeds`.
+
+    None where it names neither side, or both.
+    """
+    words = set(_words(key.lower())) - {"input"}  # input_features of audio
+    sides = [side for side, known in _SIDE_WORDS.items() if not known.isdisjoint(words)]
+    return sides[0] if len(sides) == 1 else None
+
+
+def is_called_features(key: str) -> bool:
+    """Whether the last word of a key is what features are called."""
+    return _words(base_name(key))[-1] in _FEATURE_WORDS
+
+
+def base_name(key: str) -> str:
+    """The last part of a key that leads through nested dicts."""
+    return key.rpartition(".")[2].lower()
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[_\-.\s]+", name)
