@@ -81,4 +81,4 @@ def _entropy_ratio(spec: FusionSpec, weights: RunWeights, features: Features) ->
     seen = diagnose.attention_statistics(
         np.concatenate(formed), asking, answering, spec.config.null_token
     )
-    return None if seen is None else float(seen["entropy_ratio"])
+    return None if seen is None else seen.entropy_ratio

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from rich.table import Table
 
 from fusecli.cli.console import console_on, escape, print_line
 from fusecli.errors import counted
 from fusecli.fusion.compare import MethodRow, Shapes
+from fusecli.report.parts import InspectedFile, InspectedWeights, Part, TensorStats
 from fusecli.report.report import Report
 
 
@@ -17,45 +17,45 @@ def print_report(report: Report) -> None:
     """The shape report as tables, on stderr."""
     console = console_on(sys.stderr)
     console.print(_inputs(report))
-    module, weights = report.module, report.module["weights"]
-    words = [module["method"], *_sizes(module), f"{module['parameters']:,} parameters"]
+    module, weights = report.module, report.module.weights
+    words = [module.method, *_sizes(module), f"{module.parameters:,} parameters"]
     print_line(console, "module", ", ".join([*words, *_switches(module)]))
-    sha = f", sha256 {weights['sha256'][:16]}…" if weights["sha256"] else ""
-    origin = weights["origin"]
-    if weights["file"] is not None and weights["trained"] is False:
-        origin = f"{weights['file']} ({origin})"
+    sha = f", sha256 {weights.sha256[:16]}…" if weights.sha256 else ""
+    origin = weights.origin
+    if weights.file is not None and weights.trained is False:
+        origin = f"{weights.file} ({origin})"
     print_line(console, "weights", f"{origin}{sha}")
     console.print(_stages(report))
     if report.plan is not None:
-        print_line(console, "order", report.plan["why"])
-        if report.plan["image_asks"] is not None:
-            print_line(console, "order, image asks", report.plan["image_asks"]["why"])
+        print_line(console, "order", report.plan.why)
+        if report.plan.image_asks is not None:
+            print_line(console, "order, image asks", report.plan.image_asks.why)
     if report.attention is not None:
-        ratio = report.attention["entropy_ratio"]
-        both = report.output["direction"] == "both"
+        ratio = report.attention.entropy_ratio
+        both = report.output.direction == "both"
         label = "attention, text asks" if both else "attention"
         print_line(console, label, f"mean entropy {ratio:.4f} of its maximum (1 is uniform)")
     out, made = report.output, report.provenance
     tensors = [
-        f"{tensor['shape']}" if tensor["key"] is None else f"{tensor['key']} {tensor['shape']}"
-        for tensor in out["tensors"]
+        f"{tensor.shape}" if tensor.key is None else f"{tensor.key} {tensor.shape}"
+        for tensor in out.tensors
     ]
-    shown = ", ".join(tensors) if len(tensors) > 1 else str(out["shape"])
-    print_line(console, "output", f"{out['file']}  {shown} {out['dtype']}, {out['bytes']:,} bytes")
+    shown = ", ".join(tensors) if len(tensors) > 1 else str(out.shape)
+    print_line(console, "output", f"{out.file}  {shown} {out.dtype}, {out.bytes:,} bytes")
     if report.maps is not None:
         maps = report.maps
-        heads = "of each head" if "H" in maps["axes"] else "mean over heads"
+        heads = "of each head" if "H" in maps.axes else "mean over heads"
         print_line(
             console,
             "attention weights",
-            f"{maps['file']}  {maps['shape']} {maps['dtype']}, {heads}, {maps['bytes']:,} bytes",
+            f"{maps.file}  {maps.shape} {maps.dtype}, {heads}, {maps.bytes:,} bytes",
         )
-    versions = ", ".join(f"{name} {number}" for name, number in made["libraries"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in made.libraries.items())
     print_line(
         console,
         "made by",
-        f"fusecli {made['fusecli']}, engine {made['engine']}, {made['dtype']} on "
-        f"{made['device']}, {counted(made['threads'], 'thread')}; {versions}",
+        f"fusecli {made.fusecli}, engine {made.engine}, {made.dtype} on "
+        f"{made.device}, {counted(made.threads, 'thread')}; {versions}",
     )
     for diagnosis in report.diagnoses:
         print_line(console, "diagnosis", f"{diagnosis.message}; {diagnosis.remedy}")
@@ -63,36 +63,36 @@ def print_report(report: Report) -> None:
         print_line(console, "diagnosis", "nothing speaks against this result")
 
 
-def print_inspection(files: list[dict[str, Any]]) -> None:
+def print_inspection(files: list[InspectedFile]) -> None:
     """What `inspect` found, on stdout."""
     console = console_on(sys.stdout)
     for found in files:
-        print_line(console, found["file"], f"{found['bytes']:,} bytes")
-        weights = found["weights"]
+        print_line(console, found.file, f"{found.bytes:,} bytes")
+        weights = found.weights
         if weights is not None:
             print_line(console, "weights of a fusion", _described(weights))
-            if weights["unused"]:
+            if weights.unused:
                 from fusecli.fusion.weights import unused_note
 
-                note = unused_note(found["file"], tuple(weights["unused"]))
+                note = unused_note(found.file, tuple(weights.unused))
                 print_line(console, "note", note)
         table = _table("key", "shape", "type", "bytes", "as image", "as text")
-        for tensor in found["tensors"]:
+        for tensor in found.tensors:
             table.add_row(
-                escape(tensor["key"] or "-"),
-                escape(str(tensor["shape"])),
-                tensor["dtype"],
-                f"{tensor['bytes']:,}",
-                tensor["as_image"] or "-",
-                tensor["as_text"] or "-",
+                escape(tensor.key or "-"),
+                escape(str(tensor.shape)),
+                tensor.dtype,
+                f"{tensor.bytes:,}",
+                tensor.as_image or "-",
+                tensor.as_text or "-",
             )
         console.print(table)
-        for tensor in found["tensors"]:
-            label = tensor["key"] or "numbers"
-            if tensor["problem"]:
-                print_line(console, label, tensor["problem"])
-            if "stats" in tensor:
-                print_line(console, label, _stats(tensor["stats"]))
+        for tensor in found.tensors:
+            label = tensor.key or "numbers"
+            if tensor.problem:
+                print_line(console, label, tensor.problem)
+            if tensor.stats is not None:
+                print_line(console, label, _stats(tensor.stats))
 
 
 def print_methods(shapes: Shapes, rows: list[MethodRow]) -> None:
@@ -124,28 +124,22 @@ def _table(*columns: str) -> Table:
 def _inputs(report: Report) -> Table:
     table = _table("input", "file", "shape", "type", "read as", "mask")
     for side, entry in report.inputs.items():
-        name = entry["file"] if entry["key"] is None else f"{entry['file']}[{entry['key']}]"
-        sizes = ", ".join(f"{letter} {size}" for letter, size in entry["sizes"].items())
-        mask = entry["mask"]
-        masked = (
-            "none"
-            if mask is None
-            else f"{mask['padding']} of {mask['real'] + mask['padding']} padded"
-        )
-        table.add_row(
-            side, escape(name), escape(str(entry["shape"])), entry["dtype"], sizes, masked
-        )
+        name = entry.file if entry.key is None else f"{entry.file}[{entry.key}]"
+        sizes = ", ".join(f"{letter} {size}" for letter, size in entry.sizes.items())
+        mask = entry.mask
+        masked = "none" if mask is None else f"{mask.padding} of {mask.real + mask.padding} padded"
+        table.add_row(side, escape(name), escape(str(entry.shape)), entry.dtype, sizes, masked)
     allowed = report.attention_mask
     if allowed is not None:
-        name = allowed["file"] if allowed["key"] is None else f"{allowed['file']}[{allowed['key']}]"
-        total = allowed["allowed"] + allowed["not_allowed"]
+        name = allowed.file if allowed.key is None else f"{allowed.file}[{allowed.key}]"
+        total = allowed.allowed + allowed.not_allowed
         table.add_row(
             "attention mask",
             escape(name),
-            escape(str(allowed["shape"])),
-            allowed["dtype"],
-            allowed["style"],
-            f"{allowed['allowed']:,} of {total:,} allowed",
+            escape(str(allowed.shape)),
+            allowed.dtype,
+            allowed.style,
+            f"{allowed.allowed:,} of {total:,} allowed",
         )
     return table
 
@@ -162,22 +156,24 @@ def _stages(report: Report) -> Table:
     return table
 
 
-def _described(weights: dict[str, Any]) -> str:
+def _described(weights: InspectedWeights) -> str:
     state = []
-    if weights["trained"] is False:
-        state.append(f"untrained, seed {weights['initial_seed']}")
+    if weights.trained is False:
+        state.append(f"untrained, seed {weights.initial_seed}")
     words = [
         *_sizes(weights),
-        f"Di = {weights['image_dim']}",
-        f"Dt = {weights['text_dim']}",
+        f"Di = {weights.config.image_dim}",
+        f"Dt = {weights.config.text_dim}",
         *_switches(weights),
-        f"{weights['parameters']:,} parameters",
+        f"{weights.config.parameter_count():,} parameters",
         *state,
     ]
-    return ", ".join(words if weights["method"] == "attention" else [weights["method"], *words])
+    return ", ".join(
+        words if weights.config.method == "attention" else [weights.config.method, *words]
+    )
 
 
-def _sizes(module: dict[str, Any]) -> list[str]:
+def _sizes(module: Part) -> list[str]:
     words = [f"D = {module['embed_dim']}"]
     if module["method"] in ("attention", "transformer"):
         heads = module["num_heads"]
@@ -189,7 +185,7 @@ def _sizes(module: dict[str, Any]) -> list[str]:
     return words
 
 
-def _switches(module: dict[str, Any]) -> list[str]:
+def _switches(module: Part) -> list[str]:
     """What is said of a module; a method without such a switch has no entry, or None."""
     words = [name for name in ("residual", "norm", "null_token", "gate") if module.get(name)]
     if module.get("projected") is not None:
@@ -199,12 +195,12 @@ def _switches(module: dict[str, Any]) -> list[str]:
     return words
 
 
-def _stats(stats: dict[str, Any]) -> str:
-    norm = stats["mean_norm"]
+def _stats(stats: TensorStats) -> str:
+    norm = stats.mean_norm
     norms = "no finite rows"
     if norm is not None:
-        norms = f"mean norm {norm:.4g}, largest {stats['largest_norm']:.4g}"
+        norms = f"mean norm {norm:.4g}, largest {stats.largest_norm:.4g}"
     return (
-        f"{counted(stats['rows'], 'row')}, {stats['nan']:,} NaN, {stats['infinite']:,} infinite, "
-        f"{counted(stats['zero_rows'], 'zero row')}, {norms}"
+        f"{counted(stats.rows, 'row')}, {stats.nan:,} NaN, {stats.infinite:,} infinite, "
+        f"{counted(stats.zero_rows, 'zero row')}, {norms}"
     )

@@ -38,6 +38,7 @@ from fusecli.job.pipeline import stream
 from fusecli.maps.writer import ChunkMaps, MapSink
 from fusecli.records import record
 from fusecli.report import diagnoses as diagnose
+from fusecli.report.parts import AttentionMaskPart, AttentionPart, InputPart, OutputPart, TensorPart
 from fusecli.report.report import (
     Diagnosis,
     Report,
@@ -197,10 +198,10 @@ def _guessed_grid(job: Job) -> list[Diagnosis]:
 
 
 def _measured_diagnoses(
-    job: Job, statistics: dict[str, Any] | None, nonfinite: int, numbers: int
+    job: Job, statistics: AttentionPart | None, nonfinite: int, numbers: int
 ) -> list[Diagnosis]:
     found = diagnose.nonfinite_result(nonfinite, numbers)
-    ratio = None if statistics is None else statistics["entropy_ratio"]
+    ratio = None if statistics is None else statistics.entropy_ratio
     if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
         query = query_sides(job.options.direction)[0]  # whose attention was looked at
         found += diagnose.uniform_attention(ratio, job.options.weights, job.seed, query)
@@ -248,7 +249,7 @@ class _Made:
     image_norms: RowNorms
     text_norms: RowNorms
     maps: ChunkMaps | None
-    seen: dict[str, Any] | None  # how spread attention is, in the first chunk
+    seen: AttentionPart | None  # how spread attention is, in the first chunk
 
 
 def _compute(
@@ -257,7 +258,7 @@ def _compute(
     writer: FeatureWriter,
     maps: MapSink,
     progress: Callable[[int, int], None],
-) -> tuple[dict[str, Any] | None, int]:
+) -> tuple[AttentionPart | None, int]:
     """Fuse all samples, chunk by chunk.
 
     Returns:
@@ -271,7 +272,7 @@ def _compute(
     share = None if bound is None else bound // len(fusions)
     step = min(fusion.chunk_samples(_sizes(job), share) for fusion in fusions)
     cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
-    statistics: dict[str, Any] | None = None
+    statistics: AttentionPart | None = None
 
     def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return image_reader.read(start, stop), text_reader.read(start, stop)
@@ -331,7 +332,7 @@ def _allowed(job: Job, start: int, stop: int) -> NDArray[np.bool_] | None:
     return None if job.attention_mask is None else job.attention_mask.rows(start, stop)
 
 
-def _look(job: Job, fusion: Fusion, chunk: PairChunk) -> dict[str, Any] | None:
+def _look(job: Job, fusion: Fusion, chunk: PairChunk) -> AttentionPart | None:
     """How spread attention is in the first few samples of a stack."""
     if fusion.plan is None or fusion.plan.scores == "none":
         return None
@@ -345,7 +346,7 @@ def _look(job: Job, fusion: Fusion, chunk: PairChunk) -> dict[str, Any] | None:
 
 def _statistics(
     job: Job, weights: list[NDArray[np.float32]], direction: str, chunk: PairChunk
-) -> dict[str, Any] | None:
+) -> AttentionPart | None:
     masks, allowed = (chunk.text_mask, chunk.image_mask), chunk.attention_mask
     if direction == "image":
         masks = masks[::-1]
@@ -358,7 +359,7 @@ def _statistics(
 def _report(
     job: Job,
     fusions: list[Fusion],
-    statistics: dict[str, Any] | None,
+    statistics: AttentionPart | None,
     diagnoses: list[Diagnosis],
     tensors: list[ResultTensor],
     writer: FeatureWriter,
@@ -366,7 +367,7 @@ def _report(
 ) -> Report:
     o, first = job.options, fusions[0]
     hashed = o.provenance or bool(o.reports)
-    inputs: dict[str, dict[str, Any]] = {}
+    inputs: dict[str, InputPart] = {}
     for side in (job.image, job.text):
         sha = sha256_of(side.file) if hashed else None
         stored, axes = side.reader.stored, side.reader.axes
@@ -388,7 +389,7 @@ def _report(
     )
 
 
-def _described_mask(job: Job, hashed: bool) -> dict[str, Any] | None:
+def _described_mask(job: Job, hashed: bool) -> AttentionMaskPart | None:
     """The report's entry for the attention mask."""
     mask, named = job.attention_mask, job.options.attention_mask
     if mask is None or named is None:
@@ -400,25 +401,27 @@ def _described_mask(job: Job, hashed: bool) -> dict[str, Any] | None:
     return describe_attention_mask(mask, sha)
 
 
-def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> dict[str, Any]:
+def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> OutputPart:
     """The report's entry for the file written: its first tensor, and the list of all."""
     o = job.options
     size = storage_type(o.out_dtype).itemsize
     listed = [
-        {
-            "key": None if writer.key is None else tensor.key,
-            "shape": list(tensor.shape),
-            "axes": tensor.letters,
-            "bytes": math.prod(tensor.shape) * size,
-        }
+        TensorPart(
+            key=None if writer.key is None else tensor.key,
+            shape=list(tensor.shape),
+            axes=tensor.letters,
+            bytes=math.prod(tensor.shape) * size,
+        )
         for tensor in tensors
     ]
-    return {
-        "file": job.output,
-        **listed[0],
-        "dtype": o.out_dtype,
-        "bytes": writer.nbytes,
-        "direction": o.direction,
-        "pool": o.pool,
-        "tensors": listed,
-    }
+    return OutputPart(
+        file=job.output,
+        key=listed[0].key,
+        shape=listed[0].shape,
+        axes=listed[0].axes,
+        bytes=writer.nbytes,
+        dtype=o.out_dtype,
+        direction=o.direction,
+        pool=o.pool,
+        tensors=listed,
+    )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from fusecli.errors import counted, printable, shortened, shown_path
 from fusecli.maps.boxes import Boxes
 from fusecli.maps.selection import Drawing, Grid
 from fusecli.report.diagnoses import UNIFORM, attention_statistics
+from fusecli.report.parts import AttentionPart
 
 LEAST_SPAN = 4.0  # the scale reaches at least so many times the uniform weight
 
@@ -137,7 +137,7 @@ def view_of(
     if each is not None and drawn is not None and len(weights) > 1:
         caption[0] = (
             f"Mean over {len(weights)} heads; the mean's own entropy is "
-            f"{drawn['entropy_ratio']:.4f} of its maximum."
+            f"{drawn.entropy_ratio:.4f} of its maximum."
         )
     times = np.where(allowed, mean * tokens[:, None], np.nan)
     counts = tokens[some] if some.any() else np.ones(1, int)
@@ -201,7 +201,7 @@ def in_words(times: float) -> str:
 
 
 def _verdict(
-    each: dict[str, Any] | None, drawing: Drawing, null_token: bool, origin: str | None
+    each: AttentionPart | None, drawing: Drawing, null_token: bool, origin: str | None
 ) -> str:
     real = drawing.real
     if not real.any():
@@ -214,7 +214,7 @@ def _verdict(
     if each is None:
         which = "One image token" if real.all() else "One real image token"
         return f"{which}: its weight is 1 whatever the text, so this map means nothing."
-    ratio = each["entropy_ratio"]
+    ratio = each.entropy_ratio
     weights = "" if origin is None else f" Weights: {origin}."
     which = "all image tokens" if drawing.allowed is None else "all that it may attend to"
     all_of_them = f"{which} and the null token" if null_token else which

@@ -21,6 +21,7 @@ from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.methods import methods_with, no_attention
 from fusecli.maps.literals import BoxFormat, BoxUnits
 from fusecli.records import record
+from fusecli.report.parts import MapsPart
 
 
 @record
@@ -220,21 +221,20 @@ class MapSink:
                     self._writer.append(one)
 
     @property
-    def described(self) -> dict[str, Any] | None:
+    def described(self) -> MapsPart | None:
         """The report's entry for the file."""
-        if self._writer is None:
+        if self._writer is None or self._o.attention is None:
             return None
         letters = "HTP" if self._o.per_head else "TP"
-        layer = {} if self._layer is None else {"layer": self._layer}
-        return {
-            "file": self._o.attention,
-            "key": self._writer.key,
-            "shape": list(self._shape),
-            "axes": letters if len(self._shape) == len(letters) else f"N{letters}",
-            "dtype": "float32",
-            "bytes": self._writer.nbytes,
-            **layer,
-        }
+        return MapsPart(
+            file=self._o.attention,
+            key=self._writer.key,
+            shape=list(self._shape),
+            axes=letters if len(self._shape) == len(letters) else f"N{letters}",
+            dtype="float32",
+            bytes=self._writer.nbytes,
+            layer=self._layer,
+        )
 
     def finish(self) -> None:
         """The file is complete under its temporary name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.stored_module import StoredModule
+from fusecli.report.parts import AttentionPart
 from fusecli.report.report import Diagnosis, Note
 
 if TYPE_CHECKING:
@@ -496,7 +497,7 @@ def attention_statistics(
     mask: NDArray[np.bool_] | None,
     null_token: bool,
     allowed: NDArray[np.bool_] | None = None,
-) -> dict[str, Any] | None:
+) -> AttentionPart | None:
     """How spread the attention weights of real tokens are.
 
     Args:
@@ -529,9 +530,9 @@ def attention_statistics(
         rest = np.clip(1 - w.sum(axis=-1), 0.0, 1.0)
         entropy -= rest * np.log(np.where(rest > 0, rest, 1.0))
     highest = np.log(choices[real])  # [rows]
-    return {
-        "mean_entropy": float(entropy.mean()),
-        "max_entropy": float(highest.mean()),
-        "entropy_ratio": float((entropy / highest[:, None]).mean()),
-        "samples": int(real.any(axis=1).sum()),
-    }
+    return AttentionPart(
+        mean_entropy=float(entropy.mean()),
+        max_entropy=float(highest.mean()),
+        entropy_ratio=float((entropy / highest[:, None]).mean()),
+        samples=int(real.any(axis=1).sum()),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -14,11 +13,12 @@ from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import weights_in, weights_path
+from fusecli.report.parts import InspectedFile, InspectedTensor, InspectedWeights, TensorStats
 
 _CHUNK_BYTES = 16 << 20
 
 
-def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
+def inspect_file(name: str, stats: bool = False) -> InspectedFile:
     """Describe a file as plain data.
 
     Args:
@@ -37,26 +37,24 @@ def inspect_file(name: str, stats: bool = False) -> dict[str, Any]:
     with open_features(weights_path(name)) as file:
         tensors = [_describe(key, stored, stats) for key, stored in sorted(file.tensors.items())]
         weights = _weights(file)
-    return {"file": file.name, "bytes": file.size, "weights": weights, "tensors": tensors}
+    return InspectedFile(file=file.name, bytes=file.size, weights=weights, tensors=tensors)
 
 
-def _describe(key: str, stored: StoredTensor, stats: bool) -> dict[str, Any]:
+def _describe(key: str, stored: StoredTensor, stats: bool) -> InspectedTensor:
     problem = stored.source.problem
-    entry: dict[str, Any] = {
-        "key": key or None,
-        "shape": list(stored.shape),
-        "dtype": stored.dtype,
-        "bytes": stored.nbytes,
-        "as_image": None if problem else _letters("image", stored),
-        "as_text": None if problem else _letters("text", stored),
-        "problem": problem,
-    }
-    if stats and not problem:
-        entry["stats"] = tensor_stats(stored)
-    return entry
+    return InspectedTensor(
+        key=key or None,
+        shape=list(stored.shape),
+        dtype=stored.dtype,
+        bytes=stored.nbytes,
+        as_image=None if problem else _letters("image", stored),
+        as_text=None if problem else _letters("text", stored),
+        problem=problem,
+        stats=tensor_stats(stored) if stats and not problem else None,
+    )
 
 
-def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
+def tensor_stats(stored: StoredTensor) -> TensorStats:
     """Count what matters in a tensor's rows (vectors along its last axis), in chunks.
 
     Returns:
@@ -81,11 +79,11 @@ def tensor_stats(stored: StoredTensor) -> dict[str, Any]:
         finite_rows += norms.size
         largest = max(largest, float(norms.max(initial=0.0)))
     known = finite_rows > 0
-    return {
+    return TensorStats(
         **counts,
-        "mean_norm": norm_sum / finite_rows if known else None,
-        "largest_norm": largest if known else None,
-    }
+        mean_norm=norm_sum / finite_rows if known else None,
+        largest_norm=largest if known else None,
+    )
 
 
 def _letters(side: Side, stored: StoredTensor) -> str | None:
@@ -95,7 +93,7 @@ def _letters(side: Side, stored: StoredTensor) -> str | None:
         return None
 
 
-def _weights(file: FeatureFile) -> dict[str, Any] | None:
+def _weights(file: FeatureFile) -> InspectedWeights | None:
     """A fusion's config if the file holds one, with where it comes from."""
     try:
         weights = weights_in(file)
@@ -104,11 +102,10 @@ def _weights(file: FeatureFile) -> dict[str, Any] | None:
         return None
     config = found.config
     known = config.has_heads and not found.heads_assumed
-    return {
-        **config.to_dict(),
-        "parameters": config.parameter_count(),
-        "num_heads": config.num_heads if known else None,
-        "trained": None if weights.seed is None else False,
-        "initial_seed": weights.seed,
-        "unused": list(found.unused),
-    }
+    return InspectedWeights(
+        config=config,
+        num_heads=config.num_heads if known else None,
+        trained=None if weights.seed is None else False,
+        initial_seed=weights.seed,
+        unused=list(found.unused),
+    )

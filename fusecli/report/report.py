@@ -26,8 +26,22 @@ from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.tensor import FileBytes, StoredTensor
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Dtype
 from fusecli.fusion.method import Stage
 from fusecli.records import record
+from fusecli.report.parts import (
+    AttentionMaskPart,
+    AttentionPart,
+    InputPart,
+    MapsPart,
+    MaskPart,
+    ModulePart,
+    OutputPart,
+    PlanPart,
+    ProvenancePart,
+    WeightsPart,
+    plain,
+)
 
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask
@@ -60,22 +74,24 @@ class Diagnosis:
 class Report:
     """Everything a result can be explained and repeated by; each part is plain data."""
 
-    inputs: dict[str, dict[str, Any]]
-    module: dict[str, Any]
-    plan: dict[str, Any] | None
+    inputs: dict[str, InputPart]
+    module: ModulePart
+    plan: PlanPart | None
     stages: list[Stage]
-    attention: dict[str, Any] | None
-    output: dict[str, Any]
-    maps: dict[str, Any] | None
+    attention: AttentionPart | None
+    output: OutputPart
+    maps: MapsPart | None
     diagnoses: list[Diagnosis]
     notes: list[str]
-    provenance: dict[str, Any]
-    attention_mask: dict[str, Any] | None = None
+    provenance: ProvenancePart
+    attention_mask: AttentionMaskPart | None = None
     report_version: int = field(default=REPORT_VERSION)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with stable keys, version first."""
-        data = asdict(self)
+        data = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        data["stages"] = [asdict(stage) for stage in self.stages]
+        data["diagnoses"] = [asdict(diagnosis) for diagnosis in self.diagnoses]
         return {"report_version": data.pop("report_version"), **data}
 
     def to_json(self) -> str:
@@ -85,51 +101,51 @@ class Report:
 
 def describe_input(
     stored: StoredTensor, axes: Axes, sha256: str | None, mask: UsedMask | None
-) -> dict[str, Any]:
+) -> InputPart:
     """The report's entry for one feature file."""
-    return {
-        "file": stored.file,
-        "key": stored.key,
-        "shape": list(stored.shape),
-        "dtype": stored.dtype,
-        "axes": axes.letters,
-        "axes_from": axes.origin,
-        "sizes": axes.meaning,
-        "sha256": sha256,
-        "mask": None if mask is None else describe_mask(mask),
-    }
+    return InputPart(
+        file=stored.file,
+        key=stored.key,
+        shape=list(stored.shape),
+        dtype=stored.dtype,
+        axes=axes.letters,
+        axes_from=axes.origin,
+        sizes=axes.meaning,
+        sha256=sha256,
+        mask=None if mask is None else describe_mask(mask),
+    )
 
 
-def describe_mask(mask: UsedMask) -> dict[str, Any]:
+def describe_mask(mask: UsedMask) -> MaskPart:
     """The report's entry for the mask of one side."""
     real = int(mask.rows.sum())
-    return {
-        "file": mask.stored.file,
-        "key": mask.stored.key,
-        "shape": list(mask.stored.shape),
-        "dtype": mask.stored.dtype,
-        "real": real,
-        "padding": mask.rows.size - real,
-        "found": mask.found,
-    }
+    return MaskPart(
+        file=mask.stored.file,
+        key=mask.stored.key,
+        shape=list(mask.stored.shape),
+        dtype=mask.stored.dtype,
+        real=real,
+        padding=mask.rows.size - real,
+        found=mask.found,
+    )
 
 
-def describe_attention_mask(mask: AttentionMask, sha256: str | None) -> dict[str, Any]:
+def describe_attention_mask(mask: AttentionMask, sha256: str | None) -> AttentionMaskPart:
     """The report's entry for a mask of which text token may attend to which image token."""
-    return {
-        "file": mask.stored.file,
-        "key": mask.stored.key,
-        "shape": list(mask.stored.shape),
-        "dtype": mask.stored.dtype,
-        "style": mask.style,
-        "style_assumed": mask.assumed,
-        "allowed": mask.allowed,
-        "not_allowed": mask.marks - mask.allowed,
-        "sha256": sha256,
-    }
+    return AttentionMaskPart(
+        file=mask.stored.file,
+        key=mask.stored.key,
+        shape=list(mask.stored.shape),
+        dtype=mask.stored.dtype,
+        style=mask.style,
+        style_assumed=mask.assumed,
+        allowed=mask.allowed,
+        not_allowed=mask.marks - mask.allowed,
+        sha256=sha256,
+    )
 
 
-def describe_plan(plan: Plan | None, image_asks: Plan | None) -> dict[str, Any] | None:
+def describe_plan(plan: Plan | None, image_asks: Plan | None) -> PlanPart | None:
     """The report's entry for the order of products; None for methods without a choice.
 
     Args:
@@ -138,60 +154,60 @@ def describe_plan(plan: Plan | None, image_asks: Plan | None) -> dict[str, Any] 
     """
     if plan is None:
         return None
-    return {
-        "scores": plan.scores,
-        "values": plan.values,
-        "multiply_adds": plan.multiply_adds,
-        "plain_multiply_adds": plan.plain,
-        "why": plan.why,
-        "image_asks": describe_plan(image_asks, None),
-    }
+    return PlanPart(
+        scores=plan.scores,
+        values=plan.values,
+        multiply_adds=plan.multiply_adds,
+        plain_multiply_adds=plan.plain,
+        why=plan.why,
+        image_asks=describe_plan(image_asks, None),
+    )
 
 
 def describe_module(
     config: FusionConfig, weights_file: str | None, sha256: str | None, seed: int | None
-) -> dict[str, Any]:
+) -> ModulePart:
     """The report's entry for the module and where its weights came from."""
     own = config.to_dict()
     origin = weights_file or "none needed"
-    return {
-        "method": config.method,
-        "embed_dim": config.embed_dim,
-        "num_heads": own.get("num_heads"),
-        "head_dim": config.head_dim if config.has_heads else None,
-        "image_dim": config.image_dim,
-        "text_dim": config.text_dim,
-        **{name: own.get(name) for name in SWITCHES},
-        "parameters": config.parameter_count(),
-        "weights": {
-            "file": weights_file,
-            "sha256": sha256,
-            "seed": seed,
+    return ModulePart(
+        method=config.method,
+        embed_dim=config.embed_dim,
+        num_heads=own.get("num_heads"),
+        head_dim=config.head_dim if config.has_heads else None,
+        image_dim=config.image_dim,
+        text_dim=config.text_dim,
+        settings={name: own.get(name) for name in SWITCHES},
+        parameters=config.parameter_count(),
+        weights=WeightsPart(
+            file=weights_file,
+            sha256=sha256,
+            seed=seed,
             # A file cannot tell that it was trained, only that it was not.
-            "trained": None if seed is None else False,
-            "origin": origin if seed is None else f"untrained, seed {seed}",
-        },
-    }
+            trained=None if seed is None else False,
+            origin=origin if seed is None else f"untrained, seed {seed}",
+        ),
+    )
 
 
 def provenance(
-    engine: str, device: str, dtype: str, threads: int, seed: int | None
-) -> dict[str, Any]:
+    engine: str, device: str, dtype: Dtype, threads: int, seed: int | None
+) -> ProvenancePart:
     """What a result can be repeated with, besides the inputs and the weights."""
     libraries = {"numpy": np.__version__, "safetensors": safetensors.__version__}
     if engine == "torch":
         libraries["torch"] = str(sys.modules["torch"].__version__)
-    return {
-        "fusecli": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "libraries": libraries,
-        "engine": engine,
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-        "seed": seed,
-    }
+    return ProvenancePart(
+        fusecli=__version__,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        libraries=libraries,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        seed=seed,
+    )
 
 
 def sha256_of(file: FeatureFile) -> str:

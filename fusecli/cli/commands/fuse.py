@@ -147,6 +147,6 @@ def fuse(
 
         print_map(view)
     if program.as_json:
-        print_about(report.output["file"], report.to_json().encode())
-    elif report.output["file"] != "-":
-        print_path(report.output["file"])
+        print_about(report.output.file, report.to_json().encode())
+    elif report.output.file != "-":
+        print_path(report.output.file)

@@ -43,7 +43,7 @@ def inspect(inputs: InspectInput, program: JsonProgram) -> None:
                 raise
             failed.append(str(error))
     if program.as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(json.dumps([file.to_dict() for file in found], indent=2) + "\n")
     else:
         from fusecli.cli.tables import print_inspection
 

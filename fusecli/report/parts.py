@@ -1,0 +1,374 @@
+"""The parts of the shape report and of what `inspect` finds.
+
+In Python a part has attributes; it can also be read by key and be compared with a dict, under
+the names that the JSON has, since callers of 0.1.0 got dicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Direction, Dtype, OutDtype, Pool, ScoreOrder, ValueOrder
+
+T = TypeVar("T")
+Setting = bool | int | float | None
+
+
+class Part:
+    """Named values. Compiling an `__init__` for each part would slow every start down."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """Keys and values as the JSON has them, in its order."""
+        for field in fields(self):  # type: ignore[arg-type] # every subclass is a dataclass
+            yield field.name, getattr(self, field.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {key: plain(value) for key, value in self.entries()}
+
+    def keys(self) -> list[str]:
+        """The names in the JSON; with this `dict(part)` works."""
+        return [key for key, _ in self.entries()]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dict."""
+        return dict(self.entries()).get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        return dict(self.entries())[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Part):
+            return type(other) is type(self) and self.to_dict() == other.to_dict()
+        return self.to_dict() == plain(other) if isinstance(other, dict) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment] # as a dict
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_dict()})"
+
+
+@dataclass_transform(kw_only_default=True)
+def part(cls: type[T]) -> type[T]:
+    """Make a subclass of `Part` a dataclass."""
+    return dataclass(init=False, eq=False, repr=False)(cls)
+
+
+def plain(value: Any) -> Any:
+    """Parts as dicts, also those inside of lists and dicts."""
+    if isinstance(value, Part):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+# ------------------------------------------------------------------------------------- report
+
+
+@part
+class MaskPart(Part):
+    """The mask of one side.
+
+    Attributes:
+        real, padding: how many tokens it marks so.
+        found: which option or which name led to it.
+    """
+
+    file: str
+    key: str | None
+    shape: list[int]
+    dtype: str
+    real: int
+    padding: int
+    found: str
+
+
+@part
+class AttentionMaskPart(Part):
+    """A mask of which text token may attend to which image token.
+
+    Attributes:
+        style: what its numbers mean.
+        style_assumed: neither an option nor a name said so.
+        allowed, not_allowed: how many of its numbers mean that.
+    """
+
+    file: str
+    key: str | None
+    shape: list[int]
+    dtype: str
+    style: str
+    style_assumed: bool
+    allowed: int
+    not_allowed: int
+    sha256: str | None
+
+
+@part
+class InputPart(Part):
+    """One feature file.
+
+    Attributes:
+        axes: one letter each.
+        axes_from: what named them.
+        sizes: by letter.
+        sha256: of the file; None if nobody asked.
+    """
+
+    file: str
+    key: str | None
+    shape: list[int]
+    dtype: str
+    axes: str
+    axes_from: str
+    sizes: dict[str, int]
+    sha256: str | None
+    mask: MaskPart | None
+
+
+@part
+class PlanPart(Part):
+    """The order of products.
+
+    Attributes:
+        multiply_adds, plain_multiply_adds: of this order, and of the plain module.
+        image_asks: the order for the image as query side, where both sides are.
+    """
+
+    scores: ScoreOrder
+    values: ValueOrder
+    multiply_adds: int
+    plain_multiply_adds: int
+    why: str
+    image_asks: PlanPart | None
+
+
+@part
+class WeightsPart(Part):
+    """Where the weights came from.
+
+    Attributes:
+        seed: of initial weights; None for others.
+        trained: False for initial weights; None where the file does not tell.
+        origin: in words.
+    """
+
+    file: str | None
+    sha256: str | None
+    seed: int | None
+    trained: Literal[False] | None
+    origin: str
+
+
+@part
+class ModulePart(Part):
+    """The fusion.
+
+    Attributes:
+        settings: the fields of `FusionConfig` that only some methods read; None where this
+            method does not. They stand beside the other keys.
+        parameters: number of single weights.
+    """
+
+    method: str
+    embed_dim: int
+    num_heads: int | None
+    head_dim: int | None
+    image_dim: int
+    text_dim: int
+    settings: Mapping[str, Setting]
+    parameters: int
+    weights: WeightsPart
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """As of every part, with the settings beside the other keys."""
+        for key, value in super().entries():
+            if key == "settings":
+                yield from value.items()
+            else:
+                yield key, value
+
+
+@part
+class AttentionPart(Part):
+    """How spread the attention weights of real tokens are.
+
+    Attributes:
+        mean_entropy: in nats.
+        max_entropy: mean log of the number of tokens to choose from.
+        entropy_ratio: mean of the quotients of the two; 1 is uniform.
+        samples: how many were looked at.
+    """
+
+    mean_entropy: float
+    max_entropy: float
+    entropy_ratio: float
+    samples: int
+
+
+@part
+class TensorPart(Part):
+    """One tensor of the result."""
+
+    key: str | None
+    shape: list[int]
+    axes: str
+    bytes: int
+
+
+@part
+class OutputPart(Part):
+    """The file of the result.
+
+    Attributes:
+        key, shape, axes: of its first tensor.
+        bytes: of the numbers of all tensors.
+        tensors: all of them.
+    """
+
+    file: str
+    key: str | None
+    shape: list[int]
+    axes: str
+    bytes: int
+    dtype: OutDtype
+    direction: Direction
+    pool: Pool | None
+    tensors: list[TensorPart]
+
+
+@part
+class MapsPart(Part):
+    """The file of attention weights.
+
+    Attributes:
+        layer: of a transformer, from 0; other methods have no such key.
+    """
+
+    file: str
+    key: str | None
+    shape: list[int]
+    axes: str
+    dtype: Literal["float32"]
+    bytes: int
+    layer: int | None
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """As of every part, without `layer` where there is none."""
+        return (item for item in super().entries() if item != ("layer", None))
+
+
+@part
+class ProvenancePart(Part):
+    """What a result can be repeated with, besides the inputs and the weights.
+
+    Attributes:
+        libraries: their versions.
+        seed: of initial weights; None for others.
+    """
+
+    fusecli: str
+    python: str
+    machine: str
+    libraries: dict[str, str]
+    engine: str
+    device: str
+    dtype: Dtype
+    threads: int
+    seed: int | None
+
+
+# ------------------------------------------------------------------------------------ inspect
+
+
+@part
+class TensorStats(Part):
+    """What was counted in a tensor's rows, the vectors along its last axis.
+
+    Attributes:
+        nan, infinite: numbers.
+        mean_norm, largest_norm: over rows without NaN and infinity; None if there are none.
+    """
+
+    rows: int
+    nan: int
+    infinite: int
+    zero_rows: int
+    mean_norm: float | None
+    largest_norm: float | None
+
+
+@part
+class InspectedTensor(Part):
+    """One tensor of a file.
+
+    Attributes:
+        as_image, as_text: the axes it would be read as, or None.
+        problem: why it would not be read, or None.
+        stats: None if nobody asked; there is no such key then.
+    """
+
+    key: str | None
+    shape: list[int]
+    dtype: str
+    bytes: int
+    as_image: str | None
+    as_text: str | None
+    problem: str | None
+    stats: TensorStats | None
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """As of every part, without `stats` where there are none."""
+        return (item for item in super().entries() if item != ("stats", None))
+
+
+@part
+class InspectedWeights(Part):
+    """The module in a weights file.
+
+    Attributes:
+        config: its fields stand beside the other keys.
+        num_heads: None where it is not known.
+        trained: False for initial weights; None where the file does not tell.
+        unused: keys of tensors that are no part of it.
+    """
+
+    config: FusionConfig
+    num_heads: int | None
+    trained: Literal[False] | None
+    initial_seed: int | None
+    unused: list[str]
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        """As of every part, with the fields of the config beside the other keys."""
+        values = dict(super().entries())
+        config: FusionConfig = values.pop("config")
+        shown = {**config.to_dict(), "parameters": config.parameter_count()}
+        yield from {**shown, **values}.items()
+
+
+@part
+class InspectedFile(Part):
+    """A feature or weights file.
+
+    Attributes:
+        weights: the fusion that it holds, or None.
+    """
+
+    file: str
+    bytes: int
+    weights: InspectedWeights | None
+    tensors: list[InspectedTensor]
