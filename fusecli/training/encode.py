@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, counted, shortened
+from fusecli.training.label_checks import listed, refuse_unreadable, refuse_unusable_numbers
 from fusecli.training.labels import Labels, Raw, number_of
 from fusecli.training.targets import IGNORED, Targets, Task
 
 _FEW = 20  # different whole numbers that are classes
 _MANY = 100  # that are classes if none is left out and each has _EACH pairs
 _EACH = 5
+_WHOLE = re.compile(r"([-+]?\d+)\.0+", re.ASCII)
 _NO_TAG = -100  # torch's ignore_index
 
 
@@ -40,7 +42,7 @@ def may_be_tags(labels: Labels, task: Task | None) -> bool:
     if task is not None:
         return task == "tag"
     values = labels.values
-    if any(_listed(value) is not None for value in values):
+    if any(listed(value) is not None for value in values):
         return True
     return all(isinstance(value, str) and " " in value.strip() for value in values)
 
@@ -52,7 +54,7 @@ def told_task(labels: Labels, tokens: Tokens | None) -> Task:
     several labels; numbers are to be predicted unless they are few and whole; words are classes.
     """
     values = labels.values
-    if any(_listed(value) is not None for value in values):
+    if any(listed(value) is not None for value in values):
         return "tag"
     if tokens is not None and all(
         len(str(value).split()) in _lengths(tokens, row) for row, value in enumerate(values)
@@ -95,7 +97,7 @@ def make_targets(
         PairsError: the labels cannot be learnt, or are not among `names`.
     """
     task = task or told_task(labels, tokens)
-    _refuse_nan(labels)
+    refuse_unreadable(labels)
     values: Any
     if task == "classify":
         names, values = _classes(labels, names)
@@ -113,18 +115,6 @@ def make_targets(
 def match_targets(n: int, group: tuple[str, ...] | None, split: tuple[str, ...] | None) -> Targets:
     """Targets of `match`: every pair belongs together."""
     return Targets("match", (), np.ones(n, np.int64), None, group, split)
-
-
-def _refuse_nan(labels: Labels) -> None:
-    bad = [
-        id
-        for id, value in zip(labels.ids, labels.values, strict=True)
-        if (number := number_of(value)) is not None and math.isnan(number)
-    ]
-    if bad:
-        raise PairsError(
-            f"{labels.source}: {_first(bad, 'label')} NaN: give a value, or leave the row out"
-        )
 
 
 def _first(ids: Sequence[str], what: str) -> str:
@@ -210,7 +200,7 @@ def _several(
 
 
 def _names_of(value: Raw) -> list[str]:
-    items = _listed(value)
+    items = listed(value)
     if items is None:
         items = str(_name(value)).split("|")
     names = [_name(item) for item in items]
@@ -231,23 +221,9 @@ def _numbers(labels: Labels, fresh: bool) -> NDArray[np.float32]:
             "--task regress takes finite numbers"
         )
     values = np.array(numbers, np.float64)
-    if fresh and (values == values[0]).all():
-        raise PairsError(
-            f"{labels.source}: column {labels.column}: all {len(values):,} labels are "
-            f"{values[0]:g}: there is nothing to learn"
-        )
-    steps = np.diff(values)
-    if fresh and (number_ids(labels) or ((steps == 1).all() and values[0] in (0, 1))):
-        raise PairsError(
-            f"{labels.source}: column {labels.column}: counts the pairs: this is an id and no "
-            "label (--label-column names another column)"
-        )
+    if fresh:
+        refuse_unusable_numbers(labels, values, f"{labels.source}: column {labels.column}")
     return values.astype(np.float32)
-
-
-def number_ids(labels: Labels) -> bool:
-    """Whether the labels are the ids of the pairs."""
-    return tuple(map(_name, labels.values)) == labels.ids
 
 
 def _tags(
@@ -294,32 +270,20 @@ def _lengths(tokens: Tokens, row: int) -> tuple[int, int]:
 
 
 def _tags_of(value: Raw) -> list[str | None]:
-    items: list[Any] | None = _listed(value)
+    items: list[Any] | None = listed(value)
     if items is None:
         items = list(str(_name(value)).split())
     return [None if tag is None or tag in ("", _NO_TAG) else _name(tag) for tag in items]
 
 
-def _listed(value: Raw) -> list[Any] | None:
-    """A list, also one that is written as JSON in a column of text; None if it is none."""
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str) and value.lstrip()[:1] == "[":
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-        return found if isinstance(found, list) else None
-    return None
-
-
 def _name(value: Any) -> str:
-    """A class as text: 1 and 1.0 are one class, and true is `true`."""
+    """A class as text: 1, 1.0 and "1.0" are one class, and true is `true`."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    text = str(value).strip()
+    return whole[1] if (whole := _WHOLE.fullmatch(text)) else text
 
 
 def _sorted(names: set[str]) -> list[str]:

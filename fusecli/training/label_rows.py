@@ -115,8 +115,18 @@ def _check_columns(names: list[str], file: str) -> None:
     if not names:
         raise PairsError(f"{file}: is empty, expected a first line such as id,label")
     if ID not in names:
+        separator = next(
+            (mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), ""
+        )
+        if separator:
+            raise PairsError(
+                f"{file}: is separated by {separator!r}: expected commas, and a first line such as "
+                "id,label"
+            )
+        alike = next((name for name in names if name.lower() == ID), "")
+        remedy = f": rename {alike} to {ID}" if alike else ""
         raise PairsError(
-            f"{file}: has no column {ID}: columns are {shortened(', '.join(names), 200)}"
+            f"{file}: has no column {ID}: columns are {shortened(', '.join(names), 200)}{remedy}"
         )
     for name in names:
         if names.count(name) > 1:

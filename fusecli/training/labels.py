@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,9 +109,11 @@ def labels_of_file(options: LabelOptions, pair_ids: Sequence[str], tell: Tell) -
     known = set(pair_ids)
     orphans = [id for id in table if id not in known]
     if len(orphans) == len(table):
+        stems = {os.path.splitext(os.path.basename(id))[0] for id in orphans}
+        remedy = "; an id is the file's name without its ending" if stems & known else ""
         raise PairsError(
             f"{file}: no id is that of a pair: labels are of {shortened(orphans[0])!r}, ..., "
-            f"pairs are {shortened(pair_ids[0])!r}, ..."
+            f"pairs are {shortened(pair_ids[0])!r}, ...{remedy}"
         )
     unused = sorted(columns - {ID, label, group, split, weight})
     if unused:

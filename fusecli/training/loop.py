@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusecli.errors import FuseError
 from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
 from fusecli.training.examples import Examples, Rows
 from fusecli.training.head import Noise
@@ -177,6 +178,7 @@ def _run_epoch(
     every = max(1, last // _EVALUATIONS) if job.keep_all else 1
     if len(job.held_out) and (epoch % every == 0 or epoch == last):
         logits = predict_held_out(model, setting, job.held_out, job.seed)
+        _refuse_diverged(job, epoch, bool(np.isfinite(logits).all()))
         score, name = score_of(logits, setting.targets, job.held_out)
         if job.keep_all:
             state.held_out[epoch] = logits
@@ -194,6 +196,14 @@ def _run_epoch(
     waited = not job.keep_all and patience is not None and epoch - state.best_epoch >= patience
     state.done = epoch == last or (score is not None and waited)
     return record
+
+
+def _refuse_diverged(job: Job, epoch: int, finite: bool) -> None:
+    if not finite:
+        raise FuseError(
+            f"training {job.key}: the numbers became infinite in epoch {epoch}: say a smaller --lr "
+            f"than {job.recipe.lr:g}, and --force to begin anew"
+        )
 
 
 def _train_epoch(
@@ -214,7 +224,9 @@ def _train_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(learning_rate(step, steps, recipe.lr))
         total += loss.detach()
-    return float(total) / len(batches)
+    mean = float(total) / len(batches)
+    _refuse_diverged(job, epoch, math.isfinite(mean))
+    return mean
 
 
 def _batch_loss(

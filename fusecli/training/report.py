@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusecli.errors import counted
 from fusecli.training.bootstrap import DRAWS, Interval
 from fusecli.training.interaction import Interaction
 from fusecli.training.results import PartResult
@@ -131,8 +132,8 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """What is printed at the end, of the content of `metrics.json`: a table and sentences."""
     return [
-        f"{metrics['part']} part: {metrics['measured_pairs']:,} pairs in "
-        f"{metrics['groups']:,} groups",
+        f"{metrics['part']} part: {counted(metrics['measured_pairs'], 'pair')} in "
+        f"{counted(metrics['groups'], 'group')}",
         "",
         *aligned(metrics["table"]),
         "",
@@ -224,7 +225,7 @@ def report_md(result: PartResult, facts: Facts, interaction: Interaction | None 
         f"# {facts.title}",
         "",
         f"Task: {result.task}. Pairs: {sizes}. Everything below is measured on the {result.part} "
-        f"part: {result.pairs:,} pairs in {result.groups:,} groups.",
+        f"part: {counted(result.pairs, 'pair')} in {counted(result.groups, 'group')}.",
     ]
     if result.positive:
         lines += ["", f"AUC, average precision and F1 are about the class `{result.positive}`."]

@@ -19,6 +19,7 @@ from fusecli.training.encode import (
     told_task,
 )
 from fusecli.training.examples import Examples, load_examples
+from fusecli.training.label_checks import doubts, refuse_unreadable
 from fusecli.training.label_rows import columns_of
 from fusecli.training.labels import (
     Labels,
@@ -127,6 +128,7 @@ def open_data(
     targets: Targets | None = None
     tags = False
     if labels is not None:
+        refuse_unreadable(labels)
         pairs = [pairs[row] for row in labels.rows]
         tags = may_be_tags(labels, task)
         if not tags:
@@ -134,7 +136,7 @@ def open_data(
     elif wanted is not None:
         targets = _match(wanted, pairs, columns, tell)
     if labels is not None and targets is not None and said:
-        tell(task_said(targets.task, task is not None, targets.names))
+        _say_task(labels, targets, task, tell)
     files = PairFiles(pairs, options.reading)
     examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read)
     for note in examples.notes:
@@ -143,8 +145,14 @@ def open_data(
         tokens = Tokens(examples.text_mask, files.stored)
         targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)
         if said:
-            tell(task_said(targets.task, task is not None, targets.names))
+            _say_task(labels, targets, task, tell)
     return Data(examples, targets)
+
+
+def _say_task(labels: Labels, targets: Targets, task: Task | None, tell: Tell) -> None:
+    tell(task_said(targets.task, task is not None, targets.names))
+    for line in doubts(labels, targets.names):
+        tell(line)
 
 
 def _manifest_columns(options: SourceOptions) -> tuple[str, ...]:

@@ -122,7 +122,22 @@ def make_split(
         _refuse_divided(np.asarray(targets.split), groups, ids)
         part = _complete(targets.split, groups, strata, share, test_share, seed)
     _keep_classes_in_training(part, targets, groups)
+    _refuse_one_class(part, targets)
     return _split(part, groups)
+
+
+def _refuse_one_class(part: NDArray[np.str_], targets: Targets) -> None:
+    """Raises:
+    PairsError: a given split leaves training with pairs of one class only.
+    """
+    if targets.task != "classify":
+        return
+    classes = np.unique(targets.values[part == "train"])
+    if len(classes) == 1:
+        raise PairsError(
+            f"the column split gives training pairs of one class only "
+            f"({shortened(targets.names[int(classes[0])])!r}): there is nothing to learn"
+        )
 
 
 def _complete(

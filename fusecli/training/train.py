@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli._version import __version__
+from fusecli.errors import UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
@@ -27,6 +28,7 @@ from fusecli.training.report import Facts, as_json, metrics_json, report_md, sum
 from fusecli.training.results import Measured, PartResult, compare, join_flats
 from fusecli.training.run_folder import RunFolder, hash_of
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
+from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlearnable_tags
 from fusecli.training.split import (
     Split,
@@ -92,6 +94,8 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
         FuseError: the data cannot be learnt from, or the folder holds something else.
     """
     options.check()
+    _refuse_output_inside(options)
+    choose_device(options.device)  # a device that is not there is said before anything is read
     require_sklearn()
     notes = _Notes(tell)
     source = SourceOptions(options.pairs, options.labels, options.reading, options.max_memory)
@@ -106,6 +110,22 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
         for name in OUTPUTS:
             _delete(os.path.join(options.output, name))
     return run.folds() if options.folds else run.held_out()
+
+
+def _refuse_output_inside(options: TrainOptions) -> None:
+    """Raises:
+    UsageError: the run's files would be read as features by the next run.
+    """
+    output = os.path.realpath(options.output)
+    for folder in (options.pairs.images, options.pairs.texts):
+        if folder is None or not os.path.isdir(folder):
+            continue
+        inside = os.path.join(os.path.realpath(folder), "")
+        if output.startswith(inside):
+            raise UsageError(
+                f"-o {options.output}: is inside the input folder {folder}, where its files would "
+                "be read as features: name a folder elsewhere"
+            )
 
 
 class _Notes:

@@ -32,13 +32,24 @@ def between(interval: Interval) -> str:
 
 def verdict(result: PartResult) -> list[str]:
     """Whether the image helps, what of it is interaction, and what speaks against the numbers."""
-    sentences = [*_match(result)] if result.task == "match" else [*_image(result), *_text(result)]
+    fusion = result.model(FUSION)
+    if fusion is not None and not math.isfinite(fusion.headline.value):
+        sentences = [_unknown(result)]
+    elif result.task == "match":
+        sentences = [*_match(result)]
+    else:
+        sentences = [*_image(result), *_text(result)]
     if result.groups < FEW_GROUPS:
         sentences.append(
             f"warning: {counted(result.groups, 'group')} in the {result.part} part: with fewer "
             f"than {FEW_GROUPS} the intervals are rough and mostly too narrow"
         )
     return sentences
+
+
+def _unknown(result: PartResult) -> str:
+    why = "all its numbers are equal" if result.task == "regress" else "it has one class only"
+    return f"warning: {result.headline} cannot be computed on the {result.part} part: {why}"
 
 
 def _image(result: PartResult) -> list[str]:
