@@ -27,24 +27,6 @@ ROOT = {"fusecli.errors", "fusecli._version", "fusecli.records"}  # every packag
 # `fusecli` imports from everywhere to give the public names, so nothing below may import it.
 ENTRANCES = {"fusecli", "fusecli.__main__"}
 
-# Circles that are known and are to be removed.
-KNOWN_CIRCLES = {
-    frozenset(
-        {
-            "fusecli.fusion.config",
-            "fusecli.fusion.method",
-            "fusecli.fusion.methods",
-            "fusecli.fusion.torch_modules",
-        }
-    ),
-    frozenset(
-        {
-            "fusecli.fusion.methods.attention.fusion",
-            "fusecli.fusion.methods.attention.method",
-        }
-    ),
-}
-
 
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
@@ -123,7 +105,7 @@ def test_the_order_of_the_packages_has_no_circle():
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    assert circles(IMPORTS) == KNOWN_CIRCLES
+    assert circles(IMPORTS) == set()
 
 
 def test_imports_in_functions_and_for_types_are_seen():

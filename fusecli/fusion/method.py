@@ -14,7 +14,7 @@ from fusecli.fusion.settings import FusionSettings, Sizes
 from fusecli.records import record
 
 if TYPE_CHECKING:
-    from fusecli.fusion.torch_modules import PairFusion
+    from torch import nn
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -194,8 +194,8 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def build_module(self, config: FusionSettings) -> PairFusion:
-        """The torch module with torch's initial weights. Imports torch."""
+    def build_module(self, config: FusionSettings) -> nn.Module:
+        """The torch module with torch's initial weights, a `PairFusion`. Imports torch."""
 
     def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
         """The module that a state dict without metadata was saved from.

@@ -334,7 +334,9 @@ def build_module(config: FusionConfig) -> PairFusion:
     Args:
         config: of any method.
     """
-    return config.how.build_module(config)
+    module = config.how.build_module(config)
+    assert isinstance(module, PairFusion)
+    return module
 
 
 def refuse_attention_mask(config: FusionConfig) -> None:

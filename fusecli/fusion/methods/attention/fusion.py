@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -23,7 +24,6 @@ from fusecli.fusion.backend.device import (
 from fusecli.fusion.backend.row_stable import RowStableArrays, is_row_stable
 from fusecli.fusion.base import Computing, LoadWeights, Plan, WeightsOut
 from fusecli.fusion.literals import Side
-from fusecli.fusion.methods.attention.method import METHOD
 from fusecli.fusion.methods.attention.operands import Operands, needed_parameters, prepare
 from fusecli.fusion.methods.attention.plan import (
     choose_plan,
@@ -180,24 +180,35 @@ class _Unloading:
 
 
 def build_attention(
-    config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
+    config: FusionSettings,
+    names: Iterable[str],
+    load: LoadWeights,
+    sizes: Sizes,
+    computing: Computing,
 ) -> AttentionFusion:
-    """Choose order and engine, and load, fold and place the weights. See `Method.build`."""
+    """Choose order and engine, and load, fold and place the weights.
+
+    Args:
+        config: the fusion.
+        names: of all its parameters.
+        load, sizes, computing: as for `Method.build`.
+
+    Raises: as `Method.build`.
+    """
     folded_for = config
-    names: dict[str, str] = {}
+    swapped: dict[str, str] = {}
     if computing.direction == "image":
         # The image is the query side and keeps its own projection: swap the two sides' names.
         folded_for = _swapped(config)
         sizes = _swapped_sizes(sizes)
         for part in ("weight", "bias"):
             pair = f"text_proj.{part}", f"image_proj.{part}"
-            names |= dict([pair, pair[::-1]])
+            swapped |= dict([pair, pair[::-1]])
     plan = choose_plan(sizes, dtype=computing.dtype)
     arrays, device, threads = _choose_engine(plan, computing)
-    parameters = [name for layer in METHOD.layers(config) for name in layer.shapes]
-    needed = needed_parameters(folded_for, plan, parameters)
-    loaded = load({names.get(name, name): rows for name, rows in needed.items()})
-    weights = {name: loaded[names.get(name, name)] for name in needed}
+    needed = needed_parameters(folded_for, plan, names)
+    loaded = load({swapped.get(name, name): rows for name, rows in needed.items()})
+    weights = {name: loaded[swapped.get(name, name)] for name in needed}
     gate = math.tanh(weights["gate"][0]) if config.gate else None
     operands = prepare(weights, folded_for, plan, arrays)
     if computing.row_stable and isinstance(arrays, NumpyArrays):
