@@ -72,7 +72,7 @@ def print_inspection(files: list[InspectedFile]) -> None:
         if weights is not None:
             print_line(console, "weights of a fusion", _described(weights))
             if weights.unused:
-                from fusecli.fusion.weights import unused_note
+                from fusecli.fusion.stored_module import unused_note
 
                 note = unused_note(found.file, tuple(weights.unused))
                 print_line(console, "note", note)

@@ -13,17 +13,9 @@ from numpy.typing import NDArray
 from fusecli.errors import WeightsError
 from fusecli.features.atomic import StagedFile, check_target
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.options import ModuleOptions as ModuleOptions
-from fusecli.fusion.stored_module import config_of as config_of
-from fusecli.fusion.stored_module import module_of as module_of
-from fusecli.fusion.stored_module import unused_note as unused_note
-from fusecli.fusion.weights_file import METADATA_KEY as METADATA_KEY
-from fusecli.fusion.weights_file import SEED_KEY
-from fusecli.fusion.weights_file import WeightsFile as WeightsFile
-from fusecli.fusion.weights_file import open_weights as open_weights
-from fusecli.fusion.weights_file import read_weights as read_weights
-from fusecli.fusion.weights_file import weights_in as weights_in
-from fusecli.fusion.weights_file import weights_path as weights_path
+from fusecli.fusion.options import ModuleOptions
+from fusecli.fusion.stored_module import module_of
+from fusecli.fusion.weights_file import METADATA_KEY, SEED_KEY, open_weights, read_weights
 
 if TYPE_CHECKING:
     from fusecli.fusion.torch_modules import PairFusion

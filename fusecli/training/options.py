@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from fusecli.errors import UsageError, refuse_empty_name
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import check_device_name
-from fusecli.fusion.options import check_choice
-from fusecli.fusion.weights import ModuleOptions
+from fusecli.fusion.options import ModuleOptions, check_choice
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.targets import TASKS, Task
 

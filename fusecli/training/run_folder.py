@@ -21,7 +21,7 @@ from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
 from fusecli.features.formats.safetensors import file_start
-from fusecli.fusion.weights import METADATA_KEY
+from fusecli.fusion.weights_file import METADATA_KEY
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted

@@ -22,7 +22,7 @@ from fusecli.cli.main import main as run_main
 from fusecli.errors import OutputError, WeightsError
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
-from fusecli.fusion.weights import open_weights
+from fusecli.fusion.weights_file import open_weights
 from fusecli.report.report import sha256_of
 from tests.fusion.test_weights import as_numpy, plain_state, randomize
 

@@ -17,15 +17,10 @@ from fusecli.errors import FeatureFileError, OutputError, UsageError, WeightsErr
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.methods.attention.operands import needed_parameters
 from fusecli.fusion.methods.attention.plan import Sizes, choose_plan
-from fusecli.fusion.weights import (
-    ModuleOptions as Switches,
-)
-from fusecli.fusion.weights import (
-    config_of,
-    open_weights,
-    read_weights,
-    write_weights,
-)
+from fusecli.fusion.options import ModuleOptions as Switches
+from fusecli.fusion.stored_module import config_of
+from fusecli.fusion.weights import write_weights
+from fusecli.fusion.weights_file import open_weights, read_weights
 from tests.reference import PlainImageTextFusion
 
 CONFIGS = [

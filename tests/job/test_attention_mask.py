@@ -12,7 +12,8 @@ from fusecli import FuseOptions, FusionConfig, ImageTextFusion, fuse_files, save
 from fusecli.errors import FeatureFileError, FuseError, ShapeError, UsageError
 from fusecli.features.attention_mask import open_attention_mask
 from fusecli.features.axes import match_pair, read_axes
-from fusecli.fusion.weights import ModuleOptions, write_weights
+from fusecli.fusion.options import ModuleOptions
+from fusecli.fusion.weights import write_weights
 from fusecli.maps.writer import MapOptions
 from tests.oracles import random_weights
 

@@ -25,7 +25,7 @@ from fusecli.errors import (
 )
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.weights import ModuleOptions as Switches
+from fusecli.fusion.options import ModuleOptions as Switches
 from fusecli.fusion.weights import write_weights
 from tests.reference import PlainImageTextFusion
 

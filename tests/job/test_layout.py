@@ -8,7 +8,7 @@ import pytest
 from fusecli import FuseOptions, MapOptions, fuse_files
 from fusecli.batch import BatchOptions, ReadOptions, run_batch
 from fusecli.errors import DiagnosisError, ShapeError
-from fusecli.fusion.weights import ModuleOptions
+from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.open import PairOptions
 from tests.job.test_fuse import assert_close, expected, fuse, noise, trained
 

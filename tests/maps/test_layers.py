@@ -11,7 +11,8 @@ from torch import nn
 
 from fusecli import FuseOptions, FusionConfig, fuse_files, load_module
 from fusecli.errors import UsageError
-from fusecli.fusion.weights import ModuleOptions, write_weights
+from fusecli.fusion.options import ModuleOptions
+from fusecli.fusion.weights import write_weights
 from fusecli.maps.writer import MapOptions
 from tests.oracles import random_weights
 

@@ -21,7 +21,7 @@ from fusecli.fusion.backend.arrays import NumpyArrays, TorchArrays
 from fusecli.fusion.methods.attention.fusion import AttentionFusion
 from fusecli.fusion.methods.attention.operands import prepare
 from fusecli.fusion.methods.attention.plan import Sizes, all_plans
-from fusecli.fusion.weights import ModuleOptions as Switches
+from fusecli.fusion.options import ModuleOptions as Switches
 from fusecli.maps.writer import MapOptions, MapSink
 
 ENGINES = ("numpy", "torch")

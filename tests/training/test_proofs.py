@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fusecli.fusion.weights import ModuleOptions
+from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.fit import Quiet, fit
 from fusecli.training.options import LabelOptions, TrainOptions
