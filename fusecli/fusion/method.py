@@ -149,6 +149,10 @@ class Method(ABC):
     def layers(self, config: FusionSettings) -> list[Layer]:
         """The parameters, in the order of creation."""
 
+    def parameters(self, config: FusionSettings) -> list[str]:
+        """The names of all parameters, in the order of creation."""
+        return [name for layer in self.layers(config) for name in layer.shapes]
+
     @abstractmethod
     def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
         """Multiply-adds of one pair, without what is done once for a long stack.

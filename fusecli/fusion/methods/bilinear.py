@@ -27,7 +27,7 @@ from fusecli.fusion.method import (
     projected_widths,
     projections,
 )
-from fusecli.fusion.methods.pooled import PooledFusion
+from fusecli.fusion.methods.pooled import PooledFusion, mean_stage, times
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Bilinear(Method):
         plan: Plan | None,
     ) -> Iterator[Stage]:
         R, letters, shape = config.rank, f"N, {query.letter}, R", (N, query.tokens, config.rank)
-        yield Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+        yield mean_stage(N, context)
         yield Stage(f"projected {query.name}", letters, shape, True)
         yield Stage(f"projected mean {context.name}", "N, R", (N, R), True)
         yield Stage("product", letters, shape, True)
@@ -72,8 +72,7 @@ class Bilinear(Method):
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
     ) -> Fusion:
-        names = [name for layer in self.layers(config) for name in layer.shapes]
-        return BilinearFusion(config, load, names, computing)
+        return BilinearFusion(config, load, self.parameters(config), computing)
 
     def build_module(self, config: FusionSettings) -> PairFusion:
         from fusecli.fusion.torch_modules import BilinearFusion
@@ -92,13 +91,12 @@ class BilinearFusion(PooledFusion):
         self._own, self._context, self._out = own, context, out
 
     def combine(self, x: Array, context: Array, n: int) -> Array:
-        T = x.shape[1]
         weight, bias = self._own
-        rows = (x.reshape(len(x) * T, -1) @ weight.T + bias).reshape(len(x), T, -1)  # [., T, R]
+        rows = times(x, weight) + bias  # [., T, R]
         weight, bias = self._context
         rows = rows * (context @ weight.T + bias)[:, None]  # [n, T, R]
         weight, bias = self._out
-        return (rows.reshape(n * T, -1) @ weight.T + bias).reshape(n, T, -1)
+        return times(rows, weight) + bias  # [n, T, D]
 
     def floats_a_row(self) -> int:
         return 3 * self.config.embed_dim + 3 * self.config.rank

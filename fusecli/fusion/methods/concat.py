@@ -20,7 +20,7 @@ from fusecli.fusion.method import (
     TokenSide,
     Way,
 )
-from fusecli.fusion.methods.pooled import PooledFusion
+from fusecli.fusion.methods.pooled import PooledFusion, mean_stage
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Concat(Method):
         config: FusionSettings,
         plan: Plan | None,
     ) -> Iterator[Stage]:
-        yield Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+        yield mean_stage(N, context)
         if config.projected:
             both = query.width + context.width
             # The two halves of the projection are applied each to its own side.
@@ -80,8 +80,7 @@ class Concat(Method):
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
     ) -> Fusion:
-        names = [name for layer in self.layers(config) for name in layer.shapes]
-        return ConcatFusion(config, load, names, computing)
+        return ConcatFusion(config, load, self.parameters(config), computing)
 
     def build_module(self, config: FusionSettings) -> PairFusion:
         from fusecli.fusion.torch_modules import ConcatFusion
@@ -96,17 +95,13 @@ class ConcatFusion(PooledFusion):
         if not self.config.projected:
             return
         text, image = np.split(weights["projection.weight"], [self.config.text_dim], axis=1)
-        query, context = (text, image) if self.direction == "text" else (image, text)
-        self._query, self._context, self._bias = self.load_all(
-            query, context, weights["projection.bias"]
-        )
+        self.place_both(text, image, weights["projection.bias"])
 
     def combine(self, x: Array, context: Array, n: int) -> Array:
-        T, config = x.shape[1], self.config
+        config = self.config
         if config.projected:
-            rows = (x.reshape(len(x) * T, -1) @ self._query.T).reshape(len(x), T, -1)
-            return rows + (context @ self._context.T + self._bias)[:, None]
-        made = self.arrays.empty(n, T, config.embed_dim)
+            return self.project_both(x, context)
+        made = self.arrays.empty(n, x.shape[1], config.embed_dim)
         query = self.direction == "text"
         left, right = (x, context[:, None]) if query else (context[:, None], x)
         made[..., : config.text_dim] = left

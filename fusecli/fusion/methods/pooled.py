@@ -23,9 +23,21 @@ from fusecli.fusion.backend.device import (
 )
 from fusecli.fusion.base import Computing, LoadWeights, Plan, WeightsOut, samples_within
 from fusecli.fusion.literals import Side
+from fusecli.fusion.method import Stage, TokenSide
 from fusecli.fusion.methods import no_attention
 from fusecli.fusion.pooling import pool_tokens
 from fusecli.fusion.settings import FusionSettings, Sizes
+
+
+def mean_stage(N: int, context: TokenSide) -> Stage:
+    """The mean of the context side, `[N, .]`, for the list of stages."""
+    return Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+
+
+def times(rows: Array, weight: Array) -> Array:
+    """`[n, T, in]` by `[out, in]` to `[n, T, out]`, as one product."""
+    n, T = rows.shape[:2]
+    return (rows.reshape(n * T, -1) @ weight.T).reshape(n, T, -1)
 
 
 class PooledFusion(ABC):
@@ -91,6 +103,25 @@ class PooledFusion(ABC):
     def load_all(self, *arrays: NDArray[np.float32]) -> list[Array]:
         """Bring weights to the device."""
         return [self.arrays.load(np.ascontiguousarray(array)) for array in arrays]
+
+    def place_both(
+        self,
+        text: NDArray[np.float32],
+        image: NDArray[np.float32],
+        bias: NDArray[np.float32],
+    ) -> None:
+        """Keep the weights of `project_both`: `[D, Dt]`, `[D, Di]` and `[D]`."""
+        query, context = (text, image) if self.direction == "text" else (image, text)
+        self._query, self._context, self._bias = self.load_all(query, context, bias)
+
+    def project_both(self, x: Array, context: Array) -> Array:
+        """`Q x + (C m + b)`, the bracket once a pair.
+
+        Args:
+            x: the query side, `[n, T, .]`.
+            context: m, the mean of the context side, `[n, .]`.
+        """
+        return times(x, self._query) + (context @ self._context.T + self._bias)[:, None]
 
     @property
     def workers(self) -> int:

@@ -23,7 +23,7 @@ from fusecli.fusion.method import (
     projected_widths,
     projections,
 )
-from fusecli.fusion.methods.pooled import PooledFusion
+from fusecli.fusion.methods.pooled import PooledFusion, mean_stage
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Sum(Method):
         plan: Plan | None,
     ) -> Iterator[Stage]:
         D = config.embed_dim
-        yield Stage(f"mean {context.name}", f"N, {context.width_letters}", (N, context.width), True)
+        yield mean_stage(N, context)
         if config.projected:
             letters, shape = f"N, {query.letter}, D", (N, query.tokens, D)
             yield Stage(f"projected {query.name}", letters, shape, True)
@@ -83,8 +83,7 @@ class Sum(Method):
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
     ) -> Fusion:
-        names = [name for layer in self.layers(config) for name in layer.shapes]
-        return SumFusion(config, load, names, computing)
+        return SumFusion(config, load, self.parameters(config), computing)
 
     def build_module(self, config: FusionSettings) -> PairFusion:
         from fusecli.fusion.torch_modules import SumFusion
@@ -101,14 +100,11 @@ class SumFusion(PooledFusion):
         alpha, rest = np.float32(self.config.alpha), np.float32(1 - self.config.alpha)
         text, image = alpha * weights["text_proj.weight"], rest * weights["image_proj.weight"]
         bias = alpha * weights["text_proj.bias"] + rest * weights["image_proj.bias"]
-        query, context = (text, image) if self.direction == "text" else (image, text)
-        self._query, self._context, self._bias = self.load_all(query, context, bias)
+        self.place_both(text, image, bias)
 
     def combine(self, x: Array, context: Array, n: int) -> Array:
         if self.config.projected:
-            T = x.shape[1]
-            rows = (x.reshape(len(x) * T, -1) @ self._query.T).reshape(len(x), T, -1)
-            return rows + (context @ self._context.T + self._bias)[:, None]
+            return self.project_both(x, context)
         own = self.config.alpha if self.direction == "text" else 1 - self.config.alpha
         return own * x + ((1 - own) * context)[:, None]
 

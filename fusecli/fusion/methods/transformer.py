@@ -99,8 +99,7 @@ class Transformer(Method):
     def build(
         self, config: FusionSettings, load: LoadWeights, sizes: Sizes, computing: Computing
     ) -> Fusion:
-        names = [name for layer in self.layers(config) for name in layer.shapes]
-        weights = load(dict.fromkeys(names, slice(None)))
+        weights = load(dict.fromkeys(self.parameters(config), slice(None)))
         return DecoderFusion(config, weights, computing)
 
     def build_module(self, config: FusionSettings) -> PairFusion:

@@ -123,8 +123,7 @@ class Attention(Method):
     ) -> Fusion:
         from fusecli.fusion.methods.attention.fusion import build_attention
 
-        names = [name for layer in self.layers(config) for name in layer.shapes]
-        return build_attention(config, names, load, sizes, computing)
+        return build_attention(config, self.parameters(config), load, sizes, computing)
 
     def build_module(self, config: FusionSettings) -> PairFusion:
         from fusecli.fusion.torch_modules import ImageTextFusion
