@@ -113,7 +113,7 @@ class Tensors(OptionGroup):
         str | None,
         typer.Option(
             metavar="AXES",
-            help="The image's axes, one letter each: D, PD, ND, NPD, DHW, HWD, NDHW or NHWD.",
+            help="The image's axes, one letter each: D, PD, ND, DP, NPD, PND, DHW, HWD, NDHW or NHWD.",
             show_default="told from the number of axes",
         ),
     ] = None
@@ -121,7 +121,7 @@ class Tensors(OptionGroup):
         str | None,
         typer.Option(
             metavar="AXES",
-            help="The text's axes, one letter each: D, TD, ND or NTD.",
+            help="The text's axes, one letter each: D, TD, ND, DT, NTD or TND.",
             show_default="told from the number of axes",
         ),
     ] = None
