@@ -113,7 +113,8 @@ class Tensors(OptionGroup):
         str | None,
         typer.Option(
             metavar="AXES",
-            help="The image's axes, one letter each: D, PD, ND, DP, NPD, PND, DHW, HWD, NDHW or NHWD.",
+            help="The image's axes, one letter each: D, PD, ND, DP, NPD, PND, DHW, HWD, NDHW or "
+            "NHWD.",
             show_default="told from the number of axes",
         ),
     ] = None

@@ -20,10 +20,11 @@ PROGRAM: Any = typer.main.get_command(make_app())
 
 
 def parameters(command: str) -> list[Any]:
-    """What typer knows of a command, `--help` included."""
+    """What typer knows of a command, `--help` included; without options that only refuse."""
     context = typer.Context(PROGRAM, info_name="fusecli")
     made = PROGRAM.get_command(context, command)
-    return list(made.get_params(typer.Context(made, info_name=command, parent=context)))
+    found = made.get_params(typer.Context(made, info_name=command, parent=context))
+    return [each for each in found if not getattr(each, "hidden", False)]
 
 
 def closed_sets() -> list[tuple[str, str, list[str]]]:
