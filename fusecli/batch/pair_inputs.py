@@ -114,8 +114,10 @@ class PairChecks:
             rows = side.rows
             if rows.zero_rows or rows.inverted or rows.largest_norm > self._largest:
                 axes = read.shapes.image if side is image else read.shapes.text
+                used = None if side.mask is None or side.used_mask is None else side.used_mask
+                found = None if used is None else used.found
                 diagnoses += diagnose.of_rows(
-                    axes.side, rows, side.mask is not None, side.where, self._spec.dtype, True
+                    axes.side, rows, found, side.where, self._spec.dtype, True
                 )
         return Features(
             image.tokens, text.tokens, image.mask, text.mask, known.tensors, diagnoses, notes

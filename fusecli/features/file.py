@@ -34,6 +34,7 @@ class FeatureFile:
         size: in bytes.
         content: the bytes, for stdin only.
         handle: the open file the tensors are read from, closed by leaving the context.
+        modified: when it was last changed before it was opened, in nanoseconds.
         mask_names: keys whose names say that they are masks, once `masks` has looked for them.
     """
 
@@ -43,6 +44,7 @@ class FeatureFile:
     size: int = 0
     content: bytes | None = None
     handle: BufferedReader | None = None
+    modified: int = 0
     mask_names: list[tuple[str, ...]] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -61,6 +63,19 @@ class FeatureFile:
         ]
         more = f", and {len(shown) - 12} more" if len(shown) > 12 else ""
         return "there are " + ", ".join(shown[:12]) + more
+
+    def refuse_changed(self) -> None:
+        """Raises:
+        FeatureFileError: the file was changed since it was opened.
+        """
+        if self.handle is None:
+            return
+        status = os.fstat(self.handle.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
+            raise FeatureFileError(
+                f"{self.where}: changed while it was read: run the command again once nobody "
+                "writes to it"
+            )
 
     def close(self) -> None:
         """Close the file; its tensors cannot be read any more."""
@@ -108,7 +123,7 @@ def open_features(name: str) -> FeatureFile:
 
 
 def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
-    size = os.fstat(handle.fileno()).st_size
+    status = os.fstat(handle.fileno())
     found = format_of(name)
     if found is None:
         ending = os.path.splitext(name)[1].lower().removesuffix(".")
@@ -127,7 +142,8 @@ def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
         if really is None:
             raise
         raise FeatureFileError(f"{name}: is not {found.called} but {really}") from None
-    return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle)
+    size, modified = status.st_size, status.st_mtime_ns
+    return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle, modified)
 
 
 def _other_content(handle: BufferedReader, name: str) -> str | None:

@@ -90,6 +90,11 @@ def mask_meaning(key: str) -> MaskMeaning | None:
     return None
 
 
+def says_its_style(key: str) -> bool:
+    """Whether a name tells what the numbers of a mask mean: `attention_mask`, but not `mask`."""
+    return base_name(key) not in ("mask", "masks") and mask_meaning(key) is not None
+
+
 def is_known_mask(key: str) -> bool:
     """Whether a tensor of this name is never features."""
     name = base_name(key)

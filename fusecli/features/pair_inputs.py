@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import MaskStyle, mask_meaning
+from fusecli.features.mask_names import MaskStyle, mask_meaning, says_its_style
 from fusecli.features.masks import choose_mask, read_mask, the_mask_of
 from fusecli.features.notes import Note
 from fusecli.features.select import (
@@ -319,12 +319,15 @@ def use_mask(
         found: how it was found.
         row: the row that is cut from the features' stack, or None.
         stack: the axes of that stack.
-        style: what its numbers mean, where its name does not say it.
+        style: what its numbers mean; of a mask beside the features its name says it, where it
+            does.
 
     Raises:
         ShapeError: its shape is not that of the tokens.
         FeatureFileError: it holds something other than marks, or masks every text token.
     """
+    if found == "beside the features" and stored.key is not None and says_its_style(stored.key):
+        style = None
     if row is None or stack is None:
         rows = read_mask(stored, axes, N, style)
     elif stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):

@@ -105,6 +105,10 @@ def fuse_files(
         ).begin()
         maps = stack.enter_context(_map_sink(job)).begin()
         statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
+        job.image.file.refuse_changed()
+        job.text.file.refuse_changed()
+        if job.weights is not None:
+            job.weights.file.refuse_changed()
         writer.finish()
         maps.finish()
         diagnoses = known + _measured_diagnoses(job, statistics, nonfinite, numbers)
@@ -210,7 +214,7 @@ def _measured_diagnoses(
         found += diagnose.of_rows(
             reader.axes.side,
             reader.seen,
-            reader.mask is not None,
+            None if side.mask is None or reader.mask is None else side.mask.found,
             reader.stored.where,
             job.options.dtype,
         )

@@ -228,4 +228,6 @@ def _fit(labels: list[str], rows: NDArray[np.intp], T: int, named: str) -> list[
         return spread
     real = f" (or {len(rows)}, those not masked)" if len(rows) != T else ""
     names = counted(len(labels), "token")
-    raise ShapeError(f"{named}: names {names}, the text has {T}{real}")
+    padded = len(labels) < T and len(rows) == T
+    hint = "; if the others are padding, mark them with --text-mask" if padded else ""
+    raise ShapeError(f"{named}: names {names}, the text has {T}{real}{hint}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fusecli.features.axes import Axes, PairShapes, Side, is_sequence_first, is_usual_width
 from fusecli.features.mask_names import side_named
-from fusecli.features.pair_inputs import UsedMask
+from fusecli.features.pair_inputs import MaskOrigin, UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.stored_module import StoredModule
@@ -64,21 +64,26 @@ def of_pair(
 
 
 def of_rows(
-    side: Side, rows: RowStatistics, masked: bool, where: str, dtype: str, in_batch: bool = False
+    side: Side,
+    rows: RowStatistics,
+    mask: MaskOrigin | None,
+    where: str,
+    dtype: str,
+    in_batch: bool = False,
 ) -> list[Diagnosis]:
     """All that the features of one side tell.
 
     Args:
         side: which side.
         rows: what was seen of its features.
-        masked: a mask was used.
+        mask: how the mask was found; None where none was used.
         where: file and key, for messages.
         dtype: that the module computes in.
         in_batch: the pair is one of a batch, where some advice differs.
     """
     return [
-        *inverted_mask(side, rows, where),
-        *zero_rows(side, rows, masked, where, in_batch),
+        *inverted_mask(side, rows, mask, where),
+        *zero_rows(side, rows, mask is not None, where, in_batch),
         *too_large_for(dtype, side, rows),
     ]
 
@@ -110,17 +115,22 @@ def used_masks(*masks: UsedMask | None) -> list[Note]:
     return [Note("mask-used", note) for note in notes if note is not None]
 
 
-def inverted_mask(side: Side, rows: RowStatistics, where: str) -> list[Diagnosis]:
+def inverted_mask(
+    side: Side, rows: RowStatistics, mask: MaskOrigin | None, where: str
+) -> list[Diagnosis]:
     """A mask that is true for padding (torch's key_padding_mask) leaves only the zeros."""
     if not rows.inverted:
         return []
+    remedy = "say --mask-style padding"
+    if mask == "beside the features":  # whose name says that 1 is a real token
+        remedy = f"call it {side}_padding_mask"
     of = f" in {rows.inverted:,} of {rows.masked:,} samples with padding" if rows.masked > 1 else ""
     return [
         Diagnosis(
             f"{side}-mask-inverted",
             f"{where}: all {side} tokens that the mask calls real are zero{of}, and tokens that "
             "it calls padding are not: the mask seems to mark padding with 1",
-            "give a mask that is 1 for real tokens and 0 for padding",
+            f"{remedy}, or give a mask that is 1 for real tokens and 0 for padding",
         )
     ]
 

@@ -42,7 +42,8 @@ def test_the_chosen_tensor_those_not_used_and_the_mask_are_said_with_a_count() -
     assert summary.done == 3
     said = [line for line in summary.lines() if line.startswith("note: ")]
     assert said == [
-        "note: 3 pairs: images/0.safetensors[padding_mask] is used as the image mask",
+        "note: 3 pairs: images/0.safetensors[padding_mask] is used as the image mask "
+        "(1 is padding)",
         "note: 3 pairs: images/0.safetensors: last_hidden_state [6, 16] is the image, "
         "padding_mask [6] is the image mask; not used: pooler_output [16]",
     ]
@@ -51,7 +52,10 @@ def test_the_chosen_tensor_those_not_used_and_the_mask_are_said_with_a_count() -
     assert data["first_notes"] == [line.removeprefix("note: 3 pairs: ") for line in said]
     for index, line in enumerate(journal(Path("out"))):
         mask, tensors = line["notes"]
-        assert mask == f"images/{index}.safetensors[padding_mask] is used as the image mask"
+        assert (
+            mask
+            == f"images/{index}.safetensors[padding_mask] is used as the image mask (1 is padding)"
+        )
         assert tensors.endswith("not used: pooler_output [16]")
 
 

@@ -1251,3 +1251,39 @@ def test_a_query_that_overflows_float16_does_not_become_a_finite_result():
     assert_close(fused, expected(module, image, text), 1e-4)
     with pytest.raises(FeatureFileError, match="not finite in float16"):
         fuse(image, text, dtype="float16")
+
+
+@pytest.mark.parametrize("name", ["image.npy", "text.npy", "w.safetensors"])
+def test_a_file_that_is_changed_while_it_is_read_is_an_error(name):
+    trained()
+    np.save("image.npy", noise(6, 4, DI))
+    np.save("text.npy", noise(6, 3, DT))
+
+    def change(done, total):
+        data = bytearray(Path(name).read_bytes())
+        data[-8:] = bytes(8)
+        with open(name, "r+b") as file:
+            file.write(data)
+        os.utime(name, ns=(0, time.time_ns() + 10**9))  # clocks of file systems are coarse
+
+    options = FuseOptions("image.npy", "text.npy", "out.npy", weights="w.safetensors")
+    with pytest.raises(FeatureFileError, match=f"{name}: changed while it was read"):
+        fuse_files(options, progress=change)
+    assert not Path("out.npy").exists()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was():
+    trained()
+    np.save("image.npy", noise(6, 4, DI))
+    np.save("text.npy", noise(6, 3, DT))
+    options = FuseOptions("image.npy", "text.npy", "out.npy", weights="w.safetensors")
+    fuse_files(options)
+    first = Path("out.npy").read_bytes()
+
+    def replace_it(done, total):
+        np.save("new.npy", noise(6, 4, DI, seed=9))
+        os.replace("new.npy", "image.npy")
+
+    again = FuseOptions("image.npy", "text.npy", "b.npy", weights="w.safetensors")
+    fuse_files(again, progress=replace_it)
+    assert Path("b.npy").read_bytes() == first

@@ -198,9 +198,58 @@ def test_an_inverted_mask_is_diagnosed(side, samples, monkeypatch):
     found = next(d for d in report.diagnoses if d.code == f"{side}-mask-inverted")
     if samples:
         assert "in 6 of 6 samples with padding" in found.message
+    assert found.remedy.startswith("say --mask-style padding")
+    told, _ = fuse(**arrays, **{f"{side}_mask": "mask.npy", "mask_style": "padding"})
     np.save("mask.npy", ~padding)
-    _, report = fuse(**arrays, **{f"{side}_mask": "mask.npy"})
+    made, report = fuse(**arrays, **{f"{side}_mask": "mask.npy"})
     assert f"{side}-mask-inverted" not in codes(report)
+    np.testing.assert_array_equal(told, made)
+
+
+def test_an_inverted_mask_beside_the_features_is_mended_by_its_name():
+    trained(image_dim=48, text_dim=32)
+    image, padding = noise(5, 48), np.arange(5) > 2
+    image[padding] = 0
+    np.save("text.npy", noise(7, 32))
+    made = {}
+    for name in ("image_mask", "image_padding_mask"):
+        np.savez("image.npz", image=image, **{name: padding})
+        report = fuse_files(
+            FuseOptions("image.npz", "text.npy", f"{name}.npy", weights="w.safetensors")
+        )
+        made[name] = report, np.load(f"{name}.npy")
+    report, _ = made["image_mask"]
+    found = next(d for d in report.diagnoses if d.code == "image-mask-inverted")
+    assert found.remedy.startswith("call it image_padding_mask")
+    report, rows = made["image_padding_mask"]
+    assert "image-mask-inverted" not in codes(report)
+    np.save("cropped.npy", image[:3])
+    fuse_files(FuseOptions("cropped.npy", "text.npy", "c.npy", weights="w.safetensors"))
+    np.testing.assert_allclose(rows, np.load("c.npy"), atol=1e-5)
+
+
+def test_a_style_of_one_mask_leaves_an_attention_mask_beside_the_other_side_as_it_is():
+    """--mask-style padding is said of the image's mask; a tokenizer's attention_mask is none."""
+    trained(image_dim=48, text_dim=32)
+    words, patches = np.array([1, 1, 1, 1, 0, 0, 0]), np.array([0, 0, 0, 1, 1])
+    np.save("image.npy", noise(5, 48))
+    np.save("padding.npy", patches)
+    np.save("keep.npy", 1 - patches)
+    np.savez("text.npz", last_hidden_state=noise(7, 32), attention_mask=words)
+    made = []
+    for mask, style in (("keep.npy", None), ("padding.npy", "padding")):
+        options = FuseOptions(
+            "image.npy",
+            "text.npz",
+            f"{mask}.fused.npy",
+            weights="w.safetensors",
+            image_mask=mask,
+            mask_style=style,
+        )
+        fuse_files(options)
+        made.append(np.load(f"{mask}.fused.npy"))
+    assert (made[0][4:] == 0).all()
+    np.testing.assert_array_equal(*made)
 
 
 def test_an_inverted_mask_of_some_samples_is_counted_and_strict_fails():
@@ -236,7 +285,7 @@ def test_a_batch_says_of_masks_and_layouts_what_a_job_says(tmp_path):
     )
     assert summary.done == 3
     assert summary.diagnoses == {"image-mask-inverted": 1, "rows-are-samples": 1}
-    assert summary.notes == {"mask-used": 2}
+    assert summary.notes == {"mask-used": 2, "tensors-used: image, image_mask": 2}
     lines = "\n".join(summary.lines())
     assert "note: 2 pairs: i/a.npz[image_mask] is used as the image mask" in lines
     assert (
@@ -249,4 +298,4 @@ def test_a_batch_says_of_masks_and_layouts_what_a_job_says(tmp_path):
             reading=ReadOptions(image_mask=False),
         )
     )  # fmt: skip
-    assert ignored.notes == {}
+    assert ignored.notes == {"tensors-used: image": 2}  # it names the masks as not used

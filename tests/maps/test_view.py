@@ -112,6 +112,11 @@ def test_padded_text_tokens_are_not_drawn_and_labels_may_leave_them_out(tmp_path
     path.write_text("a\nb\nc\nd")
     with pytest.raises(FuseError, match=r"names 4 tokens, the text has 5 \(or 3, those not mask"):
         prepare_drawing(options, shapes, "text.npy", None, mask)
+    path.write_text("a\nc\nd")  # the words of a padded text, whose mask was not given
+    with pytest.raises(
+        FuseError, match=r"the text has 5; if the others are padding, .*--text-mask"
+    ):
+        prepare_drawing(options, shapes, "text.npy", None, None)
 
 
 @pytest.mark.parametrize(
