@@ -1,4 +1,4 @@
-"""What every fusion method gives: the `Fusion` that fuses chunks of pairs, and its parts."""
+"""What every fusion method builds: a `Fusion`, which fuses chunks of pairs, and its parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusecli.fusion.literals import Dtype, Engine, ScoreOrder, Side, ValueOrder
 from fusecli.fusion.settings import FusionSettings, Sizes
 from fusecli.records import record
 
-# Gives the parameters that are asked for, of each the rows that are asked for.
+# Loads parameters by name; the slice says which rows of each are wanted.
 LoadWeights = Callable[[Mapping[str, slice]], Mapping[str, NDArray[np.float32]]]
 
 CHUNK_ROWS = 512  # products over fewer rows run at a lower rate
@@ -22,8 +22,8 @@ CHUNK_BYTES = 96 << 20  # no chunk takes more, unless one sample does
 
 
 class WeightsOut(Protocol):
-    """Receives attention weights `[., H, T, P]`, some samples after the other: a list, or
-    something that passes them on, so that they need never be in memory all at once."""
+    """Receives attention weights `[., H, T, P]` in several parts: a list, or an object that
+    writes each part, so that they are never in memory all at once."""
 
     def append(self, part: Any, /) -> None: ...
 
@@ -51,7 +51,7 @@ class Computing:
 
     @property
     def fits_numpy(self) -> bool:
-        """Whether numpy can compute so and torch was not asked for."""
+        """Whether numpy can compute this, and torch was not chosen by an option."""
         on_cpu = self.device in ("auto", "cpu") and self.dtype == "float32"
         return on_cpu and self.engine != "torch"
 
@@ -164,10 +164,10 @@ class Fusion(Protocol):
             image_mask: `[n, P]` or `[1, P]`, true for real tokens; None if all are real.
             text_mask: `[n, T]` or `[1, T]`. Masked rows of the result are zero; a context side
                 without a real token gives a context of zero.
-            weights_out: receives the attention weights, float32 `[., H, T, P]`, some pairs after
-                the other, where `gives_weights`; for one image for all `[1, H, n T, P]`. What
-                a masked text token or an image without a real token would attend to is in it
-                too. Asking for weights does not change the result.
+            weights_out: receives the attention weights, float32 `[., H, T, P]`, in several parts
+                in the order of the pairs, where `gives_weights`; with one image for all the shape
+                is `[1, H, n T, P]`. Masked text tokens and images without a real token have
+                weights too, which mean nothing. Asking for weights does not change the result.
             attention_mask: `[T, P]` or `[n, T, P]`, true where a text token may attend to an
                 image token (direction "image": the image token to the text token). Only for
                 methods with attention.

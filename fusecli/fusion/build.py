@@ -18,12 +18,12 @@ def build_fusion(
 
     Args:
         config: what to build.
-        load: gives the parameters that are asked for, and of each the rows.
+        load: loads parameters by name, and the wanted rows of each.
         sizes: of the whole job.
         computing: where and in what; None for float32 and the text as the query side.
 
     Raises:
-        UsageError: the method cannot compute so.
+        UsageError: the method does not support that engine or direction.
         DeviceError: the device is not on this machine.
         WeightsError: a weight is NaN or infinite.
     """

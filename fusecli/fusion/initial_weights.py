@@ -2,8 +2,8 @@
 
 Torch's CPU generator is MT19937 with Knuth's seeding, which numpy's legacy seeding shares.
 `uniform_` takes the low 24 bits of each 32-bit draw, scales in float64 and rounds once
-(torch, aten/src/ATen/core/TransformationHelper.h, `uniform_real`). Which parameters are drawn,
-and with which bounds, is said by the method's layers (`layers.py`).
+(torch, aten/src/ATen/core/TransformationHelper.h, `uniform_real`). The
+method's layers (`layers.py`) say which parameters are drawn, and with which bounds.
 """
 
 from __future__ import annotations

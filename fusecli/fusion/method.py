@@ -1,4 +1,4 @@
-"""What a fusion method says of itself: one subclass of `Method` in one module of `methods/`."""
+"""What a fusion method has to define: a subclass of `Method` in a module of `methods/`."""
 
 from __future__ import annotations
 
@@ -76,9 +76,8 @@ class Recognised:
         fields: of `FusionSettings`.
         unknown: fields that the method reads and a state dict cannot tell; they are assumed to
             be what `FusionSettings` has as a default.
-        open_question: anything else about the training that cannot be told, in words, or ""; not
-            asked where `--method` names the method and `by_method`.
-        by_method: the method's description answers that question.
+        open_question: anything else about the training that cannot be told, in words, or "".
+        by_method: naming the method with `--method` settles that question.
     """
 
     fields: dict[str, Any]
@@ -188,7 +187,7 @@ class Method(ABC):
 
         Args:
             config: the fusion.
-            load: gives the parameters that are asked for, and of each the rows.
+            load: loads parameters by name, and the wanted rows of each.
             sizes: of the whole job.
             computing: where and in what.
 

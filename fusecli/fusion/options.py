@@ -1,4 +1,4 @@
-"""What can be said of a module and of computing it, and which options exclude each other."""
+"""The options of a module and of its computation, and which of them exclude each other."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def write_weights(
         Bytes of the file.
 
     Raises:
-        UsageError, OutputError: the path does not serve.
+        UsageError, OutputError: the path is not usable.
     """
     from safetensors.numpy import save
 
@@ -65,8 +65,8 @@ def save_module(module: PairFusion, path: str, force: bool = False) -> None:
         force: an existing file may be replaced.
 
     Raises:
-        UsageError, OutputError: the path does not serve.
-        WeightsError: some other module.
+        UsageError, OutputError: the path is not usable.
+        WeightsError: the module is not a fusion of fusecli.
     """
     if not hasattr(module, "config"):
         raise WeightsError(
@@ -78,19 +78,19 @@ def save_module(module: PairFusion, path: str, force: bool = False) -> None:
 
 
 def load_module(path: str, heads: int | None = None, prefix: str | None = None) -> PairFusion:
-    """Read a weights file into a torch module, in training mode as every new module.
+    """Read a weights file into a torch module, which is in training mode like every new module.
 
-    Tensors of the file that are no part of the fusion, such as a head behind it, are not read;
+    Tensors that are not part of the fusion, such as a head behind it, are not read;
     `fusecli inspect` names them.
 
     Args:
         path: .safetensors, .npz, .pt, .pth or .ckpt, or the folder of a training run.
         heads: H, for files that do not say (those of the published module); without it 8 is
             assumed, with a warning.
-        prefix: before the names of the parameters to take, where a file holds several modules.
+        prefix: of the names of the parameters to take, where a file holds several modules.
 
     Raises:
-        FeatureFileError, WeightsError, UsageError: as `fusecli fuse --weights` would say.
+        FeatureFileError, WeightsError, UsageError: the errors of `fusecli fuse --weights`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Open weights files: where in a file a fusion's parameters are, and their numbers on request."""
+"""Weights files: find the parameters of a fusion by the header, and read them on request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fusecli.records import record
 METADATA_KEY = "fusecli"
 SEED_KEY = "initial_seed"
 RUN_WEIGHTS = "weights.safetensors"  # in the folder of a training run
-# By these parameters the others are found where a file has no metadata.
+# In a file without metadata these parameters show which prefix all of them have.
 _ANCHORS = ("text_proj.weight", "projection.weight")
-# Names that a .pt file's reader leaves out where they stand in front of all keys.
+# Prefixes that the reader of .pt files removes where all keys have them.
 _LEFT_OUT = ("state_dict.", "model_state_dict.", "model.")
 
 
@@ -30,8 +30,8 @@ class WeightsFile:
 
     Attributes:
         file: the open file.
-        prefix: what stands before every parameter's name ("module." and the like).
-        config: what the file says of itself, or None for a state dict without metadata.
+        prefix: of every parameter's name ("module." and the like).
+        config: from the metadata, or None for a state dict without metadata.
         seed: the seed of initial weights that were never trained, or None.
     """
 
@@ -60,12 +60,12 @@ class WeightsFile:
     def sources(self, name: str) -> tuple[str, ...]:
         """The stored tensors that a parameter is made of.
 
-        In a state dict without metadata the three matrices of attention's input may be stored one
-        by one, as torch does where kdim or vdim are given, and layers may be without a bias.
+        A state dict without metadata may hold the three input matrices of attention one by one, as
+        torch stores them where kdim or vdim are given, and its layers may have no bias.
 
         Returns:
-            Itself; several names, whose rows are joined; or none for a bias that is not there
-            and so is zero.
+            Its own name; several names, whose rows are joined; or no name for a bias that is not
+            stored and is taken as zero.
 
         Raises:
             WeightsError: there is no such parameter.
@@ -118,7 +118,7 @@ def open_weights(name: str, prefix: str | None = None) -> WeightsFile:
     Args:
         name: .safetensors, .npz, or .pt, .pth and .ckpt (read without running code), or the
             folder of a training run.
-        prefix: before the names of the parameters to take, where a file holds several modules.
+        prefix: of the names of the parameters to take, where a file holds several modules.
 
     Raises:
         FeatureFileError: the file is damaged.
@@ -206,7 +206,7 @@ def _read(weights: WeightsFile, name: str, start: int, stop: int) -> NDArray[np.
 
 
 def _prefix(file: FeatureFile, config: FusionConfig | None, wanted: str | None) -> str:
-    """What stands before the parameters' names."""
+    """The prefix that all names of parameters have."""
     anchors = _ANCHORS if config is None else (next(iter(config.parameter_shapes())),)
     prefixes: list[str] = []
     for anchor in anchors:

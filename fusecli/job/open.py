@@ -83,7 +83,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
         stack: closes the files.
 
     Raises:
-        FuseError: the options, files, weights, device or output do not serve.
+        FuseError: the options, files, weights, device or output are not usable.
     """
     output = default_output(o) if o.output is None else o.output
     check_options(o, output)

@@ -1,4 +1,4 @@
-"""What one job can be told, and which of its options exclude each other."""
+"""The options of one job, and which of them exclude each other."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fusecli.records import record
 
 @record
 class FuseOptions:
-    """What `fusecli fuse` can be told; the meanings are those of the options of that name.
+    """The options of `fusecli fuse`, with the meanings of the options of that name.
 
     Attributes:
         image, text: paths; one of all inputs may be "-" (.npy on stdin).
         output: a path, "-" (.npy on stdout), or None for the text's name in this folder.
-        switches: what was said of the module: method, dim, heads, residual and the others.
+        switches: the options of the module: method, dim, heads, residual and the others.
         direction: "text", "image" or "both": the sides whose tokens get a fused vector each.
         pool: "mean", "max" or "first": one vector a pair besides, or None.
         seed: of initial weights where no weights are given; None means 0.

@@ -62,7 +62,7 @@ def stream(
                 while left and len(under_way) + len(made) <= workers:
                     under_way.append(pool.submit(work))
                     left -= 1
-                # Two that start together may take their turns the other way round.
+                # Two workers that start together may read in the opposite order.
                 key, result = under_way.popleft().result()
                 made[key] = result
             result = made.pop(index)

@@ -115,7 +115,7 @@ def fuse_files(
         _refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
-        # Last, since it is less serious; and not at all where a warning has said the same.
+        # The less serious message comes last, and is left out where a warning says the same.
         if job.seed is not None and all(d.code != "uniform-attention" for d in diagnoses):
             job.notes.append(diagnose.untrained_note(o.weights, job.seed, job.config))
             tell(f"note: {job.notes[-1]}")
@@ -230,10 +230,10 @@ def _sizes(job: Job) -> Sizes:
     return job.config.sizes(job.shapes.N, job.shapes.T, job.shapes.P)
 
 
-def _planned(job: Job, asking: str) -> Sizes:
+def _planned(job: Job, query: str) -> Sizes:
     """The sizes that decide the order: texts that share one image are one long text."""
     sizes, mask = _sizes(job), job.image.reader.mask
-    if asking == "text" and job.shapes.image_shared and (mask is None or len(mask) == 1):
+    if query == "text" and job.shapes.image_shared and (mask is None or len(mask) == 1):
         return replace(sizes, N=1, T=sizes.N * sizes.T)
     return sizes
 

@@ -14,7 +14,7 @@ from fusecli.features.file import open_regular
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-# Formats whose decoders only decode; Pillow also knows some that run other programs.
+# Formats that Pillow decodes by itself; for some others it runs other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MOST_PIXELS = 100_000_000  # a header can claim any size, and decoding takes memory for it
 _SIDE = 1024  # pixels kept

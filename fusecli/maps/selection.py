@@ -1,6 +1,6 @@
-"""What is drawn of a job's attention, decided before anything is computed.
+"""Decide what is drawn, before anything is computed.
 
-Which pair and which of its tokens, their words, and where image tokens lie in the picture.
+The pair, its text tokens and their labels, and where image tokens are in the picture.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Grid:
 
     Attributes:
         rows, columns: of the grid.
-        leading: tokens before it that are no place in the picture (a class token).
-        guessed: from their number.
+        leading: tokens before the grid that have no place in the picture (a class token).
+        guessed: the grid is a guess from the number of tokens.
     """
 
     rows: int
@@ -85,7 +85,7 @@ def prepare_drawing(
     """Decide what is drawn, and read what the picture needs besides attention.
 
     Args:
-        o: what was asked for.
+        o: the options.
         shapes: of the job.
         text: the text features' file.
         image_mask: bool `[N, P]` or `[1, P]`, or None.
@@ -136,7 +136,7 @@ def has_boxes(o: MapOptions, shapes: PairShapes, image: FeatureFile) -> bool:
     """Whether the picture shows regions, whose boxes are named or lie beside the features.
 
     Args:
-        o: what was asked for.
+        o: the options.
         shapes: of the job; a feature map has rows and columns of its own.
         image: the image features' file.
     """

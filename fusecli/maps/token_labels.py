@@ -88,7 +88,7 @@ def _read(path: str) -> str:
 
 
 def _entry(data: dict[str, Any], name: str | None, text: str, path: str) -> Any:
-    """What an object holds under a name, which the text file has if none is said."""
+    """The entry of an object under a name; without a name, under that of the text file."""
     if name is None and isinstance(data.get("tokens"), list):
         return data["tokens"]
     stem = os.path.basename(text)

@@ -39,9 +39,9 @@ class AttentionView:
         tokens: least and largest number of image tokens that a text token attends to, the null
             token among them; they differ where an attention mask says which.
         title: what is drawn.
-        verdict: the one thing to know before looking at it.
-        caption: what else is to be known, in sentences.
-        places: the same about the places of image tokens in the picture.
+        verdict: the most important fact about the map, in a sentence.
+        caption: further sentences.
+        places: sentences on where image tokens are in the picture.
         boxes: where image tokens are that are regions, or None.
         missing: what a weight that is NaN means, in words.
     """
@@ -128,11 +128,11 @@ def view_of(
     if drawing.allowed is not None:
         allowed = allowed & drawing.allowed[drawing.rows]
     tokens = allowed.sum(axis=1) + null_token  # [t]
-    some = tokens > null_token
+    attends = tokens > null_token
     each = attention_statistics(kept[None], None, None, null_token, allowed[None])
     drawn = attention_statistics(mean[None, None], None, None, null_token, allowed[None])
     caption = []
-    if some.any():
+    if attends.any():
         caption.append(f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head.")
     if each is not None and drawn is not None and len(weights) > 1:
         caption[0] = (
@@ -140,9 +140,9 @@ def view_of(
             f"{drawn.entropy_ratio:.4f} of its maximum."
         )
     times = np.where(allowed, mean * tokens[:, None], np.nan)
-    counts = tokens[some] if some.any() else np.ones(1, int)
-    if null_token and some.any():
-        rest = 1 - mean[some].sum(axis=1)
+    counts = tokens[attends] if attends.any() else np.ones(1, int)
+    if null_token and attends.any():
+        rest = 1 - mean[attends].sum(axis=1)
         caption.append(
             f"The null token, which has no place here, takes {rest.mean():.3g} of a text token's "
             f"weight ({rest.min():.3g} to {rest.max():.3g}; uniform would be "
@@ -229,10 +229,10 @@ def _verdict(
 
 
 def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
-    said, grid = [], drawing.grid
+    sentences, grid = [], drawing.grid
     if grid is not None:
         how = ", a guess from their number" if grid.guessed else ""
-        said.append(f"Image tokens as {grid.rows}x{grid.columns}, row by row{how}.")
+        sentences.append(f"Image tokens as {grid.rows}x{grid.columns}, row by row{how}.")
         before = times[:, : grid.leading]
         if grid.leading:
             what = "The class token (image token 0)"
@@ -241,23 +241,23 @@ def _places(times: NDArray[np.float64], drawing: Drawing) -> list[str]:
             weight = ""
             if np.isfinite(before).any():
                 weight = f"; mean weight {before[np.isfinite(before)].mean():.3g} times uniform"
-            said.append(f"{what} not drawn{weight}.")
+            sentences.append(f"{what} not drawn{weight}.")
     padding = int((~drawing.real).sum())
     if drawing.boxes is not None:
-        said.append(f"Regions: {drawing.boxes.how}.")
-        said.append("Where regions overlap, the colour is that of the largest weight.")
+        sentences.append(f"Regions: {drawing.boxes.how}.")
+        sentences.append("Where regions overlap, the colour is that of the largest weight.")
     if padding:
         how = "hatched" if drawing.boxes is None else "not drawn"
-        said.append(f"{counted(padding, 'padded image token')} {how}.")
+        sentences.append(f"{counted(padding, 'padded image token')} {how}.")
     if drawing.allowed is not None:
         how = "hatched" if drawing.boxes is None else "not drawn"
-        said.append(f"What the attention mask does not allow is {how}.")
+        sentences.append(f"What the attention mask does not allow is {how}.")
     if drawing.photo is not None and grid is not None:
         h, w = drawing.photo.shape[:2]
-        said.append("The photo is taken to be all that the encoder saw.")
+        sentences.append("The photo is taken to be all that the encoder saw.")
         if abs(math.log(w * grid.rows / (h * grid.columns))) > math.log(1.1):
-            said.append(
+            sentences.append(
                 "It is not of the grid's proportions: if the encoder cropped it, these places "
                 "are wrong, and --image-file should be the crop."
             )
-    return said
+    return sentences

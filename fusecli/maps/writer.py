@@ -1,8 +1,8 @@
-"""Attention maps: how far each text token attends to each image token, on their way to a file.
+"""Attention maps: which share of its attention each text token gives to each image token.
 
-A map row sums to 1 over the real image tokens and is 0 for padded ones. With a null token the
-rest up to 1 is the null token's, which has no column. Rows of masked text tokens, and all rows
-of an image without a real token, are 0: nothing is attended there.
+A row of a map sums to 1 over the real image tokens that the attention mask allows, and is 0 for
+the others. With a null token, the difference to 1 is the weight of the null token, which has no
+column. Rows of masked text tokens, and of text tokens that may attend to nothing, are 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fusecli.report.parts import MapsPart
 
 @record
 class MapOptions:
-    """What is wanted of attention besides the fused rows; the names are those of the options.
+    """The options of attention maps; the fields have the names of the options.
 
     Attributes:
         attention: the file that receives the weights, or None.
@@ -134,7 +134,7 @@ class MapOptions:
 
 
 class MapSink:
-    """Where the maps of chunk after chunk go: to a file, and one sample's to a picture.
+    """Receives the maps of all chunks: writes them to a file, and keeps one sample's to draw it.
 
     Args:
         o: what is wanted.
@@ -186,9 +186,9 @@ class MapSink:
         text_mask: NDArray[np.bool_] | None,
         attention_mask: NDArray[np.bool_] | None = None,
     ) -> ChunkMaps | None:
-        """What takes the weights of samples `start:stop`; None if none of them is wanted.
+        """The receiver of the weights of samples `start:stop`; None if none of them is wanted.
 
-        Several threads may ask, each for a chunk of its own.
+        Several threads may call it, each for its own chunk.
 
         Args:
             start, stop: its samples.
@@ -252,7 +252,7 @@ class MapSink:
 
 
 class ChunkMaps:
-    """The maps of one chunk, made of its weights as they come.
+    """The maps of one chunk, computed from its weights part by part.
 
     Args:
         T: text tokens of a sample.
@@ -287,11 +287,11 @@ class ChunkMaps:
         if rows != self._T:
             g = rows // self._T
             part = part[0].reshape(H, g, self._T, P).swapaxes(0, 1)
-        some = slice(self._done, self._done + g)
+        samples = slice(self._done, self._done + g)
         if self._has_weights is not None:
-            part = _zeroed(part, _rows(self._has_weights, some))
-        if self._sample is not None and some.start <= self._sample < some.stop:
-            self.kept = part[self._sample - some.start].copy()
+            part = _zeroed(part, _rows(self._has_weights, samples))
+        if self._sample is not None and samples.start <= self._sample < samples.stop:
+            self.kept = part[self._sample - samples.start].copy()
         if self._written:
             self.parts.append(part if self._per_head else part.mean(axis=1))
         self._done += g
@@ -310,16 +310,16 @@ def _has_weights(
     """The text tokens that are real and may attend to a real image token, `[n or 1, T or 1]`."""
     if attention_mask is not None:
         allowed = attention_mask if image_mask is None else attention_mask & image_mask[:, None]
-        some: NDArray[np.bool_] = np.asarray(allowed.any(axis=2))
-        return some if text_mask is None else some & text_mask
+        attends: NDArray[np.bool_] = np.asarray(allowed.any(axis=2))
+        return attends if text_mask is None else attends & text_mask
     if image_mask is None:
         return text_mask
     real: NDArray[np.bool_] = np.asarray(image_mask.any(axis=1, keepdims=True))
     return real if text_mask is None else real & text_mask
 
 
-def _rows(mask: NDArray[np.bool_], some: slice) -> NDArray[np.bool_]:
-    return mask if len(mask) == 1 else mask[some]
+def _rows(mask: NDArray[np.bool_], samples: slice) -> NDArray[np.bool_]:
+    return mask if len(mask) == 1 else mask[samples]
 
 
 def _zeroed(part: NDArray[np.float32], kept: NDArray[np.bool_]) -> NDArray[np.float32]:

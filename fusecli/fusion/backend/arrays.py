@@ -287,8 +287,8 @@ class TorchArrays:
         return self._torch.ones(shape, device=self._device)
 
     def attention(self, q: Array, k: Array, v: Array, real: Array | None) -> Array | None:
-        # The kernel turns a query that is not finite into a row of zeros, and so hides it. One
-        # sum tells; a sum that overflows by itself only means that the kernel is not used.
+        # The kernel gives a row of zeros for a query that is not finite, and so hides it. A sum
+        # shows whether there is one; if the sum itself overflows, the kernel is not used either.
         total = q.sum(dtype=self._torch.float32) + k.sum(dtype=self._torch.float32)
         if not bool(self._torch.isfinite(total)):
             return None

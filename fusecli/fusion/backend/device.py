@@ -1,4 +1,4 @@
-"""Which device computes. Torch is imported only where a device other than the CPU is in play."""
+"""Choose the device and the number of threads. Torch is imported only for other devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_device_name(name: str) -> str:
 
 
 def devices() -> list[str]:
-    """The devices there are, best first; imports torch."""
+    """The devices of this machine, the fastest first. Imports torch."""
     import torch
 
     found = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -31,13 +31,13 @@ def devices() -> list[str]:
 
 
 def resolve_device(name: str) -> str:
-    """The device that a name stands for; imports torch.
+    """The device that a name stands for. Imports torch.
 
     Args:
         name: auto, cpu, cuda, cuda:i or mps.
 
     Raises:
-        DeviceError: it is not on this machine.
+        DeviceError: this machine has no such device.
     """
     there = devices()
     if name == "auto":
@@ -49,13 +49,13 @@ def resolve_device(name: str) -> str:
 
 
 def accelerator_likely() -> bool:
-    """Whether this machine looks as if torch would find an accelerator, without asking torch."""
+    """Whether this machine seems to have an accelerator. Does not import torch."""
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under WSL, AMD
     return sys.platform == "darwin" or any(os.path.exists(path) for path in drivers)
 
 
 def numpy_threads() -> int:
-    """Threads for numpy's products: the limits its library reads, or all physical cores."""
+    """Threads for numpy's matrix products: the limit in the environment, or all physical cores."""
     for limit in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(limit, "")
         if value.isdigit() and int(value) > 0:
@@ -64,7 +64,7 @@ def numpy_threads() -> int:
 
 
 def one_thread_a_product() -> AbstractContextManager[object]:
-    """Inside, numpy's matrix products run on the thread that calls them."""
+    """Context manager: numpy's matrix products use one thread, the one that calls them."""
     from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
@@ -72,11 +72,11 @@ def one_thread_a_product() -> AbstractContextManager[object]:
 
 
 def set_torch_threads(count: int) -> None:
-    """Have torch compute on so many threads what this thread asks of it.
+    """Set how many threads torch uses for the operations that the calling thread starts.
 
-    OpenMP and MKL keep the number for each thread that calls them, and torch hands it on to a new
-    thread only with the first operation that it divides itself: a product that comes before runs
-    on as many threads as the process began with, and the last bits of its result show it.
+    Call it in every thread. OpenMP and MKL keep one number for each calling thread. Torch passes
+    its own number to a new thread only with the first operation that torch itself divides; a
+    matrix product before that would use the number of the process, and give other last bits.
     """
     import torch
 
@@ -85,7 +85,7 @@ def set_torch_threads(count: int) -> None:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Inside, torch computes on so many threads of the CPU."""
+    """Context manager: torch uses this many threads of the CPU."""
     import torch
 
     before = torch.get_num_threads()
@@ -97,9 +97,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def physical_cores() -> int:
-    """Cores this process may use, the threads of one core counted once where Linux tells.
+    """Cores that this process may use; on Linux the threads of one core count once.
 
-    Two threads on one core share its arithmetic units: matrix products gain nothing by it.
+    Two threads on one core share its arithmetic units, so matrix products do not gain from both.
     """
     if not hasattr(os, "sched_getaffinity"):
         return cores()
@@ -114,7 +114,7 @@ def physical_cores() -> int:
 
 
 def cores() -> int:
-    """Cores this process may use, as the system counts them."""
+    """Cores that this process may use, as the system counts them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,11 +1,11 @@
-"""Products over the rows of many pairs in which no row's bits depend on the others.
+"""Matrix products in which the bits of a row do not depend on the other rows.
 
-A matrix library splits a product by the number of its rows, and a row's place decides which code
-computes it: the last bits of a pair's result would depend on the pairs it is computed with. Here a
-product is made of blocks of a few fixed numbers of rows, the last one filled up with zeros. Those
-numbers are found by trying, once for each shape of weights: blocks in which every row, wherever it
-is, comes out the same. Where there are none (OpenBLAS' kernels for processors without AVX-512), the
-caller has to leave pairs by themselves.
+A matrix library divides a product by its number of rows, and the position of a row decides which
+code computes it. So the last bits of a pair's result would depend on the pairs that are computed
+with it. Here a product is divided into blocks of a few fixed sizes; the last block is filled up
+with zeros. The sizes are found by a probe, once for each shape of weights: a size is used if every
+row gets the same bits at every position. If no size passes (OpenBLAS kernels for processors without
+AVX-512), the caller has to compute each pair by itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from fusecli.fusion.backend.arrays import Array, NumpyArrays
 
-# Large enough that products run at their full rate, and small enough for what is left over.
+# Rows of a block. Large blocks run at the full rate; small ones take the remaining rows.
 _BLOCKS = (192, 48, 16, 8)
-_TRIED = 512  # numbers that have to come out alike
+_PROBED = 512  # numbers that the probe compares
 
 
 class RowStableArrays(NumpyArrays):
-    """float32 on the CPU; to be used where `is_row_stable` holds for all weights."""
+    """float32 on the CPU. Use it only if `is_row_stable` is true for all weights."""
 
     def linear(self, name: str, rows: Array, weight: Array, bias: Array | None) -> Array:
         """`[R, in]` by `[out, in]` to `[R, out]`."""
@@ -47,8 +47,8 @@ class RowStableArrays(NumpyArrays):
                 np.matmul(rows[part].swapaxes(0, 1), weight, out=out[part].swapaxes(0, 1))
             else:
                 filled = self._filled(rows[part], block)
-                made = np.matmul(filled.swapaxes(0, 1), weight)
-                out[part] = made.swapaxes(0, 1)[: len(rows[part])]
+                product = np.matmul(filled.swapaxes(0, 1), weight)
+                out[part] = product.swapaxes(0, 1)[: len(rows[part])]
         return out
 
     def _filled(self, rows: Array, block: int) -> Array:
@@ -62,14 +62,14 @@ def is_row_stable(weights: Iterable[Array]) -> bool:
     """Whether products with these weights can be row-stable on this machine.
 
     Args:
-        weights: of all layers; vectors among them are only added.
+        weights: of all layers. Vectors are only added, so they do not matter.
     """
     return all(weight.ndim < 2 or blocks_of(weight.shape) for weight in weights)
 
 
 @lru_cache(256)
 def blocks_of(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The blocks that give every row the same bits, largest first; none where not even one does.
+    """The sizes of blocks that give every row the same bits, the largest first; may be empty.
 
     Args:
         shape: of the weights, `[out, in]` or `[H, a, b]`.
@@ -77,17 +77,17 @@ def blocks_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(shape, np.float32)
     flat = len(shape) == 2
-    width, made = (shape[1], shape[0]) if flat else (shape[0] * shape[1], shape[0] * shape[2])
-    tries = rng.standard_normal((max(1, _TRIED // made), width), np.float32)
+    width, out_width = (shape[1], shape[0]) if flat else (shape[0] * shape[1], shape[0] * shape[2])
+    tries = rng.standard_normal((max(1, _PROBED // out_width), width), np.float32)
     product = _linear if flat else _per_head
-    # What every block makes of a row that fills it; None where its places differ.
-    found: dict[int, NDArray[Any] | None] = {}
+    # By size of block: the results of the probe, None if they differ between positions.
+    results: dict[int, NDArray[Any] | None] = {}
     for block in _BLOCKS:
         rows = np.stack([product(np.tile(row, (block, 1)), weight) for row in tries])
-        found[block] = rows[:, 0] if (rows == rows[:, :1]).all() else None
-    for first in found.values():
+        results[block] = rows[:, 0] if (rows == rows[:, :1]).all() else None
+    for first in results.values():
         if first is not None:
-            same = (b for b, rows in found.items() if rows is not None and (rows == first).all())
+            same = (b for b, rows in results.items() if rows is not None and (rows == first).all())
             return tuple(same)
     return ()
 
@@ -105,7 +105,7 @@ def _per_head(rows: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray
 
 
 def _cuts(rows: int, blocks: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
-    """Blocks and the rows each takes; the last of the smallest blocks may have fewer."""
+    """Each block with its slice of rows; the last block may have fewer rows than its size."""
     start = 0
     for block in blocks:
         while rows - start >= block or (block == blocks[-1] and start < rows):

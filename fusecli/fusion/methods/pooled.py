@@ -43,7 +43,7 @@ def times(rows: Array, weight: Array) -> Array:
 class PooledFusion(ABC):
     """Fuses each token of the query side with one vector of the context side.
 
-    A subclass says in `place` which weights it wants, and in `combine` what a fused row is.
+    A subclass keeps its weights in `place` and computes the fused rows in `combine`.
 
     Args:
         config: the fusion.
@@ -86,8 +86,8 @@ class PooledFusion(ABC):
         """The fused rows.
 
         Args:
-            x: the query side, `[n, T, .]`, or `[1, T, .]` where one serves all.
-            context: `[n, .]`, or `[1, .]` where one serves all.
+            x: the query side, `[n, T, .]`, or `[1, T, .]` for one text for all.
+            context: `[n, .]`, or `[1, .]` for one for all.
             n: samples.
 
         Returns:

@@ -154,8 +154,8 @@ def _taking_part(
         attention_mask: `[T, P]`, `[n, T, P]` or None.
 
     Returns:
-        `[len(y), P]`; with an attention mask `[len(y), T, P]`, or `[1, n T, P]` where one y
-        serves all samples; None where all tokens take part.
+        `[len(y), P]`; with an attention mask `[len(y), T, P]`, or `[1, n T, P]` for one y
+        for all samples; None where all tokens take part.
     """
     if attention_mask is None:
         if y_mask is None or y_mask.all():

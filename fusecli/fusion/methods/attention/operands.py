@@ -117,7 +117,7 @@ def prepare(
     bv = b_in[-D:]  # behind query and key, where those were needed
     Wo, bo = weights["attention.out_proj.weight"], weights["attention.out_proj.bias"]
     null = config.null_token
-    # Biases are carried in float64 to the place where they are added once.
+    # Biases stay in float64 until they are added, once.
     v_bias = _product(Wv, bi) + bv
     formed: dict[str, NDArray[Any] | None] = {
         "out_bias": bo if null else _product(Wo, v_bias) + bo,

@@ -46,7 +46,7 @@ def choose_plan(sizes: Sizes, *, prepared: bool = False, dtype: Dtype = "float32
 
     Args:
         sizes: of the whole job, N samples of it.
-        prepared: folding is done already or serves many jobs, so it costs nothing here.
+        prepared: folding is done already or is shared by many jobs, so it costs nothing here.
         dtype: the type to compute in; orders that are less exact in it are left out.
     """
     return min(all_plans(sizes, prepared=prepared, dtype=dtype), key=lambda plan: plan.cost)
