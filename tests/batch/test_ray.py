@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import filecmp
 import json
 import os
@@ -30,7 +31,7 @@ from fusecli.batch.ray import actor
 from fusecli.batch.ray import pool as on_ray
 from fusecli.batch.ray.cluster import worker_count
 from fusecli.batch.resolve import resolve
-from fusecli.batch.worker import Result
+from fusecli.batch.worker import Fuser, Result
 from fusecli.cli.main import _with_values
 from fusecli.errors import FuseError, RayError, UsageError
 from fusecli.pairs.open import Pair, PairOptions, Place, open_pairs
@@ -288,6 +289,20 @@ def test_signal_ends_the_run_and_all_of_ray(
     until(lambda: not session.processes(), "Ray's processes outlive the run")
     assert not [name for name in files_of("ray") if "staging" in name or name.endswith(".part")]
     assert not list(Path(session.env["TMPDIR"]).glob("fray-*")), "Ray's logs are left"
+
+
+def test_run_that_is_killed_leaves_nothing_of_ray(folder: Path, session: Session) -> None:
+    write_pairs(2000)
+    command = ["batch", "images", "texts", "-o", "ray", "--ray", "--workers", "1", "-q"]
+    with session.start(*command) as running:
+        until(lambda: session.processes("ray::Worker.work"), "no worker was seen at work")
+        running.kill()
+        running.communicate(timeout=60)
+    until(lambda: not session.processes(), "Ray's processes outlive the run")
+    until(lambda: not list(Path(session.env["TMPDIR"]).glob("fray-*")), "Ray's logs are left")
+    code, _, err = session.run("batch", "images", "texts", "-o", "ray")
+    assert code == 0, err
+    assert "done" in err
 
 
 def test_ray_whose_own_processes_die_ends_in_one_error(folder: Path, session: Session) -> None:
@@ -553,6 +568,30 @@ def test_worker_that_would_compute_something_else_refuses(folder: Path) -> None:
     os.replace("other.safetensors", "w.safetensors")
     with pytest.raises(RayError, match=r"^w.safetensors: is another file on .* than here$"):
         actor.Worker(spec, os.getcwd(), __version__).begin()
+
+
+def test_worker_gives_all_that_a_result_holds(folder: Path) -> None:
+    """What is assumed of a pair is said, and stands in the journal, wherever it is fused."""
+    write_pairs(2)
+    for path in Path("images").iterdir():
+        mask = np.arange(len(np.load(path))) < 9
+        np.savez(path.with_suffix(".npz"), image=np.load(path), image_mask=mask)
+        path.unlink()
+    options = BatchOptions(PairOptions("images", "texts"), "out")
+    source = open_pairs(options.pairs)
+    spec, weights = resolve(options, source, 2, None)
+    worker = actor.Worker(spec, os.getcwd(), __version__)
+    worker.begin()
+    two = list(source)
+    expected = Fuser(spec, weights).work(two, 1 << 30)
+    assert all(result.notes for result in expected)
+    for result, made in zip(expected, worker.work(two, 1 << 30), strict=True):
+        again = Result(result.pair, *made)
+        for field in dataclasses.fields(Result):
+            left, right = getattr(result, field.name), getattr(again, field.name)
+            if field.name == "tensors":
+                left, right = ({k: t.tobytes() for k, t in each.items()} for each in (left, right))
+            assert left == right, field.name
 
 
 @pytest.mark.parametrize(

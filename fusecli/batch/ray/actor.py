@@ -15,10 +15,10 @@ from fusecli.batch.worker import Fuser
 from fusecli.errors import RayError
 from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.open import Pair
-from fusecli.report.report import Diagnosis
+from fusecli.report.report import Diagnosis, Note
 
 # What a worker gives back for a pair: a result without the pair.
-Made = tuple[list[FileStamp], Any, str | None, list[Diagnosis], int]
+Made = tuple[list[FileStamp], Any, str | None, list[Diagnosis], int, list[Note]]
 
 
 class Worker:
@@ -42,7 +42,7 @@ class Worker:
             FuseError: what concerns the whole run.
         """
         results = self._fuser.work(pairs, budget)
-        return [(r.stamps, r.tensors, r.error, r.diagnoses, r.content) for r in results]
+        return [(r.stamps, r.tensors, r.error, r.diagnoses, r.content, r.notes) for r in results]
 
     def begin(self) -> None:
         """See that this process computes what the driver would.
