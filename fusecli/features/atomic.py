@@ -241,7 +241,7 @@ class StagedFile(Staged):
         self._has_older = True
         try:
             os.link(self.path, self._older)
-        except OSError:
+        except (OSError, AttributeError):  # Windows and some file systems have no links
             shutil.copy2(self.path, self._older)
 
     def __enter__(self) -> StagedFile:

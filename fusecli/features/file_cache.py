@@ -66,8 +66,10 @@ class Opener:
         Parsing its header takes numpy longer than reading it takes the system, and most of a
         run's headers are the same few.
         """
+        if not hasattr(os, "readv"):
+            return None
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except (OSError, ValueError):
             return None
         try:

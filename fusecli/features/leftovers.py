@@ -75,7 +75,8 @@ def sweep(folder: str) -> list[str]:
 
 def _remove_if_unlocked(path: str) -> None:
     """Raises OSError if the file is locked, is a link or no regular file, or cannot be removed."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", path)
@@ -91,8 +92,9 @@ def _remove_if_unlocked(path: str) -> None:
 
 def _lives(pid: int, start: int) -> bool:
     """Whether the process that is named by its id and start time still runs."""
-    if pid <= 0:
-        return False
+    # On Windows os.kill ends the process, whatever the signal.
+    if pid <= 0 or os.name == "nt":
+        return pid > 0
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

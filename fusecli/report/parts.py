@@ -36,6 +36,14 @@ class Part:
         """The names in the JSON; with this `dict(part)` works."""
         return [key for key, _ in self.entries()]
 
+    def items(self) -> list[tuple[str, Any]]:
+        """As of a dict."""
+        return list(self.entries())
+
+    def values(self) -> list[Any]:
+        """As of a dict; the plan has a field of this name instead."""
+        return [value for _, value in self.entries()]
+
     def get(self, key: str, default: Any = None) -> Any:
         """As of a dict."""
         return dict(self.entries()).get(key, default)
@@ -45,6 +53,9 @@ class Part:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
 
     def __contains__(self, key: object) -> bool:
         return key in self.keys()
@@ -58,6 +69,9 @@ class Part:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_dict()})"
+
+
+Mapping.register(Part)
 
 
 @dataclass_transform(kw_only_default=True)
@@ -149,7 +163,7 @@ class PlanPart(Part):
     """
 
     scores: ScoreOrder
-    values: ValueOrder
+    values: ValueOrder  # type: ignore[assignment] # the JSON's name
     multiply_adds: int
     plain_multiply_adds: int
     why: str
