@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import DiagnosisError, FeatureFileError
+from fusecli.errors import FeatureFileError
 from fusecli.features.atomic import StagedFile, publish_all
-from fusecli.features.dtypes import storage_type
-from fusecli.features.file import open_features
 from fusecli.features.token_reader import RowNorms
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.base import Computing, Fusion, LoadWeights
 from fusecli.fusion.build import build_fusion
 from fusecli.fusion.initial_weights import initial_weights
+from fusecli.fusion.literals import Side
 from fusecli.fusion.results import (
     PairChunk,
-    ResultTensor,
     count_nonfinite,
     fuse_chunk,
     query_sides,
@@ -32,24 +30,18 @@ from fusecli.fusion.results import (
 )
 from fusecli.fusion.settings import Sizes
 from fusecli.fusion.weights_file import read_weights
+from fusecli.job.findings import known_diagnoses, measured_diagnoses, refuse_if_strict
 from fusecli.job.open import Job, open_job
 from fusecli.job.options import FuseOptions
+from fusecli.job.outcome import Outcome, report_on
 from fusecli.job.pipeline import stream
 from fusecli.maps.writer import ChunkMaps, MapSink
 from fusecli.records import record
 from fusecli.report import diagnoses as diagnose
-from fusecli.report.parts import AttentionMaskPart, AttentionPart, InputPart, OutputPart, TensorPart
+from fusecli.report.parts import AttentionPart
 from fusecli.report.report import (
-    Diagnosis,
     Report,
-    describe_attention_mask,
-    describe_input,
-    describe_module,
-    describe_plan,
-    provenance,
-    sha256_of,
 )
-from fusecli.report.stages import all_stages
 
 if TYPE_CHECKING:
     from fusecli.maps.view import AttentionView
@@ -82,19 +74,10 @@ def fuse_files(
         job = open_job(options, stack)
         for note in job.notes:
             tell(f"note: {note}")
-        known = _known_diagnoses(job)
-        _refuse_if_strict(options, known)
+        known = known_diagnoses(job, _gate(job))
+        refuse_if_strict(options, known)
         o = job.options
-        layer = o.maps.layer_of(job.config)
-        fusions = [
-            build_fusion(
-                job.config,
-                _loader(job),
-                _planned(job, side),
-                Computing(side, o.device, o.dtype, o.engine, layer=layer or 0),
-            )
-            for side in query_sides(o.direction)
-        ]
+        fusions = [_fusion(job, side) for side in query_sides(o.direction)]
         tensors = result_tensors(job.shapes, job.config, o.direction, o.pool)
         first, *others = tensors
         numbers = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -111,15 +94,15 @@ def fuse_files(
             job.weights.file.refuse_changed()
         writer.finish()
         maps.finish()
-        diagnoses = known + _measured_diagnoses(job, statistics, nonfinite, numbers)
-        _refuse_if_strict(options, diagnoses)
+        diagnoses = known + measured_diagnoses(job, statistics, nonfinite, numbers)
+        refuse_if_strict(options, diagnoses)
         for diagnosis in diagnoses:
             tell(f"warning: {diagnosis}")
         # The less serious message comes last, and is left out where a warning says the same.
         if job.seed is not None and all(d.code != "uniform-attention" for d in diagnoses):
             job.notes.append(diagnose.untrained_note(o.weights, job.seed, job.config))
             tell(f"note: {job.notes[-1]}")
-        report = _report(job, fusions, statistics, diagnoses, tensors, writer, maps)
+        report = report_on(job, Outcome(fusions, statistics, diagnoses, tensors, writer, maps))
         view = _view(job, maps)
         staged = _stage_small_files(o, report, view, stack)
         publish_all([writer.staged, *maps.staged, *staged])
@@ -167,63 +150,16 @@ def _stage_small_files(
     return staged
 
 
-def _known_diagnoses(job: Job) -> list[Diagnosis]:
-    gate = float(_loader(job)({"gate": slice(None)})["gate"][0]) if job.config.gate else None
-    sides = query_sides(job.options.direction)
-    masks = job.image.reader.mask, job.text.reader.mask
-    return [
-        *_other_sides(job),
-        *diagnose.of_pair(job.shapes, job.config, sides, *masks),
-        *(found for side in job.choices for found in diagnose.few_choices(side, job.config)),
-        *(found for side in sides for found in diagnose.closed_gate(gate, side)),
-        *diagnose.assumed_of_weights(job.stored, job.options.weights),
-        *_guessed_grid(job),
-    ]
+def _gate(job: Job) -> float | None:
+    """The value of the module's gate; None where there is none."""
+    return float(_loader(job)({"gate": slice(None)})["gate"][0]) if job.config.gate else None
 
 
-def _other_sides(job: Job) -> list[Diagnosis]:
-    o, image, text = job.options, job.image.reader.stored, job.text.reader.stored
-    image_key = image.key if o.image_key is None else None
-    text_key = text.key if o.text_key is None else None
-    return [
-        *diagnose.other_side_named("image", image_key, image.where),
-        *diagnose.other_side_named("text", text_key, text.where),
-    ]
-
-
-def _guessed_grid(job: Job) -> list[Diagnosis]:
-    drawing = job.drawing
-    if drawing is None or drawing.photo_file is None or drawing.grid is None:
-        return []
-    grid = drawing.grid
-    if not grid.guessed:
-        return []
-    return diagnose.guessed_grid(grid.name, job.shapes.P, drawing.photo_file)
-
-
-def _measured_diagnoses(
-    job: Job, statistics: AttentionPart | None, nonfinite: int, numbers: int
-) -> list[Diagnosis]:
-    found = diagnose.nonfinite_result(nonfinite, numbers)
-    ratio = None if statistics is None else statistics.entropy_ratio
-    if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
-        query = query_sides(job.options.direction)[0]  # whose attention was looked at
-        found += diagnose.uniform_attention(ratio, job.options.weights, job.seed, query)
-    for side in (job.image, job.text):
-        reader = side.reader
-        found += diagnose.of_rows(
-            reader.axes.side,
-            reader.seen,
-            None if side.mask is None or reader.mask is None else side.mask.found,
-            reader.stored.where,
-            job.options.dtype,
-        )
-    return found
-
-
-def _refuse_if_strict(o: FuseOptions, diagnoses: list[Diagnosis]) -> None:
-    if o.strict and diagnoses:
-        raise DiagnosisError("--strict: " + " | ".join(str(d) for d in diagnoses))
+def _fusion(job: Job, query: Side) -> Fusion:
+    """The fusion for one query side."""
+    o, layer = job.options, job.options.maps.layer_of(job.config)
+    computing = Computing(query, o.device, o.dtype, o.engine, layer=layer or 0)
+    return build_fusion(job.config, _loader(job), _planned(job, query), computing)
 
 
 def _sizes(job: Job) -> Sizes:
@@ -357,75 +293,4 @@ def _statistics(
         allowed = None if allowed is None else allowed.swapaxes(1, 2)
     return diagnose.attention_statistics(
         np.concatenate(weights), *masks, job.config.null_token, allowed
-    )
-
-
-def _report(
-    job: Job,
-    fusions: list[Fusion],
-    statistics: AttentionPart | None,
-    diagnoses: list[Diagnosis],
-    tensors: list[ResultTensor],
-    writer: FeatureWriter,
-    maps: MapSink,
-) -> Report:
-    o, first = job.options, fusions[0]
-    hashed = o.provenance or bool(o.reports)
-    inputs: dict[str, InputPart] = {}
-    for side in (job.image, job.text):
-        sha = sha256_of(side.file) if hashed else None
-        stored, axes = side.reader.stored, side.reader.axes
-        inputs[axes.side] = describe_input(stored, axes, sha, side.mask)
-    weights_sha = sha256_of(job.weights.file) if job.weights is not None and hashed else None
-    plans = [fusion.plan for fusion in fusions]
-    return Report(
-        inputs=inputs,
-        module=describe_module(job.config, o.weights, weights_sha, job.seed),
-        plan=describe_plan(plans[0], plans[1] if len(plans) > 1 else None),
-        attention_mask=_described_mask(job, hashed),
-        stages=all_stages(job.shapes, job.config, {f.direction: f.plan for f in fusions}),
-        attention=statistics,
-        output=_output(job, tensors, writer),
-        maps=maps.described,
-        diagnoses=diagnoses,
-        notes=job.notes,
-        provenance=provenance(first.engine, first.device, o.dtype, first.threads, job.seed),
-    )
-
-
-def _described_mask(job: Job, hashed: bool) -> AttentionMaskPart | None:
-    """The report's entry for the attention mask."""
-    mask, named = job.attention_mask, job.options.attention_mask
-    if mask is None or named is None:
-        return None
-    sha = None
-    if hashed and mask.stored.file != "-":
-        with open_features(mask.stored.file) as file:
-            sha = sha256_of(file)
-    return describe_attention_mask(mask, sha)
-
-
-def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> OutputPart:
-    """The report's entry for the file written: its first tensor, and the list of all."""
-    o = job.options
-    size = storage_type(o.out_dtype).itemsize
-    listed = [
-        TensorPart(
-            key=None if writer.key is None else tensor.key,
-            shape=list(tensor.shape),
-            axes=tensor.letters,
-            bytes=math.prod(tensor.shape) * size,
-        )
-        for tensor in tensors
-    ]
-    return OutputPart(
-        file=job.output,
-        key=listed[0].key,
-        shape=listed[0].shape,
-        axes=listed[0].axes,
-        bytes=writer.nbytes,
-        dtype=o.out_dtype,
-        direction=o.direction,
-        pool=o.pool,
-        tensors=listed,
     )

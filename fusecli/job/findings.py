@@ -1,0 +1,86 @@
+"""What may be wrong with a job: known before it is computed, and measured while it is."""
+
+from __future__ import annotations
+
+from fusecli.errors import DiagnosisError
+from fusecli.fusion.results import query_sides
+from fusecli.job.open import Job
+from fusecli.job.options import FuseOptions
+from fusecli.report import diagnoses as diagnose
+from fusecli.report.parts import AttentionPart
+from fusecli.report.report import Diagnosis
+
+
+def known_diagnoses(job: Job, gate: float | None) -> list[Diagnosis]:
+    """What headers, masks, options and weights tell, before anything is computed.
+
+    Args:
+        job: the job.
+        gate: the value of the module's gate; None where there is none.
+    """
+    sides = query_sides(job.options.direction)
+    masks = job.image.reader.mask, job.text.reader.mask
+    return [
+        *_other_sides(job),
+        *diagnose.of_pair(job.shapes, job.config, sides, *masks),
+        *(found for side in job.choices for found in diagnose.few_choices(side, job.config)),
+        *(found for side in sides for found in diagnose.closed_gate(gate, side)),
+        *diagnose.assumed_of_weights(job.stored, job.options.weights),
+        *_guessed_grid(job),
+    ]
+
+
+def _other_sides(job: Job) -> list[Diagnosis]:
+    o, image, text = job.options, job.image.reader.stored, job.text.reader.stored
+    image_key = image.key if o.image_key is None else None
+    text_key = text.key if o.text_key is None else None
+    return [
+        *diagnose.other_side_named("image", image_key, image.where),
+        *diagnose.other_side_named("text", text_key, text.where),
+    ]
+
+
+def _guessed_grid(job: Job) -> list[Diagnosis]:
+    drawing = job.drawing
+    if drawing is None or drawing.photo_file is None or drawing.grid is None:
+        return []
+    grid = drawing.grid
+    if not grid.guessed:
+        return []
+    return diagnose.guessed_grid(grid.name, job.shapes.P, drawing.photo_file)
+
+
+def measured_diagnoses(
+    job: Job, statistics: AttentionPart | None, nonfinite: int, numbers: int
+) -> list[Diagnosis]:
+    """What was seen while the pairs were fused.
+
+    Args:
+        job: the job.
+        statistics: of the attention weights of the first pairs.
+        nonfinite: numbers of the result that are NaN or infinity.
+        numbers: of the result in all.
+    """
+    found = diagnose.nonfinite_result(nonfinite, numbers)
+    ratio = None if statistics is None else statistics.entropy_ratio
+    if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
+        query = query_sides(job.options.direction)[0]  # whose attention was looked at
+        found += diagnose.uniform_attention(ratio, job.options.weights, job.seed, query)
+    for side in (job.image, job.text):
+        reader = side.reader
+        found += diagnose.of_rows(
+            reader.axes.side,
+            reader.seen,
+            None if side.mask is None or reader.mask is None else side.mask.found,
+            reader.stored.where,
+            job.options.dtype,
+        )
+    return found
+
+
+def refuse_if_strict(o: FuseOptions, diagnoses: list[Diagnosis]) -> None:
+    """Raises:
+    DiagnosisError: with `--strict`, if there is a diagnosis.
+    """
+    if o.strict and diagnoses:
+        raise DiagnosisError("--strict: " + " | ".join(str(d) for d in diagnoses))
