@@ -189,6 +189,7 @@ TRAINED_IN_TORCH = (
 
 def test_only_the_module_imports_torch_at_the_top():
     assert files_that_import("torch", imported_at_the_top) == {
+        "fusion/pair_module.py",
         "fusion/torch_modules.py",
         *(f"training/{name}.py" for name in TRAINED_IN_TORCH),
     }

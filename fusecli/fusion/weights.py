@@ -18,7 +18,7 @@ from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import METADATA_KEY, SEED_KEY, open_weights, read_weights
 
 if TYPE_CHECKING:
-    from fusecli.fusion.torch_modules import PairFusion
+    from fusecli.fusion.pair_module import PairFusion
 
 
 def write_weights(

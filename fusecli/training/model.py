@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.torch_modules import ImageTextFusion, PairFusion, build_module
+from fusecli.fusion.pair_module import PairFusion
+from fusecli.fusion.torch_modules import ImageTextFusion, build_module
 from fusecli.training.examples import Batch, ChannelStatistics, Pooled
 from fusecli.training.head import LARGE, FusionHead, Noise
 

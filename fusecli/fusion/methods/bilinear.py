@@ -31,7 +31,7 @@ from fusecli.fusion.methods.pooled import PooledFusion, mean_stage, times
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
-    from fusecli.fusion.torch_modules import PairFusion
+    from fusecli.fusion.pair_module import PairFusion
 
 
 class Bilinear(Method):

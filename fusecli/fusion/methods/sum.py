@@ -27,7 +27,7 @@ from fusecli.fusion.methods.pooled import PooledFusion, mean_stage
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
-    from fusecli.fusion.torch_modules import PairFusion
+    from fusecli.fusion.pair_module import PairFusion
 
 
 class Sum(Method):

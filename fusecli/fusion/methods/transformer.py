@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from fusecli.fusion.torch_modules import PairFusion
+    from fusecli.fusion.pair_module import PairFusion
 
 
 class Transformer(Method):

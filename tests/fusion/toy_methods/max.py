@@ -40,7 +40,7 @@ class Max(Method):
         from torch import nn
 
         from fusecli.fusion.config import FusionConfig
-        from fusecli.fusion.torch_modules import PairFusion
+        from fusecli.fusion.pair_module import PairFusion
 
         class MaxModule(PairFusion):
             def __init__(self):

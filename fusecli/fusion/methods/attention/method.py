@@ -22,7 +22,7 @@ from fusecli.fusion.methods.attention.plan import choose_plan
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
-    from fusecli.fusion.torch_modules import PairFusion
+    from fusecli.fusion.pair_module import PairFusion
 
 
 class Attention(Method):
