@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusecli.bench.in_memory import PLAIN_SCRIPT, high_water_mb
+from fusecli.bench.processes import PLAIN_SCRIPT, high_water_mb
 from fusecli.features.formats.npy import npy_header
 from fusecli.features.formats.safetensors import file_start
 from fusecli.pairs.open import PairOptions, open_pairs

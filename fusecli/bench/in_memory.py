@@ -9,25 +9,20 @@ result, since a short job pays it.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.backend.arrays import ArrayBackend, NumpyArrays, TorchArrays
 from fusecli.fusion.backend.device import numpy_threads, resolve_device
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
-from fusecli.fusion.literals import Dtype
+from fusecli.fusion.literals import Dtype, Engine, ScoreOrder, ValueOrder
 from fusecli.fusion.methods.attention.fusion import AttentionFusion
 from fusecli.fusion.methods.attention.operands import Operands, prepare
 from fusecli.fusion.methods.attention.plan import choose_plan, chunk_samples
@@ -41,33 +36,6 @@ TEXT_TOKENS = (8, 16, 32, 77)
 # The threads of numpy's library turn idly for more than 50 ms after a product and take the
 # cores from whoever comes next: the plain module ran at half its rate without this pause.
 REST_S = 0.25
-
-# What people write today, in full.
-PLAIN_SCRIPT = """\
-import sys
-import numpy as np
-import torch
-from torch import nn
-
-
-class ImageTextFusion(nn.Module):
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.text_proj = nn.Linear(dim, dim)
-        self.image_proj = nn.Linear(dim, dim)
-        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-
-    def forward(self, image, text):
-        text, image = self.text_proj(text), self.image_proj(image)
-        return self.attention(text, image, image, need_weights=False)[0]
-
-
-torch.manual_seed(0)
-fusion = ImageTextFusion(768, 8).eval()
-with torch.inference_mode():
-    image, text = (torch.from_numpy(np.load(name)) for name in sys.argv[1:3])
-    np.save(sys.argv[3], fusion(image[None], text[None])[0].numpy())
-"""
 
 
 @dataclass(frozen=True)
@@ -93,9 +61,9 @@ class Row:
     plain_rate: float
     rate: float
     ratio: float
-    engine: str
-    scores: str
-    values: str
+    engine: Literal["numpy", "torch"]
+    scores: ScoreOrder
+    values: ValueOrder
     fewer: float
     gflops: float
     peak_share: float
@@ -103,25 +71,7 @@ class Row:
     deviation: float
 
 
-@dataclass(frozen=True)
-class StackResult:
-    """One stack, from file to file.
-
-    Attributes:
-        seconds: of the whole process.
-        rate, memory_rate: pairs a second, of the process and from memory.
-        file_gb: both inputs, in 1e9 bytes.
-        resident_mb: the most the process held; None where there is no /proc.
-    """
-
-    seconds: float
-    rate: float
-    memory_rate: float
-    file_gb: float
-    resident_mb: float | None
-
-
-def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
+def measure_peak(device: str, dtype: Dtype, seconds: float = 1.0) -> float:
     """Matrix-product peak in 1e9 operations a second: the best of square products.
 
     On the CPU in float32 of numpy's and torch's, which come with different libraries.
@@ -144,45 +94,54 @@ def measure_peak(device: str, dtype: str, seconds: float = 1.0) -> float:
     return 2 * size**3 / best / 1e9
 
 
-def bench_rows(
-    device: str = "cpu",
-    dtype: Dtype = "float32",
-    engine: str = "auto",
-    image_tokens: tuple[int, ...] = IMAGE_TOKENS,
-    text_tokens: tuple[int, ...] = TEXT_TOKENS,
-    dim: int = 768,
-    heads: int = 8,
-    pairs: int = 64,
-    turns: int = 7,
-    plain_dtype: Dtype | None = None,
-    peak: float | None = None,
-) -> Iterator[Row]:
-    """Measure the table, one row after the other; imports torch.
+@dataclass(frozen=True)
+class RowOptions:
+    """What the table is of.
 
-    Args:
+    Attributes:
         device, dtype, engine: what fusecli runs on; "auto" is what `fuse` takes for a long job.
+        plain_dtype: type of the plain module, where it is another.
         image_tokens, text_tokens: the P and T of the table.
         dim, heads: D (also Di and Dt) and H.
         pairs: N, pairs in memory at once; the plain module takes them as one batch.
         turns: how often each side runs; the two alternate.
-        plain_dtype: type of the plain module, where it is another.
-        peak: what `measure_peak` gave, or None to measure it.
+    """
+
+    device: str = "cpu"
+    dtype: Dtype = "float32"
+    engine: Engine = "auto"
+    plain_dtype: Dtype | None = None
+    image_tokens: tuple[int, ...] = IMAGE_TOKENS
+    text_tokens: tuple[int, ...] = TEXT_TOKENS
+    dim: int = 768
+    heads: int = 8
+    pairs: int = 64
+    turns: int = 7
+
+
+def bench_rows(options: RowOptions, peak: float) -> Iterator[Row]:
+    """Measure the table, one row after the other; imports torch.
+
+    Args:
+        options: what it is of.
+        peak: what `measure_peak` gave.
 
     Raises:
         DeviceError: the device is not there.
     """
-    device = resolve_device(device)
-    peak = measure_peak(device, dtype) if peak is None else peak
+    device, dtype, engine = resolve_device(options.device), options.dtype, options.engine
+    pairs, dim, heads = options.pairs, options.dim, options.heads
+    plain_dtype = options.plain_dtype or dtype
     config = FusionConfig(dim, heads)
     weights = initial_weights(config, 0)
     rng = np.random.default_rng(0)
     for name in ("attention.in_proj_bias", "attention.out_proj.bias"):
         weights[name] = rng.standard_normal(weights[name].shape, np.float32) * np.float32(0.1)
-    for P in image_tokens:
-        for T in text_tokens:
+    for P in options.image_tokens:
+        for T in options.text_tokens:
             image = rng.standard_normal((pairs, P, dim), np.float32)
             text = rng.standard_normal((pairs, T, dim), np.float32)
-            plain = _plain_runner(config, weights, image, text, device, plain_dtype or dtype)
+            plain = _plain_runner(config, weights, image, text, device, plain_dtype)
             sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
             plan = choose_plan(sizes, prepared=True, dtype=dtype)
             numpy = engine == "numpy" or (
@@ -200,7 +159,7 @@ def bench_rows(
             deviation = _deviation(plain, ours)
             rest = REST_S if numpy else 0.0
             ratios, plain_times, times = [], [], []
-            for turn in range(turns + 1):
+            for turn in range(options.turns + 1):
                 a, b = _median_rate(plain, device, rest), _median_rate(ours, device, rest)
                 if turn:  # the first touches the memory
                     plain_times.append(a)
@@ -215,7 +174,7 @@ def bench_rows(
                 pairs / statistics.median(plain_times),
                 pairs / seconds,
                 statistics.median(ratios),
-                arrays.name,
+                "numpy" if numpy else "torch",
                 plan.scores,
                 plan.values,
                 plan.plain / plan.multiply_adds,
@@ -224,82 +183,6 @@ def bench_rows(
                 prepare_s,
                 deviation,
             )
-
-
-def bench_process(turns: int = 7) -> dict[str, float]:
-    """Whole-process seconds of one small `fusecli fuse` and of the plain script, in turns.
-
-    Returns:
-        Medians `fusecli_s` and `script_s`, and the median `ratio`.
-    """
-    # Byte code is written once and used after, as it is for an installed program.
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
-        for name, rows in zip(names, (1, 8), strict=True):
-            np.save(name, rng.standard_normal((rows, 768), np.float32))
-        script = os.path.join(folder, "script.py")
-        with open(script, "w") as file:
-            file.write(PLAIN_SCRIPT)
-        ours = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-f", "-o"]
-        ours.append(os.path.join(folder, "a.npy"))
-        plain = [sys.executable, script, *names, os.path.join(folder, "b.npy")]
-
-        def run(command: list[str]) -> float:
-            began = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
-            return time.perf_counter() - began
-
-        pairs = [(run(ours), run(plain)) for _ in range(turns + 1)][1:]
-    return {
-        "fusecli_s": statistics.median(a for a, _ in pairs),
-        "script_s": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(b / a for a, b in pairs),
-    }
-
-
-def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackResult:
-    """One whole `fusecli fuse` of a stack from file to file, against the rate from memory.
-
-    Args:
-        pairs: samples of the stack; the files are written to the temporary folder first.
-        P, T, dim: their shape.
-    """
-    (row,) = bench_rows(image_tokens=(P,), text_tokens=(T,), dim=dim, turns=5, peak=1.0)
-    block = np.random.default_rng(0).standard_normal((64, P + T, dim), np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
-        for name, part in zip(names, (block[:, :P], block[:, P:]), strict=True):
-            with FeatureWriter(name, (pairs, *part.shape[1:]), "float32", {}) as writer:
-                writer.begin()
-                for start in range(0, pairs, len(part)):
-                    writer.append(part[: pairs - start])
-                writer.finish()
-                writer.publish()
-        size = sum(os.path.getsize(name) for name in names)
-        out = os.path.join(folder, "out.npy")
-        command = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-o", out]
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        resident = None
-        while process.poll() is None:
-            # The mark is gone with the process; getrusage counts the parent's memory too.
-            resident = high_water_mb(process.pid) or resident
-            time.sleep(0.02)
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
-    return StackResult(seconds, pairs / seconds, row.rate, size / 1e9, resident)
-
-
-def high_water_mb(pid: int) -> float | None:
-    try:
-        with open(f"/proc/{pid}/status") as status:
-            marks = [line.split()[1] for line in status if line.startswith("VmHWM:")]
-    except OSError:
-        return None
-    return int(marks[0]) / 1024 if marks else None
 
 
 def _plain_runner(

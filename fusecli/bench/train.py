@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusecli.bench.in_memory import high_water_mb
+from fusecli.bench.processes import high_water_mb
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.reader import PairFeatures, PairReader

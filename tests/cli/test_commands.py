@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from fusecli import FuseOptions, ImageTextFusion, Switches, fuse_files, load_module
 from fusecli.bench import selftest as selftest_module
 from fusecli.bench.batch import bench_batch, bench_memory
-from fusecli.bench.in_memory import bench_rows, bench_stack
+from fusecli.bench.in_memory import RowOptions, bench_rows
+from fusecli.bench.processes import bench_stack
 from fusecli.report.inspect import inspect_file
 
 
@@ -160,7 +161,8 @@ def test_selftest_fails_when_a_method_is_wrong(monkeypatch):
 def test_bench_compares_equal_results():
     rows = list(
         bench_rows(
-            image_tokens=(1, 3), text_tokens=(4,), dim=32, heads=4, pairs=3, turns=1, peak=1.0
+            RowOptions(image_tokens=(1, 3), text_tokens=(4,), dim=32, heads=4, pairs=3, turns=1),
+            peak=1.0,
         )
     )
     assert [(row.P, row.T) for row in rows] == [(1, 4), (3, 4)]
@@ -178,9 +180,9 @@ def test_bench_compares_equal_results():
         ["--dim", "10", "--heads", "3"],
     ],
 )
-def test_bench_refuses_impossible_options_in_one_line(args):
-    done = run("bench", *args)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+def test_bench_refuses_impossible_options_in_one_line(cli, args):
+    done = cli("bench", *args)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
 
 
 def test_bench_times_a_stack_from_file_to_file():

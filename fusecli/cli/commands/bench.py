@@ -165,7 +165,7 @@ def _bench_train(pairs: int, table: bool, as_json: bool) -> None:
 
 
 def _bench_stack(pairs: int, as_json: bool) -> None:
-    from fusecli.bench.in_memory import bench_stack
+    from fusecli.bench.processes import bench_stack
 
     result = bench_stack(pairs)
     if as_json:
@@ -186,7 +186,8 @@ def _bench_in_memory(
     computing: BenchComputing,
     as_json: bool,
 ) -> None:
-    from fusecli.bench.in_memory import bench_process, bench_rows, measure_peak
+    from fusecli.bench.in_memory import RowOptions, bench_rows, measure_peak
+    from fusecli.bench.processes import bench_process
     from fusecli.fusion.backend.device import resolve_device
 
     device, dtype, turns = resolve_device(computing.device), computing.dtype, measurements.turns
@@ -204,18 +205,19 @@ def _bench_in_memory(
             f"{'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
         )
     rows = []
-    for row in bench_rows(
-        device,
-        dtype,
-        computing.engine,
-        *tokens,
-        shapes.dim,
-        shapes.heads,
-        shapes.pairs,
-        turns,
-        plain,
-        peak,
-    ):
+    options = RowOptions(
+        device=device,
+        dtype=dtype,
+        engine=computing.engine,
+        plain_dtype=plain,
+        image_tokens=tokens[0],
+        text_tokens=tokens[1],
+        dim=shapes.dim,
+        heads=shapes.heads,
+        pairs=shapes.pairs,
+        turns=turns,
+    )
+    for row in bench_rows(options, peak):
         rows.append(row)
         if not as_json:
             order = f"{row.scores}/{row.values}" if row.scores != "none" else "one token"
@@ -233,13 +235,17 @@ def _bench_in_memory(
             "plain_dtype": plain,
             "engine": computing.engine,
         }
-        data |= {"peak_gflops": peak, "rows": [asdict(row) for row in rows], "process": whole}
+        data |= {
+            "peak_gflops": peak,
+            "rows": [asdict(row) for row in rows],
+            "process": whole and asdict(whole),
+        }
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     elif whole is not None:
         typer.echo(
             f"one process, image [1, 768] and text [8, 768], from start to file: fusecli "
-            f"{whole['fusecli_s']:.3f} s, plain script {whole['script_s']:.3f} s, "
-            f"ratio {whole['ratio']:.1f}"
+            f"{whole.fusecli_s:.3f} s, plain script {whole.script_s:.3f} s, "
+            f"ratio {whole.ratio:.1f}"
         )
 
 
