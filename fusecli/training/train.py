@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli._version import __version__
-from fusecli.errors import UsageError
+from fusecli.errors import FuseError, UsageError
 from fusecli.features.atomic import StagedFile
+from fusecli.features.file import open_regular
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
 from fusecli.training.fit import FitProgress, fit
@@ -53,6 +54,7 @@ METRICS, REPORT, PREDICTIONS, SPLIT, LOG = (
 )
 CURVES, COMPARISON = "curves.png", "comparison.png"
 # The file that says that a run is complete comes first: it is deleted first and written last.
+_LARGEST_METRICS = 1 << 26  # bytes
 OUTPUTS = (METRICS, REPORT, PREDICTIONS, SPLIT, LOG, CURVES, COMPARISON)
 
 
@@ -439,12 +441,21 @@ def stored_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def _read(path: str) -> dict[str, Any] | None:
+    """The `metrics.json` of a complete run; None where it is not there, or damaged."""
     try:
-        with open(path, "rb") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            found = json.loads(file.read(_LARGEST_METRICS))
+        numbers = found["measured_pairs"], found["groups"]
+        texts = [
+            found["part"],
+            *found["verdict"],
+            *(cell for row in found["table"] for cell in row),
+        ]
+        widths = {len(row) for row in found["table"]}
+    except (FuseError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    sound = all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
+    return found if sound and len(widths) == 1 and all(isinstance(t, str) for t in texts) else None
 
 
 def _delete(path: str) -> None:

@@ -18,8 +18,10 @@ from fusecli.errors import FuseError
 from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
 from fusecli.training.evaluate import _learnt
 from fusecli.training.run_folder import RunFolder
+from fusecli.training.train import _read, stored_lines
 from tests.faults.running import run
 from tests.faults.test_fuzz import TURNS, bounds, check, mutated
+from tests.faults.training import TRAIN
 
 MODELS = ("weights.safetensors", "models/text-only.safetensors", "models/majority.safetensors")
 
@@ -106,3 +108,23 @@ def test_checkpoint_is_whole_or_not_used(folder: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     assert kept.load("job") is None
+
+
+def test_metrics_of_a_finished_run_are_whole_or_the_run_is_done_again(folder_of_run: Path) -> None:
+    record = Path("run/metrics.json")
+    data, chance, used = record.read_bytes(), random.Random("metrics.json"), 0
+    for _ in range(TURNS):
+        record.write_bytes(mutated(data, chance))
+        with bounds():
+            found = _read(str(record))
+            if found is not None:
+                used += 1
+                assert all(isinstance(line, str) for line in stored_lines(found))
+    assert used
+    record.write_bytes(data[: len(data) // 2])
+    done = run(*TRAIN)
+    assert done.code == 0, done
+    assert record.read_bytes() == data
+    record.unlink()
+    os.mkfifo(record)
+    assert _read(str(record)) is None
