@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
+from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 
 from fusecli.cli.console import console_on, escape, print_line
 from fusecli.errors import counted
 from fusecli.fusion.compare import MethodRow, Shapes
-from fusecli.report.parts import InspectedFile, InspectedWeights, Part, TensorStats
+from fusecli.report.parts import (
+    InspectedFile,
+    InspectedFolder,
+    InspectedWeights,
+    Part,
+    TensorStats,
+)
 from fusecli.report.report import Report
+
+_UNBOUND = 10_000  # columns, more than any terminal has
+_MOST_ROWS = 20  # of a file whose tensors are many of one kind
 
 
 def print_report(report: Report) -> None:
     """The shape report as tables, on stderr."""
     console = console_on(sys.stderr)
-    console.print(_inputs(report))
+    print_table(console, _inputs(report))
     module, weights = report.module, report.module.weights
     words = [module.method, *_sizes(module), f"{module.parameters:,} parameters"]
     print_line(console, "module", ", ".join([*words, *_switches(module)]))
@@ -25,7 +38,7 @@ def print_report(report: Report) -> None:
     if weights.file is not None and weights.trained is False:
         origin = f"{weights.file} ({origin})"
     print_line(console, "weights", f"{origin}{sha}")
-    console.print(_stages(report))
+    print_table(console, _stages(report))
     if report.plan is not None:
         print_line(console, "order", report.plan.why)
         if report.plan.image_asks is not None:
@@ -63,36 +76,63 @@ def print_report(report: Report) -> None:
         print_line(console, "diagnosis", "nothing speaks against this result")
 
 
-def print_inspection(files: list[InspectedFile]) -> None:
+def print_inspection(found: Sequence[InspectedFile | InspectedFolder]) -> None:
     """What `inspect` found, on stdout."""
     console = console_on(sys.stdout)
-    for found in files:
-        print_line(console, found.file, f"{found.bytes:,} bytes")
-        weights = found.weights
-        if weights is not None:
-            print_line(console, "weights of a fusion", _described(weights))
-            if weights.unused:
-                from fusecli.fusion.stored_module import unused_note
+    for each in found:
+        if isinstance(each, InspectedFile):
+            _print_file(console, each)
+            continue
+        files = ", ".join(f"{count:,} {ending}" for ending, count in each.files.items())
+        total = sum(each.files.values())
+        words = [counted(total, "feature file") + (f" ({files})" if total else "")]
+        words += [f"{each.bytes:,} bytes"] if total else []
+        words += [counted(each.other_files, "other file")] if each.other_files else []
+        words += [f"in {counted(each.folders, 'folder')}"] if each.folders > 1 else []
+        print_line(console, each.folder, ", ".join(words))
+        for file in each.first:
+            _print_file(console, file)
+        for problem in each.problems:
+            print_line(console, "problem", problem)
+        more = total - len(each.first) - len(each.problems)
+        if more:
+            print_line(console, "not shown", counted(more, "more file"))
 
-                note = unused_note(found.file, tuple(weights.unused))
-                print_line(console, "note", note)
-        table = _table("key", "shape", "type", "bytes", "as image", "as text")
-        for tensor in found.tensors:
-            table.add_row(
-                escape(tensor.key or "-"),
-                escape(str(tensor.shape)),
-                tensor.dtype,
-                f"{tensor.bytes:,}",
-                tensor.as_image or "-",
-                tensor.as_text or "-",
-            )
-        console.print(table)
-        for tensor in found.tensors:
-            label = tensor.key or "numbers"
-            if tensor.problem:
-                print_line(console, label, tensor.problem)
-            if tensor.stats is not None:
-                print_line(console, label, _stats(tensor.stats))
+
+def _print_file(console: Console, found: InspectedFile) -> None:
+    print_line(console, found.file, f"{found.bytes:,} bytes")
+    weights, by_id = found.weights, found.by_id
+    if weights is not None:
+        print_line(console, "weights of a fusion", _described(weights))
+        if weights.unused:
+            from fusecli.fusion.stored_module import unused_note
+
+            print_line(console, "note", unused_note(found.file, tuple(weights.unused)))
+    if by_id is not None:
+        of_one_side = f"features of {counted(by_id.ids, 'pair')} by id, one side of them"
+        both = f"{counted(by_id.pairs or 0, 'pair')} by id, of {counted(by_id.ids, 'id')}"
+        print_line(console, "for fusecli batch", of_one_side if by_id.pairs is None else both)
+    names = ["key", "shape", "type", "bytes", "as image", "as text"]
+    table = _table(*(names[:4] if weights is not None else names))
+    shown = found.tensors[: _MOST_ROWS if by_id is not None else None]
+    for tensor in shown:
+        cells = [
+            escape(tensor.key or "-"),
+            escape(str(tensor.shape)),
+            tensor.dtype,
+            f"{tensor.bytes:,}",
+        ]
+        axes = [tensor.as_image or "-", tensor.as_text or "-"]
+        table.add_row(*cells, *(axes if weights is None else ()))
+    print_table(console, table)
+    if len(shown) < len(found.tensors):
+        print_line(console, "not shown", counted(len(found.tensors) - len(shown), "more tensor"))
+    for tensor in shown:
+        label = tensor.key or "numbers"
+        if tensor.problem:
+            print_line(console, label, tensor.problem)
+        if tensor.stats is not None:
+            print_line(console, label, _stats(tensor.stats))
 
 
 def print_methods(shapes: Shapes, rows: list[MethodRow]) -> None:
@@ -108,10 +148,29 @@ def print_methods(shapes: Shapes, rows: list[MethodRow]) -> None:
             numbers = [str(row.width), f"{row.parameters:,}" if row.parameters else "none"]
             name = row.options.removeprefix("--method ")
             table.add_row(name, *numbers, row.patches, row.text, f"{row.multiply_adds:,}")
-    console.print(table)
+    print_table(console, table)
     for row in rows:
         if row.problem is not None:
             print_line(console, row.options, row.problem)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table; row by row, one value a line, where it is wider than the terminal.
+
+    Columns that do not fit would be broken inside words.
+    """
+    unbound = console.options.update(max_width=_UNBOUND)
+    if not console.is_terminal or Measurement.get(console, unbound, table).maximum <= console.width:
+        console.print(table)
+        return
+    first, *others = table.columns
+    values = [list(column.cells) for column in others]
+    for row, name in enumerate(first.cells):
+        console.print(name, style="bold")
+        for column, cells in zip(others, values, strict=True):
+            if cells[row]:
+                label = f"{column.header}: " if column.header else ""
+                console.print(Padding(f"{label}{cells[row]}", (0, 0, 0, 2)))
 
 
 def _table(*columns: str) -> Table:

@@ -171,6 +171,13 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     )
 
 
+def is_usual_name(key: str) -> bool:
+    """Whether a tensor of this name is features, a mask or labels, and not an id of a pair."""
+    base = _base(key)
+    known = base in _EITHER or base in _NAMES["image"] or base in _NAMES["text"]
+    return known or is_known_mask(key) or is_called_features(key) or base in _NO_FEATURES
+
+
 def _side_of(key: str) -> Side | None:
     """Whose features a name of several says that they are; None where it does not say it."""
     base = _base(key)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 
 import numpy as np
 
-from fusecli.errors import FuseError
+from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.axes import Side, read_axes
 from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.formats.table import READABLE_ENDINGS
+from fusecli.features.mask_names import is_known_mask
+from fusecli.features.select import is_usual_name
 from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import weights_in, weights_path
-from fusecli.report.parts import InspectedFile, InspectedTensor, InspectedWeights, TensorStats
+from fusecli.report.parts import (
+    InspectedFile,
+    InspectedFolder,
+    InspectedIds,
+    InspectedTensor,
+    InspectedWeights,
+    TensorStats,
+)
 
 _CHUNK_BYTES = 16 << 20
+_FIRST_FILES = 3  # of a folder, that are described
+_FEWEST_IDS = 3  # tensors of one kind that are taken for a file by pair id
 
 
 def inspect_file(name: str, stats: bool = False) -> InspectedFile:
@@ -27,28 +41,100 @@ def inspect_file(name: str, stats: bool = False) -> InspectedFile:
 
     Returns:
         `file`, `bytes`, `weights` (a fusion's config with the keys of tensors that are no part of
-        it as `unused`, or None) and `tensors`, each with `key`,
-        `shape`, `dtype`, `bytes`, `as_image`, `as_text` (the axes it would be read as, or
-        None), `problem` (why it would not be read, or None) and, if asked, `stats`.
+        it as `unused`, or None), `by_id` (where its keys are ids of pairs) and `tensors`, each
+        with `key`, `shape`, `dtype`, `bytes`, `as_image`, `as_text` (the axes it would be read
+        as, or None), `problem` (why it would not be read, or None) and, if asked, `stats`.
 
     Raises:
         FeatureFileError: the file is missing or damaged.
     """
     with open_features(weights_path(name)) as file:
-        tensors = [_describe(key, stored, stats) for key, stored in sorted(file.tensors.items())]
         weights = _weights(file)
-    return InspectedFile(file=file.name, bytes=file.size, weights=weights, tensors=tensors)
+        tensors = [
+            _describe(key, stored, stats, weights is not None)
+            for key, stored in sorted(file.tensors.items())
+        ]
+        by_id = None if weights is not None else _by_id(file)
+    return InspectedFile(
+        file=file.name, bytes=file.size, weights=weights, by_id=by_id, tensors=tensors
+    )
 
 
-def _describe(key: str, stored: StoredTensor, stats: bool) -> InspectedTensor:
+def inspect_folder(name: str, stats: bool = False) -> InspectedFolder:
+    """Describe a folder: how many feature files it holds, and what is in the first of them.
+
+    Args:
+        name: the path.
+        stats: as in `inspect_file`, of the first files.
+
+    Raises:
+        FeatureFileError: it cannot be listed.
+    """
+    counts: dict[str, int] = {}
+    paths: list[str] = []
+    folders = others = size = 0
+    for folder, inner, names in os.walk(name, onerror=_refuse_listing):
+        inner[:] = sorted(each for each in inner if not each.startswith("."))
+        folders += 1
+        for each in sorted(names):
+            ending = os.path.splitext(each)[1].lower()
+            if each.startswith("."):
+                continue
+            if ending not in READABLE_ENDINGS:
+                others += 1
+                continue
+            counts[ending] = counts.get(ending, 0) + 1
+            path = os.path.join(folder, each)
+            with contextlib.suppress(OSError):  # removed since, or a link to nothing
+                size += os.stat(path).st_size
+            if len(paths) < _FIRST_FILES:
+                paths.append(path)
+    first, problems = [], []
+    for path in paths:
+        try:
+            first.append(inspect_file(path, stats))
+        except FuseError as error:
+            problems.append(str(error))
+    return InspectedFolder(
+        folder=name,
+        folders=folders,
+        files=dict(sorted(counts.items())),
+        other_files=others,
+        bytes=size,
+        first=first,
+        problems=problems,
+    )
+
+
+def _refuse_listing(error: OSError) -> None:
+    raise FeatureFileError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+
+
+def _by_id(file: FeatureFile) -> InspectedIds | None:
+    """What the keys are as ids: `ID.image` and `ID.text`, or one tensor an id."""
+    keys = [key for key in file.tensors if not key.endswith((".image_mask", ".text_mask"))]
+    sides = [
+        {key.removesuffix(end) for key in keys if key.endswith(end) and key != end}
+        for end in (".image", ".text")
+    ]
+    if sides[0] and sides[1]:
+        return InspectedIds(ids=len(sides[0] | sides[1]), pairs=len(sides[0] & sides[1]))
+    shapes = {(len(shape), shape[-1:]) for shape in (file.tensors[key].shape for key in keys)}
+    if len(keys) < _FEWEST_IDS or len(shapes) > 1 or any(map(is_usual_name, keys)):
+        return None
+    return InspectedIds(ids=len(keys), pairs=None)
+
+
+def _describe(key: str, stored: StoredTensor, stats: bool, of_module: bool) -> InspectedTensor:
     problem = stored.source.problem
+    no_features = bool(problem) or of_module or is_known_mask(key)
     return InspectedTensor(
         key=key or None,
         shape=list(stored.shape),
         dtype=stored.dtype,
         bytes=stored.nbytes,
-        as_image=None if problem else _letters("image", stored),
-        as_text=None if problem else _letters("text", stored),
+        as_image=None if no_features else _letters("image", stored),
+        as_text=None if no_features else _letters("text", stored),
         problem=problem,
         stats=tensor_stats(stored) if stats and not problem else None,
     )

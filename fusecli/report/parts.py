@@ -375,14 +375,51 @@ class InspectedWeights(Part):
 
 
 @part
+class InspectedIds(Part):
+    """The tensors of a file by the ids of pairs, for a batch.
+
+    Attributes:
+        ids: how many there are.
+        pairs: how many of them have an image and a text here; None in a file of one side.
+    """
+
+    ids: int
+    pairs: int | None
+
+
+@part
 class InspectedFile(Part):
     """A feature or weights file.
 
     Attributes:
         weights: the fusion that it holds, or None.
+        by_id: what its keys are, where they are ids of pairs, or None.
     """
 
     file: str
     bytes: int
     weights: InspectedWeights | None
+    by_id: InspectedIds | None
     tensors: list[InspectedTensor]
+
+
+@part
+class InspectedFolder(Part):
+    """A folder of feature files.
+
+    Attributes:
+        folders: how many it has, itself included.
+        files: how many feature files, by ending.
+        other_files: how many other files; hidden ones do not count.
+        bytes: of the feature files.
+        first: its first feature files, in the order of their paths.
+        problems: why some of the first could not be read.
+    """
+
+    folder: str
+    folders: int
+    files: dict[str, int]
+    other_files: int
+    bytes: int
+    first: list[InspectedFile]
+    problems: list[str]

@@ -1,6 +1,7 @@
 """`fusecli inspect FILE...`: what is in a file."""
 
 import json
+import os
 import sys
 from typing import Annotated, ClassVar
 
@@ -17,7 +18,9 @@ class InspectInput(OptionGroup):
     heading: ClassVar[str] = "Input"
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILES...", help="Feature or weights files, or - for stdin."),
+        typer.Argument(
+            metavar="FILES...", help="Feature or weights files, folders of them, or - for stdin."
+        ),
     ]
     stats: Annotated[
         bool,
@@ -32,12 +35,18 @@ def inspect(inputs: InspectInput, program: JsonProgram) -> None:
     """
     from fusecli.cli.main import say_error
     from fusecli.errors import FuseError
-    from fusecli.report.inspect import inspect_file
+    from fusecli.fusion.weights_file import weights_path
+    from fusecli.report.inspect import inspect_file, inspect_folder
+    from fusecli.report.parts import InspectedFile, InspectedFolder
 
-    found, failed = [], []
+    found: list[InspectedFile | InspectedFolder] = []
+    failed = []
     for name in inputs.files:
         try:
-            found.append(inspect_file(name, inputs.stats))
+            if os.path.isdir(weights_path(name)):
+                found.append(inspect_folder(name, inputs.stats))
+            else:
+                found.append(inspect_file(name, inputs.stats))
         except FuseError as error:
             if len(inputs.files) == 1:
                 raise
