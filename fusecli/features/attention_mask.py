@@ -110,12 +110,15 @@ def read_attention_mask(
         negative = negative and bool((others <= LEAST_ADDITIVE).all())
         zeros += int(is_zero.sum())
         zero[start : start + len(values)] = np.packbits(is_zero, axis=-1)
-    found, assumed = _style_of(stored, style, is_additive=negative and zeros > 0)
+    marks = samples * T * P
+    # Zeros alone are scores only in a type that scores have.
+    is_additive = negative and zeros > 0 and (zeros < marks or is_float(stored))
+    found, assumed = _style_of(stored, style, is_additive)
     if other if found != "additive" else not negative:
         _refuse_numbers(stored, found, samples, T, P)
     allowed = zeros
     if found == "keep":
-        allowed = samples * T * P - zeros
+        allowed = marks - zeros
         np.invert(zero, out=zero)
     return AttentionMask(stored, found, assumed, T, P, zero, allowed)
 
@@ -240,13 +243,13 @@ def _slices(
     stored: StoredTensor, samples: int, T: int, P: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The numbers as `[n, T, P]`, some samples after the other, each with its first sample."""
-    if samples == 1:
-        yield 0, stored.read().reshape(1, T, P)
-        return
-    step = max(1, _SLICE // (T * P))
+    step = samples if samples == 1 else max(1, _SLICE // (T * P))
     for start in range(0, samples, step):
         stop = min(start + step, samples)
-        yield start, stored.part(0, start, stop).reshape(-1, T, P)
+        part = stored.read() if samples == 1 else stored.part(0, start, stop)
+        if stored.dtype == "uint8" and bool(((part == 0) | (part == 255)).all()):
+            part = part / np.float32(255)  # marks that were stored as a picture
+        yield start, part.reshape(-1, T, P)
 
 
 def _style_of(
@@ -259,7 +262,7 @@ def _style_of(
     """
     if style is not None:
         return style, False
-    if is_additive and is_float(stored):
+    if is_additive:
         return "additive", False
     name = "" if stored.key is None else base_name(stored.key)
     if name.endswith("attn_mask") or name == "memory_mask":

@@ -154,10 +154,16 @@ def read_mask(
             if _is_counts(stored, N)
             else ""
         )
+        pairs = (
+            "; a mask of which text token may attend to which image token is given with "
+            "--attention-mask (fusecli fuse), and --text-mask none"
+            if axes.side == "text" and stored.shape[-2:-1] == (axes.tokens,)
+            else ""
+        )
         raise ShapeError(
             f"{stored.where}: the {axes.side} mask has shape {list(stored.shape)}, "
             f"expected {wanted} for features {list(axes.shape)} (read as {axes.letters}); "
-            f"--{axes.side}-mask none ignores a stored mask{counts}"
+            f"--{axes.side}-mask none ignores a stored mask{counts}{pairs}"
         )
     values = stored.read()
     if _is_of_bytes(stored, values):

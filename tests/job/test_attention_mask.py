@@ -80,7 +80,8 @@ def written(mask, how):
         "floats 0 and 1": (mask.astype(np.float32), None),
         "additive": (np.where(mask, 0, -np.inf).astype(np.float32), None),
         "additive, float16": (np.where(mask, 0, -6e4).astype(np.float16), None),
-        "additive, whole numbers": (np.where(mask, 0, -10_000), "additive"),
+        "additive, whole numbers": (np.where(mask, 0, -10_000), None),
+        "0 and 255": (mask.astype(np.uint8) * np.uint8(255), None),
         "padding": (~mask, "padding"),
         "scores": (np.where(mask, 0, -1e9)[..., None, :, :].astype(np.float32), None),
     }
@@ -89,7 +90,7 @@ def written(mask, how):
 
 FORMS = (
     "bool", "0 and 1", "floats 0 and 1", "additive", "additive, float16",
-    "additive, whole numbers", "padding",
+    "additive, whole numbers", "padding", "0 and 255",
 )  # fmt: skip
 
 
@@ -344,6 +345,27 @@ def test_a_key_of_a_file_of_several_and_names_that_say_what_they_mean():
     assert np.array_equal(fuse("m.safetensors")[0], expected)
     with pytest.raises(FeatureFileError, match="has no tensor 'c'"):
         fuse("m.safetensors:c")
+
+
+def test_zeros_alone_are_scores_in_float_and_marks_in_whole_numbers():
+    _, report = fuse(np.zeros((T, P), np.float32))
+    assert (report.attention_mask["style"], report.attention_mask["allowed"]) == ("additive", T * P)
+    with pytest.raises(
+        ShapeError, match=r"text token 0 \(and 3 more\) may attend to no image token"
+    ):
+        fuse(np.zeros((T, P), np.int64))
+
+
+def test_one_that_lies_beside_the_text_is_refused_with_advice_that_works():
+    mask = allowed(T, P)
+    expected, _ = fuse(mask)
+    save_file({"text": np.load("text.npy"), "attention_mask": mask}, "both.safetensors")
+    pair = "image.npy", "both.safetensors"
+    with pytest.raises(ShapeError) as error:
+        fuse(None, pair)
+    assert "is given with --attention-mask (fusecli fuse), and --text-mask none" in str(error.value)
+    found, _ = fuse("both.safetensors:attention_mask", pair, text_mask="none")
+    assert np.array_equal(found, expected)
 
 
 def test_a_feature_map_takes_a_mask_of_rows_and_columns():
