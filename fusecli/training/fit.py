@@ -240,12 +240,13 @@ class _Fitter:
         means = {epoch: float(np.average(s, weights=sizes)) for epoch, s in scores.items()}
         # The last epochs of the schedule differ little; a later one is taken where equal.
         epoch = max(means, key=lambda e: (means[e], e))
-        if self.targets.task == "match":  # own pairs first, then the wrong ones
-            own = [run.held_out[epoch][: len(part)] for run, part in zip(runs, parts, strict=True)]
-        else:
-            own = [run.held_out[epoch] for run in runs]
+        logits = [run.held_out[epoch] for run in runs]
+        if self.targets.task == "match":  # own pairs of all folds first, then the wrong ones
+            own = [found[: len(part)] for found, part in zip(logits, parts, strict=True)]
+            wrong = [found[len(part) :] for found, part in zip(logits, parts, strict=True)]
+            logits = own + wrong
         return _Choice(
-            candidate, means[epoch], name, epoch, np.concatenate(own), np.concatenate(parts)
+            candidate, means[epoch], name, epoch, np.concatenate(logits), np.concatenate(parts)
         )
 
     def _by_validation(self, candidates: Sequence[Candidate]) -> list[_Choice]:
@@ -255,7 +256,7 @@ class _Fitter:
         for candidate, trained in zip(candidates, self._train(tasks), strict=True):
             record = trained.history[trained.best_epoch - 1]
             assert record.score is not None
-            logits = trained.held_out[trained.best_epoch][: len(held_out)]
+            logits = trained.held_out[trained.best_epoch]
             choice = _Choice(
                 candidate, record.score, record.score_name, trained.best_epoch, logits, held_out
             )

@@ -51,8 +51,9 @@ class Fitted:
         info: how it came about.
         tuning_rows: int64 `[m]`, rows that this model's tuning logits are for: the validation
             part, or after folds all of training and validation.
-        tuning_logits: float32 `[m, C]`, for `tag` `[m, T, C]`, by networks that were not trained
-            on these rows. Temperature and threshold are to be fitted on them.
+        tuning_logits: float32 `[m, C]`, for `tag` `[m, T, C]`, for `match` `[2 m, 1]` with wrong
+            images last; by networks that were not trained on these rows. Temperature and threshold
+            are to be fitted on them.
     """
 
     def __init__(

@@ -112,7 +112,8 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
         found.append(
             f"one seed alone gives the fusion {result.headline} {plain(low)} to {plain(high)} "
             f"({len(fusion.seeds)} seeds); the table has the mean of their logits, "
-            "and fuse --weights uses the first"
+            "predict and evaluate use it too; fuse and batch --weights take the network of the "
+            "first seed"
         )
     if fusion is not None and fusion.folds:
         mean = sum(fusion.folds) / len(fusion.folds)

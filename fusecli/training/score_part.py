@@ -54,18 +54,13 @@ class Part:
 
 
 def calibration_of(model: Fitted, targets: Targets) -> Calibration:
-    """Temperature and thresholds from the logits that the model gives for rows it has not seen.
-
-    None for `match`: the validation part has no wrong images of its own.
-    """
-    if targets.task == "match":
-        return Calibration(1.0, (0.5,))
+    """Temperature and thresholds from the logits that the model gives for rows it has not seen."""
     return calibrate(_tuning(model, targets))
 
 
-def validation_score(model: Fitted, targets: Targets) -> float | None:
-    """The headline on the validation rows; None for `match`."""
-    return None if targets.task == "match" else headline(_tuning(model, targets))
+def validation_score(model: Fitted, targets: Targets) -> float:
+    """The headline on the validation rows."""
+    return headline(_tuning(model, targets))
 
 
 def _tuning(model: Fitted, targets: Targets) -> Flat:
