@@ -17,7 +17,6 @@ from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.train import run_training
 from tests.training import generators
 
-
 pytestmark = pytest.mark.slow
 
 
