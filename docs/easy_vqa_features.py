@@ -3,12 +3,15 @@
     pip install easy-vqa pillow
     python docs/easy_vqa_features.py features                  # everything: 48,248 questions
     python docs/easy_vqa_features.py sample --pictures 300     # a sample with test pictures apart
+    python docs/easy_vqa_features.py plain --keep-mean         # patches as they are
 
 The pictures and questions are those of the package easy-vqa (MIT, Victor Zhou). Nothing is
 downloaded. A picture of 64 x 64 pixels becomes 64 patches `[64, 16]`: for each patch of 8 x 8
 the mean, spread and range of the three colours, the differences across and down, and the place
-of the patch. A question becomes one vector a word `[words, 32]`: a random vector that follows
-from the word by a hash, and the word's place.
+of the patch. The mean over the patches is subtracted, so that what a picture shows lies in
+single patches and has to be looked for: a model of the mean of the patches sees nothing of it.
+`--keep-mean` leaves the patches as they are. A question becomes one vector a word `[words, 32]`: a
+random vector that follows from the word by a hash, and the word's place.
 
 Written are `images.npy` `[pictures, 64, 16]`, `texts.npz` (the distinct questions), and
 `pairs.csv` with the columns id, image, image_row, text, text_key, label, group and split.
@@ -32,11 +35,12 @@ PATCH = 8  # pixels
 WORD_WIDTH = 32
 
 
-def patches(pixels: NDArray[np.uint8]) -> Floats:
+def patches(pixels: NDArray[np.uint8], keep_mean: bool = False) -> Floats:
     """Statistics of the patches of one picture.
 
     Args:
         pixels: `[64, 64, 3]`.
+        keep_mean: do not subtract the mean over the patches.
 
     Returns:
         float32 `[64, 16]`.
@@ -62,8 +66,10 @@ def patches(pixels: NDArray[np.uint8]) -> Floats:
         corner[:, None],
         np.stack([rows, columns], axis=1) / side,
     ]
-    found: Floats = np.concatenate(parts, axis=1).astype(np.float32)
-    return found
+    found = np.concatenate(parts, axis=1).astype(np.float64)
+    if not keep_mean:
+        found -= found.mean(axis=0)
+    return found.astype(np.float32)
 
 
 def words(question: str) -> Floats:
@@ -84,6 +90,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=0, help="only so many, 0: all")
     parser.add_argument("--questions", type=int, default=0, help="of a picture at most, 0: all")
     parser.add_argument("--train-questions", type=int, default=0, help="of the training part")
+    parser.add_argument("--keep-mean", action="store_true", help="leave the patches as they are")
     options = parser.parse_args()
     try:
         import easy_vqa
@@ -105,7 +112,7 @@ def main() -> None:
         place = {number: len(pictures) + i for i, number in enumerate(keep)}
         for number in keep:
             with Image.open(paths[number]) as picture:
-                pictures.append(patches(np.asarray(picture.convert("RGB"))))
+                pictures.append(patches(np.asarray(picture.convert("RGB")), options.keep_mean))
         counted: dict[int, int] = {}
         for question, answer, number in asked:
             counted[number] = counted.get(number, 0) + 1
