@@ -42,10 +42,12 @@ class RunFolder:
         path: of the folder.
         identity: everything that the results follow from: options, hashes of features and
             labels, versions. Plain data.
+        results: files that a finished run has, the one that says that it is finished first.
     """
 
-    def __init__(self, path: str, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, identity: Mapping[str, Any], results: Sequence[str] = ()) -> None:
         self.path = Path(path)
+        self._results = tuple(results)
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self.identity = json.loads(self._identity)
 
@@ -144,10 +146,12 @@ class RunFolder:
         _write(self.path / WEIGHTS_FILE, tensors, metadata)
 
     def _clear(self) -> None:
+        """Delete another run. `run.json` stays until it is replaced: a folder without is no run,
+        and would be refused if this is stopped in the middle."""
+        for name in (*self._results, WEIGHTS_FILE):
+            (self.path / name).unlink(missing_ok=True)
         for name in (MODELS, CHECKPOINTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (RUN_FILE, WEIGHTS_FILE):
-            (self.path / name).unlink(missing_ok=True)
 
 
 def file_name(model: str, number: int) -> str:

@@ -27,7 +27,7 @@ from fusecli.training.options import TrainOptions
 from fusecli.training.pictures import draw_comparison, draw_curves
 from fusecli.training.report import Facts, as_json, metrics_json, report_md, summary_lines
 from fusecli.training.results import Measured, PartResult, compare, join_flats
-from fusecli.training.run_folder import RunFolder, hash_of
+from fusecli.training.run_folder import WEIGHTS_FILE, RunFolder, hash_of
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlearnable_tags
@@ -105,12 +105,9 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     run = _Run(options, data, notes, progress)
     if run.folder.begin(options.resume, options.force):
         stored = _read(os.path.join(options.output, METRICS))
-        if stored is not None:
+        if stored is not None and (run.folder.path / WEIGHTS_FILE).exists():
             run.folder.finish()
             return Outcome(options.output, stored, stored_lines(stored), True)
-    else:
-        for name in OUTPUTS:
-            _delete(os.path.join(options.output, name))
     return run.folds() if options.folds else run.held_out()
 
 
@@ -189,7 +186,9 @@ class _Run:
                     options.test_fraction,
                 )
             ]
-        self.folder = RunFolder(options.output, identity(options, self.examples, self.targets))
+        self.folder = RunFolder(
+            options.output, identity(options, self.examples, self.targets), OUTPUTS
+        )
 
     def held_out(self) -> Outcome:
         """Train on one split and look at its held-out part once."""
@@ -456,11 +455,6 @@ def _read(path: str) -> dict[str, Any] | None:
         return None
     sound = all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
     return found if sound and len(widths) == 1 and all(isinstance(t, str) for t in texts) else None
-
-
-def _delete(path: str) -> None:
-    if os.path.exists(path):
-        os.unlink(path)
 
 
 def write_bytes(path: str, content: bytes) -> None:

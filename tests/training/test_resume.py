@@ -135,8 +135,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_weights_are_what_fuse_takes(tmp_path):
-    """The module that a weights file gives, and the head beside it, make the same logits."""
+def test_a_stored_run_gives_the_same_logits_again(tmp_path):
     import torch
 
     from fusecli.training.fitted import Fitted
