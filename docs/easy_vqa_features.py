@@ -102,7 +102,7 @@ def additive_bound(rows: list[list[Any]]) -> str:
     is_open = [answer not in ("yes", "no") for _, answer in test]
     both = sum(known or free for known, free in zip(by_text, is_open, strict=True))
     return (
-        f"of {len(test):,} test questions {sum(is_open) / len(test):.3f} ask for a shape or colour; "
+        f"of {len(test):,} test questions {sum(is_open) / len(test):.3f} ask for shape or colour; "
         f"the most frequent answer to each text is right for {sum(by_text) / len(test):.3f}; a "
         f"perfect model without interaction for {both / len(test):.3f}"
     )
