@@ -36,7 +36,6 @@ class ModelSpec:
         fusion: `FusionConfig.to_dict()`, for a fusion.
         linear: an additive model is linear.
         sides: of an additive model.
-        fused_only: the head of a fusion sees the fused rows alone.
     """
 
     kind: Kind
@@ -48,7 +47,6 @@ class ModelSpec:
     fusion: dict[str, Any] | None = None
     linear: bool = False
     sides: tuple[str, ...] = ("text", "image")
-    fused_only: bool = False
 
     def build(self, text: ChannelStatistics, image: ChannelStatistics) -> PairModel:
         """The model with initial weights.
@@ -59,7 +57,7 @@ class ModelSpec:
         from fusecli.training.baselines import AdditiveModel, ConcatMLP
         from fusecli.training.model import FusionModel, ModelShape
 
-        shape = ModelShape(self.width, self.outputs, self.tag, text, image, self.fused_only)
+        shape = ModelShape(self.width, self.outputs, self.tag, text, image)
         if self.kind == "fusion":
             config = FusionConfig.from_dict(dict(self.fusion or {}), "run.json")
             return FusionModel(config, shape)
@@ -170,16 +168,8 @@ def make_candidates(
             found.append(Candidate(family, f"{name}, no input dropout", spec, light(recipe), cost))
 
     for config in fusion_configs(examples, options):
-        fusion = replace(spec, kind="fusion", fusion=config.to_dict())
-        add("fusion", config.method, fusion)
-        if options.method == "auto" and config.method == "attention" and not targets.per_token:
-            alone = replace(config, residual=False, norm=False)
-            if module_is_default(options):
-                add(
-                    "fusion",
-                    "attention without the text",
-                    replace(fusion, fusion=alone.to_dict(), fused_only=True),
-                )
+        name = config.method
+        add("fusion", name, replace(spec, kind="fusion", fusion=config.to_dict()))
     sides: dict[str, tuple[str, ...]] = {
         "text only": ("text",),
         "image only": ("image",),
@@ -191,11 +181,6 @@ def make_candidates(
             add(family, "MLP", replace(spec, sides=used))
     add("concat + MLP", "MLP", replace(spec, kind="concat_mlp"))
     return found
-
-
-def module_is_default(options: TrainOptions) -> bool:
-    """Whether nothing but the width is said of the module."""
-    return set(options.module.given) <= {"embed_dim", "num_heads"}
 
 
 def fusion_configs(examples: Examples, options: TrainOptions) -> list[FusionConfig]:

@@ -110,25 +110,15 @@ class FusionHead(nn.Module):
         pooled: false for `tag`.
         text_dim: Dt for a fusion that has no `text_proj`; the head then projects the tokens
             itself. 0 where the fusion's projected tokens are given.
-        fused_only: the head sees the fused rows alone. With few pairs this is better where the
-            text says nothing by itself: there are no products to learn noise from.
     """
 
     def __init__(
-        self,
-        width: int,
-        hidden: int,
-        outputs: int,
-        pooled: bool,
-        text_dim: int = 0,
-        fused_only: bool = False,
+        self, width: int, hidden: int, outputs: int, pooled: bool, text_dim: int = 0
     ) -> None:
         super().__init__()
-        self.fused_only = fused_only
-        inputs = width if fused_only else 3 * width
-        self.text_proj = nn.Linear(text_dim, width) if text_dim and not fused_only else None
-        self.score = nn.Parameter(torch.zeros(inputs)) if pooled else None
-        self.mlp = MLP(inputs, hidden, outputs)
+        self.text_proj = nn.Linear(text_dim, width) if text_dim else None
+        self.score = nn.Parameter(torch.zeros(3 * width)) if pooled else None
+        self.mlp = MLP(3 * width, hidden, outputs)
 
     def forward(
         self, fused: Tensor, tokens: Tensor, mask: Tensor | None, noise: Noise | None = None
@@ -144,12 +134,10 @@ class FusionHead(nn.Module):
         Returns:
             `[N, C]`, without pooling `[N, T, C]`.
         """
-        z = fused
-        if not self.fused_only:
-            if self.text_proj is not None:
-                tokens = self.text_proj(tokens)
-            z = torch.cat((fused, tokens, fused * tokens), dim=-1)  # [N, T, 3 D]
+        if self.text_proj is not None:
+            tokens = self.text_proj(tokens)
+        z = torch.cat((fused, tokens, fused * tokens), dim=-1)  # [N, T, 3 D]
         if self.score is not None:
-            z = pool_tokens(z, z @ self.score, mask)  # [N, 3 D] or [N, D]
+            z = pool_tokens(z, z @ self.score, mask)  # [N, 3 D]
         logits: Tensor = self.mlp(z, noise)
         return logits

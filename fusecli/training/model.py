@@ -44,7 +44,6 @@ class ModelShape:
         outputs: number of logits C.
         tag: logits for every text token instead of for the pair.
         text, image: what the channels are standardised with.
-        fused_only: the head of a fusion sees the fused rows alone.
     """
 
     hidden: int
@@ -52,7 +51,6 @@ class ModelShape:
     tag: bool
     text: ChannelStatistics
     image: ChannelStatistics
-    fused_only: bool = False
 
 
 class PairModel(nn.Module):
@@ -118,7 +116,6 @@ class FusionModel(PairModel):
             shape.outputs,
             not shape.tag,
             config.text_dim if own else 0,
-            shape.fused_only,
         )
         # These take the mean of the image tokens, which can be taken before the projection.
         self.pooled = Pooled(image=config.method in ("concat", "sum", "bilinear"))
