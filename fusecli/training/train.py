@@ -27,7 +27,7 @@ from fusecli.training.options import TrainOptions
 from fusecli.training.pictures import draw_comparison, draw_curves
 from fusecli.training.report import Facts, as_json, metrics_json, report_md, summary_lines
 from fusecli.training.results import Measured, PartResult, compare, join_flats
-from fusecli.training.run_folder import WEIGHTS_FILE, RunFolder, hash_of
+from fusecli.training.run_folder import RunFolder, hash_of
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlearnable_tags
@@ -39,6 +39,7 @@ from fusecli.training.split import (
     make_split,
     seen_share,
 )
+from fusecli.training.stored_run import WEIGHTS_FILE
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
 from fusecli.training.targets import IGNORED, Targets
 
