@@ -6,7 +6,9 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 
+from fusecli.batch.literals import ON_ERROR, OnError
 from fusecli.errors import UsageError, refuse_empty_name
+from fusecli.features.formats.table import WRITABLE_ENDINGS
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.fusion.options import (
@@ -20,8 +22,8 @@ from fusecli.fusion.results import BOTH
 from fusecli.fusion.weights_file import weights_path
 from fusecli.pairs.open import PairOptions
 
-FORMATS = ("npy", "safetensors", "npz")
-ON_ERROR = ("skip", "stop")
+# A pair's file has the name of its format as its ending.
+FORMATS = tuple(ending.removeprefix(".") for ending in WRITABLE_ENDINGS)
 SHARD_SIZE = 2 * 10**9
 MAX_MEMORY = 192 << 20
 
@@ -91,7 +93,7 @@ class BatchOptions:
     dtype: Dtype = "float32"
     engine: Engine = "auto"
     out_dtype: OutDtype = "float32"
-    on_error: str = "skip"
+    on_error: OnError = "skip"
     retry_failed: bool = False
     force: bool = False
     shard: Shard | None = None

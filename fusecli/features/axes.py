@@ -115,7 +115,7 @@ class PairShapes:
     def P(self) -> int:  # noqa: N802
         return self.image.tokens
 
-    def output_shape(self, width: int, side: str = "text") -> tuple[int, ...]:
+    def output_shape(self, width: int, side: Side = "text") -> tuple[int, ...]:
         """Shape of a fused vector per token of one side, in the order N, tokens, D."""
         sizes = {"N": self.N, "T": self.T, "P": self.P, "D": width}
         return tuple(sizes[letter] for letter in self.output_letters_of(side))
@@ -134,7 +134,7 @@ class PairShapes:
         """The letters of `output_shape`."""
         return self.output_letters_of("text")
 
-    def output_letters_of(self, side: str) -> str:
+    def output_letters_of(self, side: Side) -> str:
         """The letters of one side's result; cells of a feature map are tokens there."""
         own = self.text if side == "text" else self.image
         stacked = "N" in self.text.letters or "N" in own.letters or self.text_shared

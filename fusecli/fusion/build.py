@@ -8,6 +8,7 @@ from __future__ import annotations
 from fusecli.errors import UsageError
 from fusecli.fusion.base import Computing, Fusion, LoadWeights
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Engine
 from fusecli.fusion.settings import Sizes
 
 
@@ -33,7 +34,7 @@ def build_fusion(
     return config.how.build(config, load, sizes, computing)
 
 
-def check_engine(config: FusionConfig, engine: str) -> None:
+def check_engine(config: FusionConfig, engine: Engine) -> None:
     """Raises:
     UsageError: the method does not run on that engine.
     """

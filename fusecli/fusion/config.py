@@ -18,8 +18,8 @@ from fusecli.records import record
 
 DIRECTIONS = SIDES
 _WIDTHS = ("embed_dim", "image_dim", "text_dim", "method")
-# The largest value of each field that is a size and that only some methods read.
-_LARGEST = {"layers": 256, "ffn_dim": 4 * LARGEST_SIZE, "rank": LARGEST_SIZE}
+# The largest values of whole numbers that are not as large as a width can be.
+_LARGEST = {"layers": 256, "ffn_dim": 4 * LARGEST_SIZE}
 _OPTIONS = {"embed_dim": "--dim", "num_heads": "--heads", "projected": "a projection"}
 
 
@@ -40,7 +40,9 @@ class FusionConfig(FusionSettings):
         self._fill({"image_dim": self.embed_dim, "text_dim": self.embed_dim})
         self._fill(method.defaults(self))
         sizes = dict.fromkeys(("embed_dim", "num_heads", "image_dim", "text_dim"), LARGEST_SIZE)
-        sizes |= {name: most for name, most in _LARGEST.items() if name in method.fields}
+        for name in whole_numbers():
+            if name in method.fields and name != "context_dim":  # which may be 0: see below
+                sizes[name] = _LARGEST.get(name, LARGEST_SIZE)
         for name, largest in sizes.items():
             value = getattr(self, name)
             if not 1 <= value <= largest:
@@ -167,6 +169,11 @@ class FusionConfig(FusionSettings):
             return cls(**values)
         except UsageError as error:
             raise WeightsError(f"{where}: its fusecli metadata is impossible: {error}") from None
+
+
+def whole_numbers() -> list[str]:
+    """The fields that are whole numbers: all of them are sizes."""
+    return [field.name for field in fields(FusionSettings) if field.type == "int"]
 
 
 def option_of(name: str) -> str:

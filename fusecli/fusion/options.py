@@ -10,7 +10,13 @@ from fusecli.errors import ShapeError, UsageError
 from fusecli.features.axes import LARGEST_SIZE
 from fusecli.features.writer import OUT_DTYPES
 from fusecli.fusion.backend.device import check_device_name
-from fusecli.fusion.config import FusionConfig, divisors, option_of, refuse_foreign
+from fusecli.fusion.config import (
+    FusionConfig,
+    divisors,
+    option_of,
+    refuse_foreign,
+    whole_numbers,
+)
 from fusecli.fusion.initial_weights import check_seed
 from fusecli.fusion.literals import BOTH, DTYPES, ENGINES, POOLS, SIDES
 from fusecli.fusion.methods import METHODS, method_named
@@ -45,8 +51,8 @@ class ModuleOptions:
     weights_prefix: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "num_heads", "layers", "ffn_dim", "rank"):
-            # In a config 0 stands for a size that was not given.
+        for name in whole_numbers():
+            # They are sizes. In a config 0 stands for a size that was not given.
             if self.given.get(name, 1) < 1:
                 raise UsageError(f"{option_of(name)} must be at least 1, found {self.given[name]}")
 

@@ -12,7 +12,7 @@ from fusecli.features.writer import FUSED_KEY
 from fusecli.fusion.base import Fusion, WeightsOut
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import BOTH as BOTH
-from fusecli.fusion.literals import SIDES, Pool, Side
+from fusecli.fusion.literals import SIDES, Direction, Pool, Side
 from fusecli.fusion.pooling import pool_tokens
 from fusecli.records import record
 
@@ -31,7 +31,7 @@ class ResultTensor:
     shape: tuple[int, ...]
 
 
-def query_sides(direction: str) -> tuple[Side, ...]:
+def query_sides(direction: Direction) -> tuple[Side, ...]:
     """The sides whose tokens get a fused vector, the text first."""
     return SIDES if direction == BOTH else tuple(side for side in SIDES if side == direction)
 
@@ -43,7 +43,7 @@ def count_nonfinite(numbers: NDArray[np.float32]) -> int:
 
 
 def result_tensors(
-    shapes: PairShapes, config: FusionConfig, direction: str, pool: str | None
+    shapes: PairShapes, config: FusionConfig, direction: Direction, pool: Pool | None
 ) -> list[ResultTensor]:
     """The tensors a job writes, in the order in which `fuse_chunk` gives them.
 

@@ -285,7 +285,7 @@ def _look(job: Job, fusion: Fusion, chunk: PairChunk) -> AttentionPart | None:
 
 
 def _statistics(
-    job: Job, weights: list[NDArray[np.float32]], direction: str, chunk: PairChunk
+    job: Job, weights: list[NDArray[np.float32]], direction: Side, chunk: PairChunk
 ) -> AttentionPart | None:
     masks, allowed = (chunk.text_mask, chunk.image_mask), chunk.attention_mask
     if direction == "image":

@@ -18,6 +18,7 @@ from fusecli.errors import UsageError, counted
 from fusecli.features.atomic import Staged
 from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Direction
 from fusecli.fusion.methods import methods_with, no_attention
 from fusecli.maps.literals import BoxFormat, BoxUnits
 from fusecli.records import record
@@ -93,7 +94,7 @@ class MapOptions:
             if path == "-":
                 raise UsageError(f"{option} -: writes a file; only the fused rows go to stdout")
 
-    def check_method(self, config: FusionConfig, direction: str) -> None:
+    def check_method(self, config: FusionConfig, direction: Direction) -> None:
         """Raises:
         UsageError: there are no text tokens that attend to image tokens, or no such layer.
         """

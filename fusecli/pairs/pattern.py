@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from fusecli.errors import UsageError
+from fusecli.features.axes import Side
 from fusecli.features.formats.table import READABLE_ENDINGS
 
 _ID = "{id}"
@@ -40,7 +41,7 @@ class Pattern:
         return f"{self.prefix}{id}{self.suffix}"
 
 
-def key_pattern(side: str, text: str) -> Pattern:
+def key_pattern(side: Side, text: str) -> Pattern:
     """Read a pattern of keys.
 
     Raises:
@@ -52,7 +53,7 @@ def key_pattern(side: str, text: str) -> Pattern:
     return Pattern(text, prefix, suffix)
 
 
-def file_pattern(side: str, text: str | None) -> Pattern:
+def file_pattern(side: Side, text: str | None) -> Pattern:
     """Read a pattern of files: of names without a folder, or with a `/` of relative paths.
 
     Raises:

@@ -14,6 +14,7 @@ from fusecli.features.mask_names import side_named
 from fusecli.features.pair_inputs import MaskOrigin, UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Dtype
 from fusecli.fusion.stored_module import StoredModule
 from fusecli.report.parts import AttentionPart
 from fusecli.report.report import Diagnosis, Note
@@ -68,7 +69,7 @@ def of_rows(
     rows: RowStatistics,
     mask: MaskOrigin | None,
     where: str,
-    dtype: str,
+    dtype: Dtype,
     in_batch: bool = False,
 ) -> list[Diagnosis]:
     """All that the features of one side tell.
@@ -480,12 +481,12 @@ def sequence_first(shapes: PairShapes) -> list[Diagnosis]:
     ]
 
 
-def largest_norm(dtype: str) -> float:
+def largest_norm(dtype: Dtype) -> float:
     """The length of a feature up to which a type carries it well."""
     return {"float16": FLOAT16_MAX, "bfloat16": BFLOAT16_COARSE}.get(dtype, math.inf)
 
 
-def too_large_for(dtype: str, side: Side, seen: RowStatistics) -> list[Diagnosis]:
+def too_large_for(dtype: Dtype, side: Side, seen: RowStatistics) -> list[Diagnosis]:
     """Features beyond what a narrow type carries."""
     if seen.largest_norm <= largest_norm(dtype):
         return []

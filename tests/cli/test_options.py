@@ -10,7 +10,7 @@ import typer
 
 from fusecli import FuseOptions, MapOptions, ModuleOptions
 from fusecli.batch import BatchOptions
-from fusecli.batch.options import FORMATS, ON_ERROR
+from fusecli.batch.literals import ON_ERROR
 from fusecli.cli import option_groups
 from fusecli.cli.commands import batch, fuse
 from fusecli.cli.options import Choices, parse_bytes, spread
@@ -79,7 +79,6 @@ def test_choices_are_asked_for_when_the_command_is_made() -> None:
         (option_groups.OutDtype, OUT_DTYPES),
         (option_groups.Pool, ("mean", "max", "first")),
         (option_groups.Direction, ("text", "image", "both")),
-        (batch.Format, FORMATS),
         (batch.OnError, ON_ERROR),
     ],
 )

@@ -4,10 +4,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from fusecli.batch.literals import OnError
 from fusecli.cli.option_groups import (
     Computing,
     ManyPairs,
@@ -17,15 +18,21 @@ from fusecli.cli.option_groups import (
     Result,
     StoredMasks,
 )
-from fusecli.cli.options import OptionGroup, option_group, parse_bytes
+from fusecli.cli.options import Choices, OptionGroup, option_group, parse_bytes
 from fusecli.cli.progress import Progress, print_path
 
 if TYPE_CHECKING:
     from fusecli.batch import BatchOptions, RayOptions
 
 # A test compares these with what the library takes.
-Format = Literal["npy", "safetensors", "npz"]
-OnError = Literal["skip", "stop"]
+
+
+def format_names() -> tuple[str, ...]:
+    """The formats that results are written in."""
+    from fusecli.batch.options import FORMATS
+
+    return FORMATS
+
 
 _FAILED_PAIRS = 3
 _OWN_CLUSTER = "local"  # the value of --ray without an address
@@ -45,7 +52,8 @@ class BatchFolder(OptionGroup):
         str | None, typer.Option("--output", "-o", metavar="DIR", help="The output folder.")
     ] = None
     format: Annotated[
-        Format | None,
+        str | None,
+        Choices(format_names),
         typer.Option(
             help="Format of the results.",
             show_default="npy, or safetensors where a pair has several tensors",
