@@ -85,3 +85,13 @@ def start(
     command = [sys.executable, "-c", PROGRAM.format(more=more), "batch", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, **(pipes | options))
+
+
+def write_pairs(count: int, first: int = 0, P: int = 49, T: int = 12, D: int = 64) -> None:
+    """`images/` and `texts/` in the working folder, in one level; lengths differ by up to four."""
+    rng = np.random.default_rng(0)
+    for side, tokens in (("images", P), ("texts", T)):
+        Path(side).mkdir(exist_ok=True)
+        pool = rng.normal(size=(tokens + 40, D)).astype(np.float32)
+        for n in range(first, count):
+            np.save(f"{side}/{n:05}.npy", pool[n % 40 : n % 40 + tokens - n % 5])

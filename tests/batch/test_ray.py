@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import filecmp
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -22,22 +20,11 @@ import numpy as np
 import pytest
 import ray
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fusecli import ImageTextFusion, __version__, save_module
-from fusecli.batch import BatchOptions, RayOptions
-from fusecli.batch.ray import actor
-from fusecli.batch.ray import pool as on_ray
-from fusecli.batch.ray.cluster import worker_count
-from fusecli.batch.resolve import resolve
-from fusecli.batch.worker import Fuser, Result
-from fusecli.cli.main import _with_values
-from fusecli.errors import FuseError, RayError, UsageError
-from fusecli.pairs.open import Pair, PairOptions, Place, open_pairs
+from tests.batches import write_pairs
 
 CLUSTER = Path(__file__).parents[1] / "ray_cluster.py"
-UNTRAINED = "note: no --weights"
+pytestmark = pytest.mark.ray
 
 
 # ------------------------------------------------------------- real clusters, real processes
@@ -114,8 +101,8 @@ def until(happens: Callable[[], Any], otherwise: str, seconds: float = 30) -> An
     return pytest.fail(otherwise)
 
 
-@pytest.fixture
-def session() -> Iterator[Session]:
+@contextlib.contextmanager
+def ray_session() -> Iterator[Session]:
     """An environment for Ray: on the loopback, reporting to nobody, with a folder that goes."""
     with tempfile.TemporaryDirectory(prefix="fray-", ignore_cleanup_errors=True) as folder:
         os.mkdir(f"{folder}/ray")
@@ -136,9 +123,9 @@ def session() -> Iterator[Session]:
         assert os.listdir(f"{folder}/home") == [], "something was written into the home folder"
 
 
-@pytest.fixture
-def cluster(session: Session) -> Iterator[Session]:
-    """Two nodes with a CPU each."""
+@contextlib.contextmanager
+def two_nodes(session: Session) -> Iterator[Session]:
+    """A cluster of two nodes with a CPU each."""
     with subprocess.Popen(
         [sys.executable, str(CLUSTER)],
         env=session.env,
@@ -155,13 +142,25 @@ def cluster(session: Session) -> Iterator[Session]:
         process.wait(60)
 
 
-def write_pairs(count: int, first: int = 0, P: int = 49, T: int = 12, D: int = 64) -> None:
-    rng = np.random.default_rng(0)
-    for side, tokens in (("images", P), ("texts", T)):
-        os.makedirs(side, exist_ok=True)
-        pool = rng.normal(size=(tokens + 40, D)).astype(np.float32)
-        for n in range(first, count):
-            np.save(f"{side}/{n:05}.npy", pool[n % 40 : n % 40 + tokens - n % 5])
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """For a test that starts Ray by itself."""
+    with ray_session() as here:
+        yield here
+
+
+@pytest.fixture
+def cluster() -> Iterator[Session]:
+    """For a test that takes a cluster apart."""
+    with ray_session() as here, two_nodes(here):
+        yield here
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Session]:
+    """A cluster for all tests that leave it whole: Ray takes seconds to start."""
+    with ray_session() as here, two_nodes(here):
+        yield here
 
 
 def files_of(root: str) -> dict[str, Path]:
@@ -207,64 +206,67 @@ def test_worker_or_node_that_ends_at_work_changes_nothing(
     assert [json.loads(line)["id"] for line in lines] == [f"{n:05}" for n in range(3000)]
 
 
-def test_workers_are_given_gpus_of_the_cluster(folder: Path, cluster: Session) -> None:
+def test_workers_are_given_gpus_of_the_cluster(folder: Path, shared: Session) -> None:
     write_pairs(30)
-    plain(cluster, "plain")
-    on = ["batch", "images", "texts", "--ray", cluster.address, "--gpus-per-worker"]
-    code, _, err = cluster.run(*on, "1", "-o", "ray", "--device", "cpu")
+    plain(shared, "plain")
+    on = ["batch", "images", "texts", "--ray", shared.address, "--gpus-per-worker"]
+    code, _, err = shared.run(*on, "1", "-o", "ray", "--device", "cpu")
     assert code == 0, err
     assert_same("plain", "ray")
-    code, out, err = cluster.run(*on, "3", "-o", "ray3", "-q")
+    code, out, err = shared.run(*on, "3", "-o", "ray3", "-q")
     assert (code, out) == (1, "")
     assert err == (
         "error: the Ray cluster has 2 CPUs and 2 GPUs, and a worker takes 1 CPU and 3 GPUs\n"
     )
     if not torch.cuda.is_available():
-        code, out, err = cluster.run(*on, "0.5", "-o", "cuda", "-q")
+        code, out, err = shared.run(*on, "0.5", "-o", "cuda", "-q")
         assert (code, out) == (1, "")
         assert err.startswith("error: --device cuda")
         assert err.count("\n") == 1
 
 
-def test_plain_run_and_run_on_ray_go_on_with_each_other(folder: Path, session: Session) -> None:
+def test_plain_run_and_run_on_ray_go_on_with_each_other(folder: Path, shared: Session) -> None:
     write_pairs(60)
     np.save("images/00007.npy", np.full((3, 64), np.nan, np.float32))
     Path("texts/00009.npy").write_bytes(b"damaged")
     args = ["images", "texts", "--engine", "numpy"]
-    assert session.run("batch", *args, "-o", "plain")[0] == 3
-    code, out, err = session.run("batch", *args, "-o", "ray", "--ray", "--workers", "2")
+    on = ["--ray", shared.address]
+    assert shared.run("batch", *args, "-o", "plain")[0] == 3
+    code, out, err = shared.run("batch", *args, "-o", "ray", *on)
     assert (code, out) == (3, "ray\n")
     assert "58 done, 2 failed" in err
     assert "00009.npy: is not a .npy file" in err
     assert_same("plain", "ray")
     write_pairs(80, first=60)
-    code, _, err = session.run("batch", *args, "-o", "ray")
+    code, _, err = shared.run("batch", *args, "-o", "ray")
     assert code == 3
     assert "20 done, 58 skipped, 2 failed before" in err
     write_pairs(10, first=7)
-    code, _, err = session.run("batch", *args, "-o", "ray", "--ray", "--retry-failed")
+    code, _, err = shared.run(
+        "batch", *args, "-o", "ray", "--ray", shared.address, "--retry-failed"
+    )
     assert code == 0, err
     assert "2 done" in err
-    assert session.run("batch", *args, "-o", "again", "--ray", "--workers", "1")[0] == 0
+    assert shared.run("batch", *args, "-o", "again", *on)[0] == 0
     for n in range(80):
         assert filecmp.cmp(f"ray/{n:05}.npy", f"again/{n:05}.npy", shallow=False)
 
 
 def test_torch_keeps_the_number_of_threads_that_a_run_began_with(
-    folder: Path, session: Session
+    folder: Path, shared: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How many there are shows in the last bits, and a Ray worker has one by default."""
     command = ["batch", "images", "texts", "--method", "transformer", "-o"]
     for count in (20, 40):
         write_pairs(count, D=256)
-        session.env["OMP_NUM_THREADS"] = "2" if count == 20 else "1"
-        code, _, err = session.run(*command, "later")
+        monkeypatch.setitem(shared.env, "OMP_NUM_THREADS", "2" if count == 20 else "1")
+        code, _, err = shared.run(*command, "later")
         assert code == 0, err
-    code, _, err = session.run(*command, "one")
+    code, _, err = shared.run(*command, "one")
     assert code == 0, err
-    session.env["OMP_NUM_THREADS"] = "2"
-    for output, more in (("two", []), ("ray", ["--ray", "--workers", "2"])):
-        code, _, err = session.run(*command, output, *more)
+    monkeypatch.setitem(shared.env, "OMP_NUM_THREADS", "2")
+    for output, more in (("two", []), ("ray", ["--ray", shared.address])):
+        code, _, err = shared.run(*command, output, *more)
         assert code == 0, err
     assert_same("two", "ray")
     numbers = [f"{n:05}.npy" for n in range(40)]
@@ -342,276 +344,3 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1
         assert not os.path.exists("out")
-
-
-def test_missing_ray_names_the_extra(folder: Path, session: Session) -> None:
-    write_pairs(1)
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from fusecli.cli.main import main\n"
-        "main(['batch', '--ray', 'images', 'texts', '-o', 'out'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: --ray needs Ray: pip install '.[ray]' in a clone of fusecli\n"
-    assert not os.path.exists("out")
-
-
-@pytest.mark.parametrize(
-    ("given", "understood"),
-    [
-        (["--ray", "images", "texts"], ["--ray=local", "images", "texts"]),
-        (["images", "texts", "--ray"], ["images", "texts", "--ray=local"]),
-        (["--ray", "-o", "out"], ["--ray=local", "-o", "out"]),
-        (["--ray", "head:6379", "images"], ["--ray", "head:6379", "images"]),
-        (["--ray", "auto", "images"], ["--ray", "auto", "images"]),
-        (["--ray=head:1", "images"], ["--ray=head:1", "images"]),
-        (["--ray", "a/b:1"], ["--ray=local", "a/b:1"]),
-        ([], []),
-    ],
-)
-def test_bare_ray_takes_no_folder_for_an_address(given: list[str], understood: list[str]) -> None:
-    assert _with_values(given) == understood
-
-
-# ---------------------------------------------------------------- every order of losses
-
-
-class FakeRay:
-    """Ray as the pool sees it, in this process, with workers that end as a test wants.
-
-    Args:
-        seed: of the order in which results come.
-        losses: how often a worker ends at work, whatever it does.
-        poison: pairs that end whoever works on them.
-    """
-
-    class exceptions:  # noqa: N801 - as Ray calls it
-        class RayError(Exception):
-            pass
-
-        class RayTaskError(RayError):
-            def __init__(self, cause: Exception) -> None:
-                super().__init__("paragraphs")
-                self.cause = cause
-
-    def __init__(self, seed: int, losses: int = 0, poison: frozenset[int] = frozenset()) -> None:
-        self._random, self._losses, self.poison = random.Random(seed), losses, poison
-        self.worked: list[int] = []
-        self.nodes: Callable[[], list[dict[str, bool]]] = list
-        self.most_in_hand = 0
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 3.0}
-
-    def available_resources(self) -> dict[str, float]:
-        return {}
-
-    def remote(self, **needs: float) -> Callable[[type], Any]:
-        assert needs == {"num_cpus": 1, "num_gpus": 0.0}
-        return lambda kind: _Kind(self)
-
-    def wait(self, references: list[Any], num_returns: int, timeout: float) -> Any:
-        self.most_in_hand = max(self.most_in_hand, len(references))
-        return [self._random.choice(references)], []
-
-    def kill(self, actor: _Actor) -> None:
-        actor.alive = False
-
-    def get(self, reference: tuple[_Actor, int, list[Pair] | None]) -> Any:
-        actor, _, pairs = reference
-        ends = self._losses > 0 and self._random.random() < 0.2
-        self._losses -= ends
-        if ends or not actor.alive or self.poison & {int(pair.id) for pair in pairs or ()}:
-            actor.alive = False
-            raise self.exceptions.RayError("Worker exit type: SYSTEM_ERROR")
-        if pairs is None:
-            return None
-        count = self._random.randint(1, len(pairs))
-        self.worked += [int(pair.id) for pair in pairs[:count]]
-        return [([], {"fused": np.full(3, int(pair.id))}, None, []) for pair in pairs[:count]]
-
-
-class _Kind:
-    def __init__(self, ray: FakeRay) -> None:
-        self._ray = ray
-
-    def remote(self, *args: object) -> _Actor:
-        return _Actor()
-
-
-class _Actor:
-    def __init__(self) -> None:
-        self.alive = True
-        self._count = 0
-
-    @property
-    def begin(self) -> Any:
-        return _Method(self)
-
-    @property
-    def work(self) -> Any:
-        return _Method(self)
-
-
-class _Method:
-    def __init__(self, actor: _Actor) -> None:
-        self._actor = actor
-
-    def remote(self, pairs: list[Pair] | None = None, budget: int = 0) -> Any:
-        return _Reference(self._actor, pairs)
-
-
-class _Reference(tuple):  # type: ignore[type-arg]
-    """Ray's references are told apart by what they are, not by what they hold."""
-
-    def __new__(cls, actor: _Actor, pairs: list[Pair] | None) -> _Reference:
-        return super().__new__(cls, (actor, 0, pairs))
-
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-def pool(ray: FakeRay, told: list[str]) -> on_ray.Pool:
-    options = BatchOptions(PairOptions("images", "texts"), "out", ray=RayOptions())
-    return on_ray.Pool(ray, options, None, told.append)  # type: ignore[arg-type]
-
-
-def pairs(count: int) -> Iterator[Pair]:
-    place = Place("x.npy", None)
-    return (Pair(str(n), place, place, None, None, None) for n in range(count))
-
-
-def ids(results: list[Result]) -> list[int]:
-    return [int(result.pair.id) for result in results]
-
-
-@settings(max_examples=60, deadline=None)
-@given(count=st.integers(0, 2000), seed=st.integers(0, 1000), losses=st.integers(0, 2))
-def test_results_come_once_and_in_order_whoever_is_lost(count: int, seed: int, losses: int) -> None:
-    ray, told = FakeRay(seed, losses), list[str]()
-    results = [each for some in pool(ray, told).run(pairs(count)) for each in some]
-    assert ids(results) == list(range(count))
-    assert all(each.tensors and each.tensors["fused"][0] == int(each.pair.id) for each in results)
-    assert ray.most_in_hand <= 2 * 3 + 3
-    assert len(told) <= losses
-
-
-@settings(max_examples=40, deadline=None)
-@given(poison=st.frozensets(st.integers(0, 599), max_size=3), seed=st.integers(0, 1000))
-def test_pair_that_ends_every_worker_fails_alone(poison: frozenset[int], seed: int) -> None:
-    told: list[str] = []
-    results = [
-        each for some in pool(FakeRay(seed, 0, poison), told).run(pairs(600)) for each in some
-    ]
-    assert ids(results) == list(range(600))
-    failed = {int(each.pair.id) for each in results if each.error is not None}
-    assert failed == poison
-    assert all("ended 3 Ray workers" in each.error for each in results if each.error is not None)
-
-
-def test_cluster_without_a_machine_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, told = FakeRay(0), list[str]()
-    monkeypatch.setattr(fake, "wait", lambda *args, **options: ([], []))
-    fake.nodes = lambda: [{"Alive": True}, {"Alive": False}]
-    waiting = pool(fake, told).run(pairs(10))
-    assert [next(waiting), next(waiting)] == [[], []]
-    fake.nodes = lambda: [{"Alive": False}]
-    with pytest.raises(RayError, match=r"^--ray: Ray has ended, none of its machines is left"):
-        next(waiting)
-    assert len(told) == 1
-
-
-def test_workers_that_always_end_end_the_run() -> None:
-    told: list[str] = []
-    endless = pool(FakeRay(0, 10**6, frozenset(range(1000))), told)
-    with pytest.raises(RayError, match="Ray's workers ended 20 times one after the other"):
-        for _ in endless.run(pairs(1000)):
-            pass
-
-
-@pytest.mark.parametrize(
-    ("cause", "kind", "message"),
-    [
-        (UsageError("as it was"), UsageError, "as it was"),
-        (KeyError("odd"), RayError, "a Ray worker failed: KeyError: 'odd'"),
-    ],
-)
-def test_what_a_worker_raises_ends_the_run(
-    monkeypatch: pytest.MonkeyPatch, cause: Exception, kind: type[FuseError], message: str
-) -> None:
-    ray = FakeRay(0)
-
-    def raising(reference: object) -> None:
-        raise ray.exceptions.RayTaskError(cause)
-
-    monkeypatch.setattr(ray, "get", raising)
-    with pytest.raises(kind) as raised:
-        list(pool(ray, []).run(pairs(10)))
-    assert str(raised.value) == message
-
-
-def test_worker_that_would_compute_something_else_refuses(folder: Path) -> None:
-    write_pairs(1)
-    save_module(ImageTextFusion(64, 8), "w.safetensors")
-    options = BatchOptions(PairOptions("images", "texts"), "out", weights="w.safetensors")
-    source = open_pairs(options.pairs)
-    spec, _ = resolve(options, source, 1, None)
-    actor.Worker(spec, os.getcwd(), __version__).begin()
-    with pytest.raises(RayError, match=rf"^fusecli is {__version__} on .* and 0.0 here: install"):
-        actor.Worker(spec, os.getcwd(), "0.0").begin()
-    with pytest.raises(RayError, match=r"^/none/such: cannot be entered on .*: No such file"):
-        actor.Worker(spec, "/none/such", __version__).begin()
-    save_module(ImageTextFusion(64, 8), "other.safetensors")
-    os.replace("other.safetensors", "w.safetensors")
-    with pytest.raises(RayError, match=r"^w.safetensors: is another file on .* than here$"):
-        actor.Worker(spec, os.getcwd(), __version__).begin()
-
-
-def test_worker_gives_all_that_a_result_holds(folder: Path) -> None:
-    """What is assumed of a pair is said, and stands in the journal, wherever it is fused."""
-    write_pairs(2)
-    for path in Path("images").iterdir():
-        mask = np.arange(len(np.load(path))) < 9
-        np.savez(path.with_suffix(".npz"), image=np.load(path), image_mask=mask)
-        path.unlink()
-    options = BatchOptions(PairOptions("images", "texts"), "out")
-    source = open_pairs(options.pairs)
-    spec, weights = resolve(options, source, 2, None)
-    worker = actor.Worker(spec, os.getcwd(), __version__)
-    worker.begin()
-    two = list(source)
-    expected = Fuser(spec, weights).work(two, 1 << 30)
-    assert all(result.notes for result in expected)
-    for result, made in zip(expected, worker.work(two, 1 << 30), strict=True):
-        again = Result(result.pair, *made)
-        for field in dataclasses.fields(Result):
-            left, right = getattr(result, field.name), getattr(again, field.name)
-            if field.name == "tensors":
-                left, right = ({k: t.tobytes() for k, t in each.items()} for each in (left, right))
-            assert left == right, field.name
-
-
-@pytest.mark.parametrize(
-    ("gpus", "workers", "resources", "count"),
-    [
-        (0.0, None, {"CPU": 7.5}, 7),
-        (1.0, None, {"CPU": 64.0, "GPU": 8.0}, 8),
-        (0.5, None, {"CPU": 3.0, "GPU": 8.0}, 3),
-        (0.5, None, {"CPU": 30.0, "GPU": 1.0}, 2),
-        (1.0, 40, {}, 40),
-        (1.0, None, {"CPU": 4.0}, None),
-        (0.0, None, {"CPU": 0.5}, None),
-    ],
-)
-def test_as_many_workers_as_the_cluster_has_room_for(
-    gpus: float, workers: int | None, resources: dict[str, float], count: int | None
-) -> None:
-    options = BatchOptions(PairOptions("i", "t"), "o", workers=workers, ray=RayOptions(None, gpus))
-    if count is not None:
-        assert worker_count(options, resources) == count
-        return
-    with pytest.raises(RayError, match=r"the Ray cluster has .* CPUs and .* GPUs, and a worker"):
-        worker_count(options, resources)
