@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fusecli.batch.store import files
 from fusecli.cli.main import main
 from fusecli.features import leftovers
 from tests.conftest import Outcome
@@ -56,5 +57,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def owners_die(patch: pytest.MonkeyPatch) -> None:
-    """Let the next run take this process for another one, so that it sweeps what is left."""
+    """Let the next run take this process for another one, so that it sweeps what is left.
+
+    It does not wait for the disk either: what it brings there is the same without.
+    """
     patch.setattr(leftovers, "_lives", lambda pid, start: False)
+    patch.setattr(files, "bring_to_disk", lambda folder, names: None)
+    patch.setattr(os, "fsync", lambda descriptor: None)

@@ -190,7 +190,10 @@ def test_index_of_packs(pairs: Path) -> None:
     assert run(*BATCH, "--pack").code == 0
     index = Path("out/fused.safetensors.index.json")
     data, chance = index.read_bytes(), random.Random("index")
-    args = ("batch", "images", str(index), "-o", "second", "--quiet", "--workers", "1")
+    shutil.copytree("out", "texts-of-packs")
+    texts = "texts-of-packs/fused.safetensors.index.json"
+    args = ("batch", str(index), texts, "-o", "second", "--quiet", "--workers", "1")
+    assert run(*args).code == 0, "the undamaged index is used"
     for _ in range(TURNS):
         shutil.rmtree("second", ignore_errors=True)
         check(index, mutated(data, chance), args, (0, 1, 2, 3))
