@@ -24,6 +24,7 @@ Side = Literal["image", "text"]
 
 LARGEST_SIZE = 1 << 20  # wider than any encoder; keeps a hostile header from costing anything
 MAX_RANK = 4
+_SMALLEST_PICTURE = 112  # pixels a side
 _SMALLEST_WIDTH = 16  # of features that are not as wide as those of the other side
 _TOKEN_LETTER: dict[Side, str] = {"image": "P", "text": "T"}
 _BY_RANK: dict[Side, dict[int, str]] = {
@@ -159,6 +160,7 @@ def read_axes(side: Side, shape: tuple[int, ...], named: str | None, where: str)
     if named is not None:
         axes = _named_axes(side, shape, named, where)
     else:
+        _refuse_pixels(side, shape, where)
         letters = _BY_RANK[side].get(len(shape))
         if letters is None:
             raise ShapeError(_no_reading(side, shape, where))
@@ -342,6 +344,20 @@ def _named_axes(side: Side, shape: tuple[int, ...], named: str, where: str) -> A
             f"{len(shape)}: {_shown(shape)}"
         )
     return Axes(side, letters, shape, option)
+
+
+def _refuse_pixels(side: Side, shape: tuple[int, ...], where: str) -> None:
+    """Raises:
+    ShapeError: an image by rank has the shape of a picture, `[3, 224, 224]` or with samples before.
+    """
+    square = shape[-3:-2] == (3,) and shape[-2:-1] == shape[-1:]
+    ranks = (3, MAX_RANK)
+    if side == "image" and len(shape) in ranks and square and shape[-1] >= _SMALLEST_PICTURE:
+        named = "NPD" if len(shape) == 3 else "NDHW"
+        raise ShapeError(
+            f"{where}: {_shown(shape)} is the shape of the pixels of a picture: give what an "
+            f"encoder makes of it, or say --image-axes {named} if these are features"
+        )
 
 
 def _refuse_impossible(axes: Axes, where: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError
+from fusecli.features.dtypes import to_float32
 from fusecli.features.file import FeatureFile
 from fusecli.features.tensor import Buffer, StoredTensor
 from fusecli.records import record
@@ -43,7 +44,8 @@ class Dequantized:
         return self._real(self.stored.raw_part(axis, start, stop), cut)
 
     def _real(self, whole: NDArray[Any], cut: tuple[slice, ...]) -> NDArray[np.float32]:
-        values = whole.astype(np.float32)
+        # A copy of its own: whole numbers and float8 are never float32 already.
+        values = to_float32(whole, self.stored.dtype)
         if self.zero_point is not None:
             values -= _cut(self.zero_point, cut)
         values *= _cut(self.scale, cut)
@@ -65,14 +67,22 @@ def dequantized(file: FeatureFile, stored: StoredTensor) -> StoredTensor | None:
         stored: the whole numbers.
 
     Raises:
-        FeatureFileError: a scale or zero point that does not fit.
+        FeatureFileError: a scale or zero point that does not fit, or an offset, which is
+            subtracted before the scale by some and added after it by others.
     """
     if stored.key is None:
         return None
     scale = _beside(file, stored.key, ("scale", "scales"))
     if scale is None:
         return None
-    zero = _beside(file, stored.key, ("zero_point", "zero_points", "zero"))
+    zero = _beside(file, stored.key, ("zero_point", "zero_points", "zero", "zp"))
+    offset = _beside(file, stored.key, ("offset", "offsets", "bias", "min"))
+    if offset is not None and zero is None:
+        raise FeatureFileError(
+            f"{offset.where}: lies beside {stored.where} and its scale, and does not say whether "
+            "it is subtracted before the scale or added after it: store it as zero_point (real = "
+            "(stored - zero_point) * scale), or store real numbers"
+        )
     used = [each for each in (scale, zero) if each is not None]
     parts = [_aligned(each, stored) for each in used]
     source = Dequantized(

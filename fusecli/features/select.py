@@ -19,6 +19,7 @@ _NAMES: dict[Side, tuple[str, ...]] = {
     "text": ("text", "text_features", "text_embeds", "text_embeddings", "text_feat"),
 }
 _EITHER = ("last_hidden_state", "hidden_states", "features", "embeddings", "embeds")
+_PIXELS = ("pixel_values", "pixels")
 _NO_FEATURES = ("scale", "scales", "zero_point", "zero_points", "labels", "label")
 
 
@@ -43,12 +44,18 @@ def choose_tensor(
     """
     stored = tensor_of(file, _chosen_key(file, side, key))
     stored.check_readable()
-    if not stored.dtype.startswith(("int", "uint")):
+    if key is None and stored.key is not None and _base(stored.key) in _PIXELS:
+        raise FeatureFileError(
+            f"{stored.where}: {stored.key} are the pixels of pictures, which an encoder takes: "
+            "give what it makes of them, its last_hidden_state, or say "
+            f"--{side}-key {stored.key}"
+        )
+    if not stored.dtype.startswith(("int", "uint", "float8")):
         return stored
     real = dequantized(file, stored)
     if real is not None:
         return real
-    if not allow_integers:
+    if not stored.dtype.startswith("float8") and not allow_integers:
         raise FeatureFileError(_refused_integers(stored, side))
     return stored
 
