@@ -760,6 +760,7 @@ TOP = [
     "diagnoses",
     "notes",
     "provenance",
+    "attention_mask",
 ]
 INPUT = [
     "file",
