@@ -448,3 +448,16 @@ def test_a_module_of_one_head_and_one_image_token():
     assert np.array_equal(found[[0, 1, 3]], plain[[0, 1, 3]])
     bias = module.attention.out_proj.bias.detach().numpy()
     np.testing.assert_allclose(found[2], bias, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", ["attention", "transformer"])
+@pytest.mark.parametrize("direction", ["text", "image"])
+def test_one_text_for_many_images(weights, direction):
+    mask = allowed(N, T, P, seed=5)
+    np.save("repeated.npy", np.repeat(np.load("text.npy")[None], N, axis=0))
+    options = {"weights": weights, "direction": direction}
+    expected, _ = fuse(mask, ("images.npy", "repeated.npy"), **options)
+    found, _ = fuse(mask, ("images.npy", "text.npy"), **options)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    one, _ = fuse(mask[0], ("images.npy", "text.npy"), **options)
+    np.testing.assert_allclose(one[0], expected[0], atol=1e-6)
