@@ -114,7 +114,7 @@ class Trained:
 
 
 def default_epochs(n: int) -> int:
-    """50 epochs at 300 pairs, 20 at 3,000, 6 at 30,000 (measured, see docs/training.md)."""
+    """50 epochs at 300 pairs, 20 at 3,000, 6 at 30,000 (measured on small synthetic tasks)."""
     wanted: float = 50 * math.pow(300 / max(n, 1), 0.46)
     return max(3, min(100, round(wanted)))
 

@@ -76,7 +76,7 @@ class PartResult:
     """All models on one part.
 
     Attributes:
-        part: "test", "out of fold" or "given pairs".
+        part: "test", "out-of-fold" or "given".
         task: what is learnt.
         headline: the metric of the verdict.
         positive: the class that a two-class AUC is about; "" otherwise.

@@ -20,14 +20,16 @@ TRAIN = """
 import sys
 import numpy as np
 from fusecli.pairs.pair import PairOptions
+from fusecli.training import fit as fit_module
 from fusecli.training import loop
 from fusecli.training.fit import fit
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.run_folder import RunFolder
 from tests.training import generators
 
-folder, n, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, n, epochs, folded = sys.argv[1], *map(int, sys.argv[2:5])
 loop._CHECKPOINT_SECONDS = 0.0  # a checkpoint after every epoch
+fit_module.FOLDED_ROWS = folded  # with more pairs a validation part chooses
 images, texts, labels = generators.product(n, np.random.default_rng(0), width=8)
 examples = generators.examples_of(images, texts)
 targets = generators.classes(labels)
@@ -46,9 +48,9 @@ print("done", flush=True)
 """
 
 
-def start(folder, n, epochs):
+def start(folder, n, epochs, folded=2000):
     return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, str(folder), str(n), str(epochs)],
+        [sys.executable, "-c", TRAIN, str(folder), str(n), str(epochs), str(folded)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -56,8 +58,8 @@ def start(folder, n, epochs):
     )
 
 
-def complete(folder, n, epochs):
-    process = start(folder, n, epochs)
+def complete(folder, n, epochs, folded=2000):
+    process = start(folder, n, epochs, folded)
     out, _ = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, "begun\ndone\n")
 
@@ -71,19 +73,19 @@ def finished(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [120, 2800], ids=["chosen by folds", "chosen by validation"])
-def test_a_killed_run_ends_with_the_same_bytes(n, tmp_path):
-    epochs = 6 if n == 120 else 3
-    complete(tmp_path / "whole", n, epochs)
+@pytest.mark.parametrize("folded", [2000, 50], ids=["chosen by folds", "chosen by validation"])
+def test_a_killed_run_ends_with_the_same_bytes(folded, tmp_path):
+    n, epochs = 120, 4 if folded == 2000 else 12
+    complete(tmp_path / "whole", n, epochs, folded)
     expected = finished(tmp_path / "whole")
     assert {"weights.safetensors", "logits.npy", "models/text-only.safetensors"} <= set(expected)
     assert not any(name.startswith("checkpoints") for name in expected)
 
     killed, kept = 0, tmp_path / "killed" / "checkpoints"
     left: set[tuple[str, int]] = set()  # by the killed runs; one that ends removes its own
-    rng = np.random.default_rng(n)
+    rng = np.random.default_rng(folded)
     while killed < 4:
-        process = start(tmp_path / "killed", n, epochs)
+        process = start(tmp_path / "killed", n, epochs, folded)
         assert process.stdout.readline() == "begun\n"
         before = states(kept)
         wanted = int(rng.integers(1, 12))
@@ -98,7 +100,7 @@ def test_a_killed_run_ends_with_the_same_bytes(n, tmp_path):
         left |= states(kept)
     assert killed >= 2, "the run was over before it could be killed"
     assert left, "nothing was kept of the killed runs"
-    complete(tmp_path / "killed", n, epochs)
+    complete(tmp_path / "killed", n, epochs, folded)
     found = finished(tmp_path / "killed")
     assert set(found) == set(expected)
     for name in expected:

@@ -64,7 +64,7 @@ class Recipe(OptionGroup):
         typer.Option(
             metavar="N",
             help="Epochs without a better validation score before training stops.",
-            show_default="by the number of epochs",
+            show_default="10",
         ),
     ] = None
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is random.")] = 0
