@@ -294,7 +294,7 @@ def _begin(
     """Decide on the run and begin it; nothing is made before it is known that it can begin.
 
     Returns:
-        The run's spec and weights, and what speaks against all of its results.
+        The run's spec and weights, and what may be wrong with all of its results.
     """
     recorded = None
     if not options.force:

@@ -18,7 +18,7 @@ SHELLS: tuple[str, ...] = get_args(Shell)
 
 
 def prepare() -> None:
-    """Teach typer the answers that its scripts expect. Needed before completions are asked for."""
+    """Register how typer answers completion scripts. Call it before they ask for completions."""
     from typer.completion import completion_init  # type: ignore[attr-defined]
 
     completion_init()
@@ -69,7 +69,7 @@ def _named(shell: str, option: str) -> str:
 
 
 def _running_shell() -> str:
-    """The shell that runs this process; the user's own where that cannot be told."""
+    """The shell that runs this process, or the user's login shell if that is unknown."""
     import shellingham  # type: ignore[import-untyped] # comes with typer
 
     try:

@@ -206,7 +206,7 @@ def _filled(
 
 
 def _bold() -> Callable[[str], str]:
-    """What makes a heading bold: nothing where that is not wanted or not a terminal."""
+    """A function that makes a heading bold, or that changes nothing if stdout is no terminal."""
     plain = not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
     if plain or "NO_COLOR" in os.environ:
         return lambda text: text

@@ -35,7 +35,7 @@ class Stopped(BaseException):
 
 
 class _Stdout(io.FileIO):
-    """Standard output whose failed writes can be told from those of files."""
+    """Standard output whose failed writes raise `StdoutError`, unlike those of files."""
 
     def write(self, data: Any) -> int:
         try:
@@ -82,20 +82,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Stopped as stopped:
         code = stopped.exit_code
     except BrokenPipeError:
-        _abandon_stdout()  # its reader has gone, and knows
+        _abandon_stdout()  # the reader has closed the pipe and needs no message
         code = 1
     except StdoutError as error:
         _abandon_stdout()
         say_error(f"stdout: cannot be written: {error.strerror}", debug)
         code = 1
     except OSError as error:
-        say_error(_said_by_system(error), debug)
+        say_error(_system_error(error), debug)
         code = 1
     sys.exit(code)
 
 
 def _name_stdout() -> None:
-    """Let failed writes to stdout be known as such, and characters it does not have be escaped."""
+    """Make failed writes to stdout raise `StdoutError`, and escape characters it cannot encode."""
     stdout = sys.stdout
     if stdout is not sys.__stdout__ or not isinstance(stdout, io.TextIOWrapper):
         return  # somebody who calls `main` reads what is printed
@@ -110,8 +110,8 @@ def _name_stdout() -> None:
     )
 
 
-def _said_by_system(error: OSError) -> str:
-    """An error that nothing on the way has put into words."""
+def _system_error(error: OSError) -> str:
+    """The message for an OSError that no other code has turned into a FuseError."""
     try:
         os.getcwd()
     except OSError:
@@ -127,7 +127,7 @@ def _abandon_stdout() -> None:
 
 
 def _stop(number: int, frame: Any) -> None:
-    """The first signal: stop, and clean up undisturbed unless Ctrl-C is pressed once more."""
+    """Handle the first signal: stop and clean up; a second Ctrl-C ends the clean-up too."""
     begun = time.monotonic()
 
     def again(number: int, frame: Any) -> None:
@@ -159,7 +159,7 @@ def _run(args: list[str]) -> int:
         if why is not None:
             say_error(f"there is not enough memory for this job: {why}", "--debug" in args)
             return 1
-        # Typer exports no base class of its usage errors; they all can say themselves.
+        # Typer exports no base class of its usage errors; all of them have `format_message`.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
@@ -169,7 +169,9 @@ def _run(args: list[str]) -> int:
 
 
 def _with_values(args: list[str]) -> list[str]:
-    """Give an option without its value one: what follows is a value only if it looks like one.
+    """Add the default value to options whose value was left out.
+
+    The next argument is the option's value only if it looks like one.
 
     Otherwise `fusecli fuse --report img.npy txt.npy` would take the image for a report.
     """
@@ -187,7 +189,7 @@ def _with_values(args: list[str]) -> list[str]:
 
 
 def say_error(message: str, debug: bool = False) -> None:
-    """One line on stderr, under the traceback if that was asked for."""
+    """Print one line on stderr, after the traceback if --debug is given."""
     if debug:
         import traceback
 

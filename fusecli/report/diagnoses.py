@@ -1,4 +1,4 @@
-"""What speaks against a result: measured while it was made, said in plain words."""
+"""What may be wrong with a result, measured while it was computed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BFLOAT16_COARSE = 256.0
 def of_pair(
     shapes: PairShapes,
     config: FusionConfig,
-    sides: Sequence[str],
+    sides: Sequence[Side],
     image_mask: Mask | None,
     text_mask: Mask | None,
     in_batch: bool = False,
@@ -137,7 +137,7 @@ def inverted_mask(
 
 
 def one_image_token(
-    shapes: PairShapes, config: FusionConfig, mask: Mask | None, asking: str = "text"
+    shapes: PairShapes, config: FusionConfig, mask: Mask | None, query: Side = "text"
 ) -> list[Diagnosis]:
     """With one key softmax is 1, whatever is asked; where the image asks, with one text token.
 
@@ -145,11 +145,11 @@ def one_image_token(
         shapes: of the job.
         config: a residual, a null token or a gate mends it; other methods keep the text anyway.
         mask: of the side that answers, bool `[N, P]` or `[1, P]`; it may leave one token of many.
-        asking: "text" or "image".
+        query: the query side.
     """
     if config.method != "attention" or config.null_token or config.residual or config.gate:
         return []
-    side, tokens = ("image", shapes.P) if asking == "text" else ("text", shapes.T)
+    side, tokens = ("image", shapes.P) if query == "text" else ("text", shapes.T)
     single = shapes.N if tokens == 1 else 0
     if mask is not None and tokens > 1:
         single = int((mask.sum(axis=1) == 1).sum()) * (shapes.N // len(mask))
@@ -162,10 +162,10 @@ def one_image_token(
     return [
         Diagnosis(
             f"one-{side}-token",
-            f"{which}: all fused rows of such a pair are identical and hold no {asking} "
-            f"information (attention over a single token weighs it 1, whatever the {asking})",
+            f"{which}: all fused rows of such a pair are identical and hold no {query} "
+            f"information (attention over a single token weighs it 1, whatever the {query})",
             f"{more if mask is None else 'check the mask'}, or say --residual (adds the "
-            f"{asking}) or --null-token (weighs the {side} per {asking} token)",
+            f"{query}) or --null-token (weighs the {side} per {query} token)",
         )
     ]
 
@@ -221,20 +221,20 @@ def empty_image(mask: Mask | None) -> list[Diagnosis]:
     ]
 
 
-def closed_gate(gate: float | None, asking: str) -> list[Diagnosis]:
+def closed_gate(gate: float | None, query: Side) -> list[Diagnosis]:
     """A gate of 0 lets nothing through.
 
     Args:
         gate: its value; None where there is no gate.
-        asking: "text" or "image".
+        query: the query side.
     """
     if gate != 0:
         return []
-    other = "image" if asking == "text" else "text"
+    other = "image" if query == "text" else "text"
     return [
         Diagnosis(
             "closed-gate",
-            f"the gate is 0, as it starts: the result is the {asking} unchanged and holds "
+            f"the gate is 0, as it starts: the result is the {query} unchanged and holds "
             f"nothing of the {other}",
             "train the module and its gate (load_module, save_module), and give the weights with "
             "--weights",
@@ -263,7 +263,7 @@ def uniform_attention(
     entropy: float | None,
     weights: str | None,
     seed: int | None,
-    asking: str = "text",
+    query: Side = "text",
     first_pairs: int | None = None,
 ) -> list[Diagnosis]:
     """Attention that hardly depends on what asks. For initial weights it says that they are.
@@ -272,12 +272,12 @@ def uniform_attention(
         entropy: mean entropy as a share of log P; None if there is nothing to weigh.
         weights: path of the weights file; None where there is none.
         seed: of initial weights; None for others.
-        asking: "text" or "image".
+        query: the query side.
         first_pairs: of a batch, that were looked at; None for a single job.
     """
     if entropy is None or not entropy > UNIFORM:
         return []
-    other = "image" if asking == "text" else "text"
+    other = "image" if query == "text" else "text"
     where = "" if first_pairs is None else f" in the first {first_pairs} pairs"
     if first_pairs == 1:
         where = " in the first pair"
@@ -289,7 +289,7 @@ def uniform_attention(
         Diagnosis(
             "uniform-attention",
             f"attention is close to uniform{where} (mean entropy {entropy:.4f} of its maximum)"
-            f"{usual}: every {asking} token gets nearly the mean of the {other} tokens{also}",
+            f"{usual}: every {query} token gets nearly the mean of the {other} tokens{also}",
             "were these weights trained?"
             if seed is None
             else "train it with 'fusecli train', and give the run with --weights",
@@ -504,7 +504,7 @@ def too_large_for(dtype: Dtype, side: Side, seen: RowStatistics) -> list[Diagnos
 
 def attention_statistics(
     weights: NDArray[np.float32],
-    asking: NDArray[np.bool_] | None,
+    query_mask: NDArray[np.bool_] | None,
     mask: NDArray[np.bool_] | None,
     null_token: bool,
     allowed: NDArray[np.bool_] | None = None,
@@ -513,7 +513,7 @@ def attention_statistics(
 
     Args:
         weights: `[n, H, T, P]`.
-        asking: bool `[n, T]` or `[1, T]`, true for real tokens; padded ones do not count.
+        query_mask: bool `[n, T]` or `[1, T]`, true for real tokens; padded ones do not count.
         mask: bool `[n, P]` or `[1, P]`, true for real tokens.
         null_token: the weights leave a share to a null token, which counts as one more.
         allowed: bool `[n, T, P]` or `[1, T, P]`, true where a token may attend; None if all may.
@@ -523,7 +523,7 @@ def attention_statistics(
         and their ratio; None if no real token has a choice.
     """
     n, _, T, P = weights.shape
-    real = np.ones((n, T), bool) if asking is None else np.broadcast_to(asking, (n, T))
+    real = np.ones((n, T), bool) if query_mask is None else np.broadcast_to(query_mask, (n, T))
     if allowed is not None:
         whole = np.broadcast_to(allowed, (n, T, P))
         choices = (whole if mask is None else whole & mask[:, None]).sum(axis=2)  # [n, T]

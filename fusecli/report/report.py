@@ -1,7 +1,7 @@
 """The shape report as data: what went in, what happened to its shape, what came out.
 
 `Report.to_dict` is the JSON that `--report FILE.json` and `--json` give; its keys are stable
-and documented in the README. `render.py` makes a table of the same data.
+and documented in the README. `cli/tables.py` prints the same data as tables.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SWITCHES = tuple(field.name for field in fields(FusionConfig) if field.name not 
 
 @record
 class Diagnosis:
-    """Something that speaks against a result, in plain words.
+    """Something that may be wrong with a result, in plain words.
 
     Attributes:
         code: a stable short name.
@@ -213,9 +213,9 @@ def provenance(
 def sha256_of(file: FeatureFile) -> str:
     """SHA-256 of an open file's bytes, as `sha256sum` prints it; of what was read for stdin.
 
-    It is the open file that is hashed, not another one that has its name by now.
+    The open file is hashed, even if another file has taken its name since.
     """
-    import hashlib  # with OpenSSL, for whoever asks
+    import hashlib  # loads OpenSSL, which most jobs do not need
 
     digest = hashlib.sha256(file.content or b"")
     if file.handle is not None:
