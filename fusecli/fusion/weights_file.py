@@ -78,6 +78,13 @@ class WeightsFile:
                 return parts
             if self._bias_left_out(name):
                 return ()
+            layer, _, kind = name.rpartition(".")
+            if kind == "bias" and layer.endswith("norm") and self.has(f"{layer}.weight"):
+                raise WeightsError(
+                    f"{self.name}: has {layer}.weight and no {name}, as an RMSNorm has, or a "
+                    f"LayerNorm without bias; for the latter store {name} as zeros, the former is "
+                    "not what fusecli computes"
+                )
         raise WeightsError(
             f"{self.name}: these weights have no {name}; there are {_listed(self.file)}"
         )

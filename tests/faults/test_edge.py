@@ -96,6 +96,7 @@ def test_system_error_that_nobody_words_is_one_line_and_does_not_blame_stdout(
     [
         ("fuse", "image.npy", "text.npy"),
         ("init", "-o", "w.safetensors", "--dim", "8"),
+        ("batch", "images", "texts", "-o", "out"),
     ],
 )
 def test_working_folder_that_is_gone_is_one_line(tmp_path: Path, args: tuple[str, ...]) -> None:
@@ -149,3 +150,31 @@ def test_memory_bound_of_any_number_of_digits_is_no_traceback(
     done = cli(*JOB, "--max-memory", "9" * digits)
     assert done.code in (0, 2)
     assert done.err.count("\n") == (done.code != 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no terminals of this kind")
+def test_a_terminal_that_closes_ends_a_batch_with_129(folder: Path) -> None:
+    """The progress bar writes to a terminal that is gone; what is done stays."""
+    import pty
+
+    for side, tokens in (("images", 6), ("texts", 5)):
+        Path(side).mkdir()
+        rows = np.random.default_rng(0).standard_normal((tokens, 16)).astype(np.float32)
+        for index in range(4000):
+            np.save(f"{side}/{index}.npy", rows)
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "fusecli", "batch", "images", "texts", "-o", "out"]
+    running = subprocess.Popen(
+        command,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        close_fds=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    os.read(master, 1)  # it has begun to write to the terminal
+    os.close(master)  # hangs up
+    assert running.wait(50) == 129
+    assert not list(Path().glob("out/*.part"))

@@ -119,6 +119,18 @@ PUBLISHED_FORMS = {
         "w.pt",
         lambda state, path: torch.save({f"module.{n}": t for n, t in state.items()}, path),
     ),
+    **{
+        key: ("w.pt", lambda state, path, key=key: torch.save({key: state, "epoch": 3}, path))
+        for key in ("module", "net", "state_dict_ema")
+    },
+    "model.state_dict": (
+        "w.ckpt",
+        lambda state, path: torch.save({"model": {"state_dict": state}, "optimizer": {}}, path),
+    ),
+    "compiled": (
+        "w.pt",
+        lambda state, path: torch.save({f"_orig_mod.{n}": t for n, t in state.items()}, path),
+    ),
     "part of a model": (
         "w.safetensors",
         lambda state, path: safetensors.torch.save_file(
@@ -469,3 +481,30 @@ def test_seeded_weights_are_those_rows_of_the_initial_ones():
     assert set(seeded) == set(rows)
     for name, part in rows.items():
         assert np.array_equal(seeded[name], whole[name][part])
+
+
+def test_a_module_and_its_ema_in_one_file_are_told_apart_by_a_prefix(tmp_path):
+    state = plain_state(12, 3)
+    ema = {name: 2 * tensor for name, tensor in state.items()}
+    path = str(tmp_path / "w.pt")
+    torch.save({"state_dict": state, "state_dict_ema": ema}, path)
+    with pytest.raises(WeightsError, match="choose one with --weights-prefix"):
+        open_weights(path)
+    for prefix, wanted in (("", state), ("state_dict_ema.", ema)):
+        weights = open_weights(path, prefix)
+        with weights.file:
+            arrays = read_weights(weights, {"text_proj.weight": slice(None)})
+            np.testing.assert_array_equal(arrays["text_proj.weight"], wanted["text_proj.weight"])
+
+
+def test_a_norm_without_bias_may_be_another_norm_and_is_mended_by_zeros(tmp_path):
+    module = randomize(ImageTextFusion(12, 3, norm=True))
+    state = module.state_dict() | {"norm.bias": torch.zeros(12)}
+    path = str(tmp_path / "w.pt")
+    torch.save({name: t for name, t in state.items() if name != "norm.bias"}, path)
+    with pytest.raises(
+        WeightsError, match=r"no norm.bias, as an RMSNorm has.*store norm.bias as z"
+    ):
+        load_module(path, heads=3)
+    torch.save(state, path)
+    assert_same_state(load_module(path, heads=3).state_dict(), state)
