@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fusecli.errors import counted
 from fusecli.training.candidates import Candidate, make_candidates
 from fusecli.training.checkpoint import Checkpoints, EpochRecord
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows
@@ -378,5 +379,5 @@ def _chosen(family: str, choice: _Choice, found: Sequence[_Choice], folded: bool
     others = ", ".join(f"{c.name} {c.score:.3f}" for c in found if c is not choice)
     return (
         f"{family}: {choice.name} is the best by {by} ({choice.score_name} "
-        f"{choice.score:.3f}; {others}), {choice.epochs} epochs"
+        f"{choice.score:.3f}; {others}), {counted(choice.epochs, 'epoch')}"
     )
