@@ -12,8 +12,9 @@ run.py          all of it together
 
 from __future__ import annotations
 
+from fusecli.batch.merge_shards import merge
 from fusecli.batch.options import BatchOptions, RayOptions, Shard, parse_shard
-from fusecli.batch.run import merge, run_batch
+from fusecli.batch.run import run_batch
 from fusecli.batch.summary import Summary
 from fusecli.features.pair_inputs import ReadOptions
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from fusecli.batch.options import BatchOptions
+from fusecli.batch.pair_features import PairFeaturesReader
 from fusecli.batch.pair_inputs import FileStamps
 from fusecli.batch.source import content_of, source_of
 from fusecli.batch.store.history import PairState, PreviousResults
 from fusecli.batch.store.journal import fingerprint
 from fusecli.batch.summary import Summary
-from fusecli.batch.worker import PairFeaturesReader
 from fusecli.pairs.open import Pair
 
 Exists = Callable[[Pair, int], bool]

@@ -9,20 +9,20 @@ from contextlib import ExitStack
 from typing import Protocol
 
 from fusecli.batch.attention import uniform_attention
+from fusecli.batch.merge_shards import damaged_lines
 from fusecli.batch.options import BatchOptions
+from fusecli.batch.pair_features import PairFeaturesReader, Result
 from fusecli.batch.previous import todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.source import files_of, forget_folders
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import removed_entry
-from fusecli.batch.store.files import FileSink, file_exists
+from fusecli.batch.store.files import FileSink
 from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.history import PreviousResults, latest_entries
 from fusecli.batch.store.journal import Entry
-from fusecli.batch.store.layout import shard_of
 from fusecli.batch.store.locks import check_platform
-from fusecli.batch.store.pack_headers import PackHeaders
 from fusecli.batch.store.pack_index import write_index
 from fusecli.batch.store.packs import PackSink
 from fusecli.batch.store.run_record import LayoutRecord, RunRecord
@@ -30,7 +30,7 @@ from fusecli.batch.summary import Summary
 from fusecli.batch.threads import ThreadWorkers
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.weights import RunWeights
-from fusecli.batch.worker import Fuser, PairFeaturesReader, Result
+from fusecli.batch.worker import Fuser
 from fusecli.errors import DiagnosisError, FuseError, UsageError
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
@@ -106,7 +106,7 @@ def run_batch(
         history = PreviousResults(folder.root, folder.own_journals, sink.is_valid)
         assert folder.journal is not None
         folder.journal.run = history.last_run + 1
-        for line in _damaged(folder, history):
+        for line in damaged_lines(folder, history):
             tell(line)
         run = _Run(options, sink, source, history, progress)
         run.summary.run_diagnoses = [f"{each.code}: {each.message}" for each in found]
@@ -184,73 +184,6 @@ class _Run:
             if result.error is not None and result.pair.id in self.earlier:
                 self._sink.delete_result(result.pair)
             self.summary.add(result, self.earlier.pop(result.pair.id, False))
-
-
-def merge(output: str, tell: Tell = lambda line: None) -> Summary:
-    """Write the index of packs over all shards of a run, and count what is finished.
-
-    Args:
-        output: the output folder.
-        tell: receives notes and warnings.
-
-    Raises:
-        OutputError: the folder holds no run, or somebody works in it.
-    """
-    check_platform()
-    folder = OutputFolder(output, None, ProtectedFiles(list))
-    record = folder.look()
-    if record is None:
-        raise folder.holds_no_run()
-    with ExitStack() as stack:
-        stack.callback(folder.leave)
-        folder.enter()
-        summary = Summary(output)
-        headers = PackHeaders(folder.root)
-
-        def is_there(entry: Entry) -> bool:
-            if entry.at is not None:
-                return headers.holds(entry)
-            return entry.output is not None and file_exists(folder, entry.output, entry.size)
-
-        journals = folder.own_journals
-        history = PreviousResults(folder.root, journals, is_there)
-        summary.skipped, summary.failed_before = history.done, history.failed
-        for line in [*_damaged(folder, history), *_unfinished(folder, journals)]:
-            tell(line)
-        if history.missing:
-            tell(
-                f"warning: {history.missing:,} results that the journals name are not finished or "
-                "not there; they are not counted: run their shards again"
-            )
-        if record.layout.pack:
-            summary.index = write_index(folder)
-        else:
-            tell("note: results are one file a pair: there is no index to write")
-    return summary
-
-
-def _unfinished(folder: OutputFolder, journals: list[str]) -> Iterator[str]:
-    """A warning for every number of parts of which some have not finished."""
-    counts = {shard[1] for name in journals if (shard := shard_of(name)) is not None}
-    for of in sorted(counts):
-        missing = folder.unfinished(of)
-        if missing:
-            named = ", ".join(f"{index}/{of}" for index in missing[:8])
-            more = ", ..." if len(missing) > 8 else ""
-            yield (
-                f"warning: {len(missing):,} of {of:,} shards have not finished: {named}{more}; "
-                "what they have not finished is not in the index"
-            )
-
-
-def _damaged(folder: OutputFolder, history: PreviousResults) -> Iterator[str]:
-    for name, lines in history.damaged.items():
-        first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-        yield (
-            f"warning: {folder.inside(name)}: {len(lines):,} damaged "
-            f"{'line' if len(lines) == 1 else 'lines'} ({first}) not used; their pairs are done "
-            "again"
-        )
 
 
 def _protected(options: BatchOptions, pairs: Iterable[Pair]) -> Iterator[str]:

@@ -478,11 +478,11 @@ def test_read_that_fails_fails_its_pair_alone(pairs, monkeypatch, number):
 
 
 def test_pair_too_large_for_memory_fails_alone_before_it_is_computed(pairs, monkeypatch):
-    from fusecli.batch import worker
+    from fusecli.batch import pair_features
 
     np.save("images/1/0004.npy", np.ones((400, DI), np.float32))
     np.save("texts/1/0004.npy", np.ones((400, DT), np.float32) * np.arange(1, DT + 1))
-    monkeypatch.setattr(worker, "bytes_left", lambda: 1 << 20)
+    monkeypatch.setattr(pair_features, "bytes_left", lambda: 1 << 20)
     fused: list[int] = []
     fuse_group = Fuser._fuse_group
 

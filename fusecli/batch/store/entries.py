@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fusecli.batch.pair_features import Result
 from fusecli.batch.source import source_of
 from fusecli.batch.store.journal import Entry
-from fusecli.batch.worker import Result
 
 
 def done_entry(

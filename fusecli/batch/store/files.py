@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 
+from fusecli.batch.pair_features import Result
 from fusecli.batch.source import files_of
 from fusecli.batch.store.cleanup import delete_result, delete_staged
 from fusecli.batch.store.encode import Encoder
@@ -23,7 +24,6 @@ from fusecli.batch.store.journal import Entry
 from fusecli.batch.store.layout import staging_name
 from fusecli.batch.store.safe_folder import InTheWayError
 from fusecli.batch.tuning import Tuning
-from fusecli.batch.worker import Result
 from fusecli.errors import OutputError
 from fusecli.features.atomic import bring_to_disk
 from fusecli.pairs.open import Pair, relative_path

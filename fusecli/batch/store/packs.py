@@ -15,6 +15,7 @@ import os
 import time
 from typing import Any
 
+from fusecli.batch.pair_features import Result
 from fusecli.batch.store.cleanup import delete_staged
 from fusecli.batch.store.encode import bytes_of
 from fusecli.batch.store.entries import done_entry, failed_entry
@@ -24,7 +25,6 @@ from fusecli.batch.store.layout import pack_name, pack_number, staging_name
 from fusecli.batch.store.open_pack import OpenPack
 from fusecli.batch.store.pack_headers import LARGEST_ROOM, PackHeaders
 from fusecli.batch.tuning import Tuning
-from fusecli.batch.worker import Result
 from fusecli.errors import OutputError
 from fusecli.features.atomic import not_written
 from fusecli.features.formats.safetensors import METADATA_KEY

@@ -1,0 +1,108 @@
+"""What became of a pair, and the features it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fusecli.batch.memory import bytes_left, bytes_of_pair
+from fusecli.batch.pair_inputs import Features, FileStamp, PairChecks
+from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.store.journal import Shapes
+from fusecli.batch.tuning import Tuning
+from fusecli.errors import FuseError
+from fusecli.pairs.open import Pair
+from fusecli.pairs.reader import PairReader
+from fusecli.report.report import Diagnosis, Note
+
+_DEFAULT = Tuning()
+
+
+@dataclass(slots=True, eq=False)
+class Result:
+    """What became of one pair.
+
+    Attributes:
+        pair: which.
+        stamps: size and time of change of its files, as they were read.
+        tensors: the fused rows and what goes with them by name, as they are stored and in the
+            shapes the axes want; None where it failed.
+        error: why it failed.
+        diagnoses: what may be wrong with the result.
+        content: tells the features that were read; 0 where they were not.
+        notes: what was assumed, or used without being asked for.
+    """
+
+    pair: Pair
+    stamps: list[FileStamp]
+    tensors: dict[str, NDArray[Any]] | None = None
+    error: str | None = None
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    content: int = 0
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the tensors."""
+        return {name: tensor.shape for name, tensor in (self.tensors or {}).items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors."""
+        return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
+
+
+class PairFeaturesReader:
+    """Reads the features of pairs; every failure is a sentence about that pair alone.
+
+    Args:
+        spec: what they are read for.
+        tuning: from which size on memory is looked at first.
+    """
+
+    def __init__(self, spec: FusionSpec, tuning: Tuning = _DEFAULT) -> None:
+        self._spec, self._tuning = spec, tuning
+        self._reader = PairChecks(spec)
+        self._headers = PairReader(spec.reading)
+
+    def read(self, pair: Pair, stamps: list[FileStamp]) -> Features | str:
+        """A pair's features, or why there are none.
+
+        Args:
+            pair: which.
+            stamps: of its files.
+        """
+        try:
+            if sum(stamp[0] for stamp in stamps if stamp) > self._tuning.large_pair_bytes:
+                shapes = self._headers.shapes(pair)
+                if why := self.too_large(pair, shapes.T, shapes.P):
+                    return why
+            return self._reader.read(pair)
+        except FuseError as error:
+            return str(error)
+        except MemoryError:
+            return f"{pair.image.file} and {pair.text.file}: do not fit into memory"
+        except OSError as error:  # the disk or the file server failed
+            name = error.filename or f"{pair.image.file} or {pair.text.file}"
+            return f"{name}: cannot be read: {error.strerror or error}"
+
+    def close(self) -> None:
+        """Close the files that are kept open."""
+        self._reader.close()
+        self._headers.close()
+
+    def too_large(self, pair: Pair, T: int, P: int) -> str | None:
+        """Why a pair of so many tokens does not fit into memory; None where it may."""
+        needed = bytes_of_pair(self._spec, T, P)
+        if needed < self._tuning.large_pair_bytes:
+            return None
+        left = bytes_left()
+        if left is None or needed <= left:
+            return None
+        return (
+            f"{pair.image.file} and {pair.text.file}: {P:,} image tokens and {T:,} text tokens "
+            f"take at least {needed:,} bytes to fuse, and there are {left:,} left: give fewer "
+            "tokens, or use a machine with more memory"
+        )
