@@ -31,9 +31,9 @@ def known_diagnoses(job: Job, gate: float | None) -> list[Diagnosis]:
 
 
 def _other_sides(job: Job) -> list[Diagnosis]:
-    o, image, text = job.options, job.image.reader.stored, job.text.reader.stored
-    image_key = image.key if o.image_key is None else None
-    text_key = text.key if o.text_key is None else None
+    options, image, text = job.options, job.image.reader.stored, job.text.reader.stored
+    image_key = image.key if options.image_key is None else None
+    text_key = text.key if options.text_key is None else None
     return [
         *diagnose.other_side_named("image", image_key, image.where),
         *diagnose.other_side_named("text", text_key, text.where),
@@ -78,9 +78,9 @@ def measured_diagnoses(
     return found
 
 
-def refuse_if_strict(o: FuseOptions, diagnoses: list[Diagnosis]) -> None:
+def refuse_if_strict(options: FuseOptions, diagnoses: list[Diagnosis]) -> None:
     """Raises:
     DiagnosisError: with `--strict`, if there is a diagnosis.
     """
-    if o.strict and diagnoses:
+    if options.strict and diagnoses:
         raise DiagnosisError("--strict: " + " | ".join(str(d) for d in diagnoses))

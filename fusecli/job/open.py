@@ -73,32 +73,32 @@ class Job:
     drawing: Drawing | None
 
 
-def open_job(o: FuseOptions, stack: ExitStack) -> Job:
+def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     """Open the files, decide what everything means, and refuse what cannot be done.
 
     Only headers and masks are read.
 
     Args:
-        o: what to do.
+        options: what to do.
         stack: closes the files.
 
     Raises:
         FuseError: the options, files, weights, device or output are not usable.
     """
-    output = default_output(o) if o.output is None else o.output
-    check_options(o, output)
-    check_targets(o, output, force=True)
-    if o.device not in ("auto", "cpu"):
-        resolve_device(o.device)  # before any work
-    inputs = _open_inputs(o, stack)
-    shapes = match_inputs(inputs, o.reading).shapes
-    config, weights, seed, stored = _choose_config(o, shapes, inputs.text.where, stack)
-    check_engine(config, o.engine)
-    o.maps.check_method(config, o.direction)
-    check_widths(shapes, inputs, _expected_widths(o, config))
+    output = default_output(options) if options.output is None else options.output
+    check_options(options, output)
+    check_targets(options, output, force=True)
+    if options.device not in ("auto", "cpu"):
+        resolve_device(options.device)  # before any work
+    inputs = _open_inputs(options, stack)
+    shapes = match_inputs(inputs, options.reading).shapes
+    config, weights, seed, stored = _choose_config(options, shapes, inputs.text.where, stack)
+    check_engine(config, options.engine)
+    options.maps.check_method(config, options.direction)
+    check_widths(shapes, inputs, _expected_widths(options, config))
     masks = [
-        _find_mask("image", inputs, shapes, o.image_mask, o.mask_style),
-        _find_mask("text", inputs, shapes, o.text_mask, o.mask_style),
+        _find_mask("image", inputs, shapes, options.image_mask, options.mask_style),
+        _find_mask("text", inputs, shapes, options.text_mask, options.mask_style),
     ]
     image, text = (
         JobSide(
@@ -107,7 +107,7 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
                 given.stored,
                 axes,
                 None if mask is None else mask.rows,
-                o.allow_nonfinite,
+                options.allow_nonfinite,
                 shared,
                 repeated=given is inputs.text and shared,
             ),
@@ -120,38 +120,38 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     )
     notes = list(shapes.notes)
     if stored is not None:
-        notes += stored.notes(str(o.weights))
+        notes += stored.notes(str(options.weights))
     notes += [note.message for note in diagnose.used_masks(*masks)]
-    boxes = _boxes_key(o, shapes, inputs.image.file)
+    boxes = _boxes_key(options, shapes, inputs.image.file)
     notes += [note.message for note in notes_on_inputs(inputs, masks, boxes)]
-    sides = query_sides(o.direction)
-    config.check_directions(sides, o.weights)
+    sides = query_sides(options.direction)
+    config.check_directions(sides, options.weights)
     for query in sides:
         context = (image if query == "text" else text).reader
-        if context.mask is not None and not o.allow_empty_image:
+        if context.mask is not None and not options.allow_empty_image:
             refuse_empty_images(context.mask, context.stored.where, context.axes.side)
     attention_mask, choices = _attention_mask(
-        o, config, shapes, (image.reader.mask, text.reader.mask)
+        options, config, shapes, (image.reader.mask, text.reader.mask)
     )
     if attention_mask is not None and attention_mask.note is not None:
         notes.append(attention_mask.note)
-    layer_note = o.maps.note_on_layer(config)
+    layer_note = options.maps.note_on_layer(config)
     notes += [] if layer_note is None else [layer_note]
     drawing = None
-    if o.maps.drawn:  # nothing of drawing is imported where nothing is drawn
+    if options.maps.drawn:  # nothing of drawing is imported where nothing is drawn
         from fusecli.maps.selection import prepare_drawing
 
         drawn = image.reader.mask, text.reader.mask
-        drawing = prepare_drawing(o.maps, shapes, o.text, *drawn, inputs.image.file)
+        drawing = prepare_drawing(options.maps, shapes, options.text, *drawn, inputs.image.file)
         if attention_mask is not None:
             (allowed,) = attention_mask.rows(drawing.sample, drawing.sample + 1)
             drawing = replace(drawing, allowed=allowed)
         if drawing.boxes is not None:
             notes.append(f"regions: {drawing.boxes.how}")
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
-    check_targets(o, output, o.force)
+    check_targets(options, output, options.force)
     return Job(
-        options=o,
+        options=options,
         image=image,
         text=text,
         shapes=shapes,
@@ -167,51 +167,55 @@ def open_job(o: FuseOptions, stack: ExitStack) -> Job:
     )
 
 
-def pair_shapes(o: FuseOptions) -> PairShapes:
+def pair_shapes(options: FuseOptions) -> PairShapes:
     """How the two files of a job belong together, from their headers.
 
     Raises:
         FuseError: a file cannot be read, or the two do not belong together.
     """
     with ExitStack() as stack:
-        return match_inputs(_open_inputs(o, stack), o.reading).shapes
+        return match_inputs(_open_inputs(options, stack), options.reading).shapes
 
 
-def _open_inputs(o: FuseOptions, stack: ExitStack) -> PairInputs:
+def _open_inputs(options: FuseOptions, stack: ExitStack) -> PairInputs:
     """Both files, open as long as `stack` lasts, with the tensor of each side."""
-    image_file = text_file = stack.enter_context(open_features(o.image))
-    same = o.image != "-" and os.path.exists(o.text) and os.path.samefile(o.image, o.text)
+    image_file = text_file = stack.enter_context(open_features(options.image))
+    same = (
+        options.image != "-"
+        and os.path.exists(options.text)
+        and os.path.samefile(options.image, options.text)
+    )
     if not same:
-        text_file = stack.enter_context(open_features(o.text))
+        text_file = stack.enter_context(open_features(options.text))
     return PairInputs(
-        choose_input(image_file, "image", o.image_key, None, o.allow_integers),
-        choose_input(text_file, "text", o.text_key, None, o.allow_integers),
+        choose_input(image_file, "image", options.image_key, None, options.allow_integers),
+        choose_input(text_file, "text", options.text_key, None, options.allow_integers),
     )
 
 
 def _choose_config(
-    o: FuseOptions, shapes: PairShapes, text: str, stack: ExitStack
+    options: FuseOptions, shapes: PairShapes, text: str, stack: ExitStack
 ) -> tuple[FusionConfig, WeightsFile | None, int | None, StoredModule | None]:
     """The config, the weights file, the seed of untrained weights, and what the file says."""
-    if o.weights is not None:
-        weights = open_weights(o.weights, o.switches.weights_prefix)
+    if options.weights is not None:
+        weights = open_weights(options.weights, options.switches.weights_prefix)
         stack.enter_context(weights.file)
-        stored = module_of(weights, o.switches, shapes.image.width)
+        stored = module_of(weights, options.switches, shapes.image.width)
         return stored.config, weights, weights.seed, stored
     swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
     where = f"text {text} {list(shapes.text.shape)}"
     config, seed = initial_config(
-        o.switches, o.seed, shapes.image.width, shapes.text.width, where, swapped
+        options.switches, options.seed, shapes.image.width, shapes.text.width, where, swapped
     )
     return config, None, seed, None
 
 
-def _expected_widths(o: FuseOptions, config: FusionConfig) -> ExpectedWidths:
+def _expected_widths(options: FuseOptions, config: FusionConfig) -> ExpectedWidths:
     remedy = (
         "give weights of these widths (initial ones: fusecli init --image-dim {image_dim} "
         "--text-dim {text_dim}) or leave --weights out"
     )
-    return ExpectedWidths(config.image_dim, config.text_dim, str(o.weights), remedy)
+    return ExpectedWidths(config.image_dim, config.text_dim, str(options.weights), remedy)
 
 
 def _find_mask(
@@ -237,7 +241,7 @@ def _find_mask(
 
 
 def _attention_mask(
-    o: FuseOptions,
+    options: FuseOptions,
     config: FusionConfig,
     shapes: PairShapes,
     masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
@@ -245,30 +249,30 @@ def _attention_mask(
     """Which text token may attend to which image token, and what that leaves each query token.
 
     Args:
-        o: names it.
+        options: names it.
         config: of the fusion.
         shapes: of the job.
         masks: of image and text.
     """
-    if o.attention_mask is None:
+    if options.attention_mask is None:
         return None, []
     from fusecli.features.attention_mask import count_choices, open_attention_mask, refuse_empty
 
     if not config.how.gives_weights:
         raise UsageError(no_attention("--attention-mask", config.method))
-    mask = open_attention_mask(o.attention_mask, shapes, o.mask_style)
-    choices = [count_choices(mask, *masks, query) for query in query_sides(o.direction)]
-    for side in () if o.allow_empty_image else choices:
+    mask = open_attention_mask(options.attention_mask, shapes, options.mask_style)
+    choices = [count_choices(mask, *masks, query) for query in query_sides(options.direction)]
+    for side in () if options.allow_empty_image else choices:
         refuse_empty(mask, side, shapes.N)
     return mask, choices
 
 
-def _boxes_key(o: FuseOptions, shapes: PairShapes, image: FeatureFile) -> str | None:
+def _boxes_key(options: FuseOptions, shapes: PairShapes, image: FeatureFile) -> str | None:
     """The key of the boxes beside the image features that a picture uses."""
-    if o.maps.plot is None or o.maps.boxes is not None:
+    if options.maps.plot is None or options.maps.boxes is not None:
         return None
     from fusecli.maps.boxes import find_boxes
     from fusecli.maps.selection import has_boxes
 
-    found = find_boxes(image) if has_boxes(o.maps, shapes, image) else None
+    found = find_boxes(image) if has_boxes(options.maps, shapes, image) else None
     return None if found is None else found.key

@@ -95,7 +95,7 @@ class FuseOptions:
         )
 
 
-def default_output(o: FuseOptions) -> str:
+def default_output(options: FuseOptions) -> str:
     """`<stem>.fused.npy` in the working folder, with the stem of the query side's file.
 
     It is .safetensors where that file is, or where .npy does not hold the result: more than one
@@ -104,72 +104,91 @@ def default_output(o: FuseOptions) -> str:
     Raises:
         UsageError: that file comes from stdin and has no name.
     """
-    side, path = ("image", o.image) if o.direction == "image" else ("text", o.text)
+    side, path = (
+        ("image", options.image) if options.direction == "image" else ("text", options.text)
+    )
     if path == "-":
         raise UsageError(
             f"the {side} comes from stdin, so say where the result goes: -o FILE or -o -"
         )
     stem, ending = os.path.splitext(os.path.basename(path))
-    several = o.direction == BOTH or o.pool is not None
-    named = several or o.out_dtype == "bfloat16" or ending.lower() == ".safetensors"
+    several = options.direction == BOTH or options.pool is not None
+    named = several or options.out_dtype == "bfloat16" or ending.lower() == ".safetensors"
     return f"{stem}.fused{'.safetensors' if named else '.npy'}"
 
 
-def check_targets(o: FuseOptions, output: str, force: bool) -> None:
+def check_targets(options: FuseOptions, output: str, force: bool) -> None:
     """Raises:
     UsageError, OutputError: a file cannot be written where an option says.
     """
-    given = [o.image, o.text, o.weights, o.image_mask, o.text_mask, o.maps.image_file]
+    given = [
+        options.image,
+        options.text,
+        options.weights,
+        options.image_mask,
+        options.text_mask,
+        options.maps.image_file,
+    ]
     inputs = [name for name in given if name not in (None, "none")]
-    if o.attention_mask is not None:
-        inputs.append(file_and_key(o.attention_mask)[0])
-    if o.maps.tokens is not None:
+    if options.attention_mask is not None:
+        inputs.append(file_and_key(options.attention_mask)[0])
+    if options.maps.tokens is not None:
         from fusecli.maps.token_labels import file_of
 
-        inputs.append(file_of(o.maps.tokens))
-    if o.maps.boxes not in (None, "none"):
-        inputs.append(file_and_key(str(o.maps.boxes))[0])
+        inputs.append(file_of(options.maps.tokens))
+    if options.maps.boxes not in (None, "none"):
+        inputs.append(file_and_key(str(options.maps.boxes))[0])
     if output != "-":
         check_target(output, force, inputs, WRITABLE_ENDINGS)
-    if o.maps.attention is not None:
-        check_target(o.maps.attention, force, inputs, WRITABLE_ENDINGS)
-    if o.maps.plot is not None:
+    if options.maps.attention is not None:
+        check_target(options.maps.attention, force, inputs, WRITABLE_ENDINGS)
+    if options.maps.plot is not None:
         from fusecli.maps.picture import ENDINGS as PLOT_ENDINGS
 
-        check_target(o.maps.plot, force, inputs, PLOT_ENDINGS)
-    for path in o.reports:
+        check_target(options.maps.plot, force, inputs, PLOT_ENDINGS)
+    for path in options.reports:
         check_target(path, force, inputs, (".json",))
 
 
-def check_options(o: FuseOptions, output: str) -> None:
+def check_options(options: FuseOptions, output: str) -> None:
     """Raises:
     UsageError: options that exclude each other, or a value that is not possible.
     """
-    check_computing(o.device, o.dtype, o.engine)
-    check_result(o.out_dtype, o.direction, o.pool)
-    if [o.image, o.text, o.image_mask, o.text_mask, o.attention_mask].count("-") > 1:
+    check_computing(options.device, options.dtype, options.engine)
+    check_result(options.out_dtype, options.direction, options.pool)
+    if [
+        options.image,
+        options.text,
+        options.image_mask,
+        options.text_mask,
+        options.attention_mask,
+    ].count("-") > 1:
         raise UsageError("only one of image, text and their masks can come from stdin")
-    check_origin(o.weights, o.seed)
+    check_origin(options.weights, options.seed)
     one_only = output == "-" or output.lower().endswith(".npy")
-    if one_only and (o.direction == BOTH or o.pool is not None):
-        what = "--direction both" if o.direction == BOTH else f"--pool {o.pool}"
+    if one_only and (options.direction == BOTH or options.pool is not None):
+        what = "--direction both" if options.direction == BOTH else f"--pool {options.pool}"
         raise UsageError(
             f"{output}: {what} gives more than one tensor, and .npy holds one: say -o "
             "FILE.safetensors or FILE.npz"
         )
-    if o.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
+    if options.out_dtype == "bfloat16" and not output.lower().endswith(".safetensors"):
         raise UsageError("--out-dtype bfloat16 needs -o FILE.safetensors: .npy has no bfloat16")
-    o.maps.check()
-    _refuse_one_name_for_two(o, output)
-    if o.maps.plot is not None:
+    options.maps.check()
+    _refuse_one_name_for_two(options, output)
+    if options.maps.plot is not None:
         from fusecli.maps.picture import require_matplotlib
 
         require_matplotlib()
 
 
-def _refuse_one_name_for_two(o: FuseOptions, output: str) -> None:
-    named = [("the output", output), ("the attention", o.maps.attention), ("the plot", o.maps.plot)]
-    named += [("the report", path) for path in o.reports]
+def _refuse_one_name_for_two(options: FuseOptions, output: str) -> None:
+    named = [
+        ("the output", output),
+        ("the attention", options.maps.attention),
+        ("the plot", options.maps.plot),
+    ]
+    named += [("the report", path) for path in options.reports]
     seen: dict[str, tuple[str, str]] = {}
     for what, path in named:
         if path is None or path == "-":

@@ -48,9 +48,9 @@ class Outcome:
 
 def report_on(job: Job, outcome: Outcome) -> Report:
     """The report on a job that is done."""
-    o, fusions = job.options, outcome.fusions
+    options, fusions = job.options, outcome.fusions
     first = fusions[0]
-    hashed = o.provenance or bool(o.reports)
+    hashed = options.provenance or bool(options.reports)
     inputs: dict[str, InputPart] = {}
     for side in (job.image, job.text):
         sha = sha256_of(side.file) if hashed else None
@@ -60,7 +60,7 @@ def report_on(job: Job, outcome: Outcome) -> Report:
     plans = [fusion.plan for fusion in fusions]
     return Report(
         inputs=inputs,
-        module=describe_module(job.config, o.weights, weights_sha, job.seed),
+        module=describe_module(job.config, options.weights, weights_sha, job.seed),
         plan=describe_plan(plans[0], plans[1] if len(plans) > 1 else None),
         attention_mask=_described_mask(job, hashed),
         stages=all_stages(job.shapes, job.config, {f.direction: f.plan for f in fusions}),
@@ -69,7 +69,7 @@ def report_on(job: Job, outcome: Outcome) -> Report:
         maps=outcome.maps.described,
         diagnoses=outcome.diagnoses,
         notes=job.notes,
-        provenance=provenance(first.engine, first.device, o.dtype, first.threads, job.seed),
+        provenance=provenance(first.engine, first.device, options.dtype, first.threads, job.seed),
     )
 
 
@@ -87,8 +87,8 @@ def _described_mask(job: Job, hashed: bool) -> AttentionMaskPart | None:
 
 def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> OutputPart:
     """The report's entry for the file written: its first tensor, and the list of all."""
-    o = job.options
-    size = storage_type(o.out_dtype).itemsize
+    options = job.options
+    size = storage_type(options.out_dtype).itemsize
     listed = [
         TensorPart(
             key=None if writer.key is None else tensor.key,
@@ -104,8 +104,8 @@ def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> Out
         shape=listed[0].shape,
         axes=listed[0].axes,
         bytes=writer.nbytes,
-        dtype=o.out_dtype,
-        direction=o.direction,
-        pool=o.pool,
+        dtype=options.out_dtype,
+        direction=options.direction,
+        pool=options.pool,
         tensors=listed,
     )

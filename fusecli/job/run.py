@@ -76,15 +76,14 @@ def fuse_files(
             tell(f"note: {note}")
         known = known_diagnoses(job, _gate(job))
         refuse_if_strict(options, known)
-        o = job.options
-        fusions = [_fusion(job, side) for side in query_sides(o.direction)]
-        tensors = result_tensors(job.shapes, job.config, o.direction, o.pool)
+        fusions = [_fusion(job, side) for side in query_sides(options.direction)]
+        tensors = result_tensors(job.shapes, job.config, options.direction, options.pool)
         first, *others = tensors
         numbers = sum(math.prod(tensor.shape) for tensor in tensors)
         further = {tensor.key: tensor.shape for tensor in others}
         metadata = job.config.to_dict()
         writer = stack.enter_context(
-            FeatureWriter(job.output, first.shape, o.out_dtype, metadata, first.key, further)
+            FeatureWriter(job.output, first.shape, options.out_dtype, metadata, first.key, further)
         ).begin()
         maps = stack.enter_context(_map_sink(job)).begin()
         statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
@@ -100,22 +99,22 @@ def fuse_files(
             tell(f"warning: {diagnosis}")
         # The less serious message comes last, and is left out where a warning says the same.
         if job.seed is not None and all(d.code != "uniform-attention" for d in diagnoses):
-            job.notes.append(diagnose.untrained_note(o.weights, job.seed, job.config))
+            job.notes.append(diagnose.untrained_note(options.weights, job.seed, job.config))
             tell(f"note: {job.notes[-1]}")
         report = report_on(job, Outcome(fusions, statistics, diagnoses, tensors, writer, maps))
         view = _view(job, maps)
-        staged = _stage_small_files(o, report, view, stack)
+        staged = _stage_small_files(options, report, view, stack)
         publish_all([writer.staged, *maps.staged, *staged])
-    if view is not None and o.maps.show:
+    if view is not None and options.maps.show:
         show(view)
     return report
 
 
 def _map_sink(job: Job) -> MapSink:
-    o, drawing = job.options.maps, job.drawing
-    shape = job.shapes.map_shape(job.config.num_heads if o.per_head else None)
+    options, drawing = job.options.maps, job.drawing
+    shape = job.shapes.map_shape(job.config.num_heads if options.per_head else None)
     sample = None if drawing is None else drawing.sample
-    return MapSink(o, shape, job.config.to_dict(), sample, o.layer_of(job.config))
+    return MapSink(options, shape, job.config.to_dict(), sample, options.layer_of(job.config))
 
 
 def _view(job: Job, maps: MapSink) -> AttentionView | None:
@@ -133,14 +132,14 @@ def _view(job: Job, maps: MapSink) -> AttentionView | None:
 
 
 def _stage_small_files(
-    o: FuseOptions, report: Report, view: AttentionView | None, stack: ExitStack
+    options: FuseOptions, report: Report, view: AttentionView | None, stack: ExitStack
 ) -> list[StagedFile]:
     """Reports and picture, complete under their temporary names."""
-    contents = {path: report.to_json().encode() for path in o.reports}
-    if view is not None and o.maps.plot is not None:
+    contents = {path: report.to_json().encode() for path in options.reports}
+    if view is not None and options.maps.plot is not None:
         from fusecli.maps.picture import draw
 
-        contents[o.maps.plot] = draw(view, os.path.splitext(o.maps.plot)[1].lower())
+        contents[options.maps.plot] = draw(view, os.path.splitext(options.maps.plot)[1].lower())
     staged = []
     for path, data in contents.items():
         file = stack.enter_context(StagedFile(path)).begin()
@@ -157,8 +156,8 @@ def _gate(job: Job) -> float | None:
 
 def _fusion(job: Job, query: Side) -> Fusion:
     """The fusion for one query side."""
-    o, layer = job.options, job.options.maps.layer_of(job.config)
-    computing = Computing(query, o.device, o.dtype, o.engine, layer=layer or 0)
+    options, layer = job.options, job.options.maps.layer_of(job.config)
+    computing = Computing(query, options.device, options.dtype, options.engine, layer=layer or 0)
     return build_fusion(job.config, _loader(job), _planned(job, query), computing)
 
 

@@ -75,7 +75,7 @@ class Drawing:
 
 
 def prepare_drawing(
-    o: MapOptions,
+    options: MapOptions,
     shapes: PairShapes,
     text: str,
     image_mask: NDArray[np.bool_] | None,
@@ -85,7 +85,7 @@ def prepare_drawing(
     """Decide what is drawn, and read what the picture needs besides attention.
 
     Args:
-        o: the options.
+        options: the options.
         shapes: of the job.
         text: the text features' file.
         image_mask: bool `[N, P]` or `[1, P]`, or None.
@@ -97,7 +97,7 @@ def prepare_drawing(
         ShapeError: no such sample, or labels, grid or boxes do not fit the tokens.
         FeatureFileError: the tokens, the photo or the boxes cannot be read.
     """
-    sample = o.sample or 0
+    sample = options.sample or 0
     if not 0 <= sample < shapes.N:
         pairs = counted(shapes.N, "pair")
         raise ShapeError(f"--sample {sample}: the files hold {pairs}, counted from 0")
@@ -115,39 +115,41 @@ def prepare_drawing(
         )
     real = _row(image_mask, sample, shapes.P)
     grid, boxes, photo, photo_size = None, None, None, None
-    with_boxes = image is not None and has_boxes(o, shapes, image)
-    if o.plot is not None and not with_boxes:
-        grid = choose_grid(o.grid, shapes.image)
+    with_boxes = image is not None and has_boxes(options, shapes, image)
+    if options.plot is not None and not with_boxes:
+        grid = choose_grid(options.grid, shapes.image)
         if grid is None:
-            _check_row_of_tokens(o, shapes.P)
-    if o.image_file is not None:
+            _check_row_of_tokens(options, shapes.P)
+    if options.image_file is not None:
         from fusecli.maps.photo import read_photo_and_size
 
-        photo, photo_size = read_photo_and_size(o.image_file)
+        photo, photo_size = read_photo_and_size(options.image_file)
     if with_boxes and image is not None:
-        boxes = boxes_of(o, image, sample, real, photo_size)
+        boxes = boxes_of(options, image, sample, real, photo_size)
     labels = [str(index) for index in range(shapes.T)]
-    if o.tokens is not None:
-        labels = _fit(read_labels(o.tokens, text, sample, shapes.N), rows, shapes.T, o.tokens)
-    return Drawing(sample, labels, rows, real, grid, photo, o.image_file, boxes)
+    if options.tokens is not None:
+        labels = _fit(
+            read_labels(options.tokens, text, sample, shapes.N), rows, shapes.T, options.tokens
+        )
+    return Drawing(sample, labels, rows, real, grid, photo, options.image_file, boxes)
 
 
-def has_boxes(o: MapOptions, shapes: PairShapes, image: FeatureFile) -> bool:
+def has_boxes(options: MapOptions, shapes: PairShapes, image: FeatureFile) -> bool:
     """Whether the picture shows regions, whose boxes are named or lie beside the features.
 
     Args:
-        o: the options.
+        options: the options.
         shapes: of the job; a feature map has rows and columns of its own.
         image: the image features' file.
     """
-    if o.plot is None or o.grid is not None or o.boxes == "none":
+    if options.plot is None or options.grid is not None or options.boxes == "none":
         return False
-    return o.boxes is not None or (
+    return options.boxes is not None or (
         shapes.image.token_letters == "P" and find_boxes(image) is not None
     )
 
 
-def _check_row_of_tokens(o: MapOptions, tokens: int) -> None:
+def _check_row_of_tokens(options: MapOptions, tokens: int) -> None:
     """Raises:
     UsageError: image tokens in a row have no place in a photo, or are too many for a picture.
     """
@@ -156,10 +158,10 @@ def _check_row_of_tokens(o: MapOptions, tokens: int) -> None:
             f"--plot draws at most {MOST_COLUMNS:,} image tokens in a row, found {tokens:,}: "
             "say --grid ROWSxCOLUMNS"
         )
-    if o.image_file is not None:
+    if options.image_file is not None:
         raise UsageError(
-            f"--image-file {o.image_file}: where in it {counted(tokens, 'image token')} would lie "
-            "is not known: say --grid ROWSxCOLUMNS, or --boxes FILE for regions"
+            f"--image-file {options.image_file}: where in it {counted(tokens, 'image token')} "
+            "would lie is not known: say --grid ROWSxCOLUMNS, or --boxes FILE for regions"
         )
 
 

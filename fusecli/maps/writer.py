@@ -138,7 +138,7 @@ class MapSink:
     """Receives the maps of all chunks: writes them to a file, and keeps one sample's to draw it.
 
     Args:
-        o: what is wanted.
+        options: what is wanted.
         shape: of the file's tensor.
         metadata: for the file, as `FeatureWriter` takes it.
         sample: the one to keep, or None.
@@ -147,18 +147,20 @@ class MapSink:
 
     def __init__(
         self,
-        o: MapOptions,
+        options: MapOptions,
         shape: tuple[int, ...],
         metadata: dict[str, Any],
         sample: int | None,
         layer: int | None = None,
     ) -> None:
         self._layer = layer
-        self._o, self._shape, self._sample = o, shape, sample
+        self._options, self._shape, self._sample = options, shape, sample
         self._writer: FeatureWriter | None = None
-        if o.attention is not None:
+        if options.attention is not None:
             # Rows that are to sum to 1 are not rounded further.
-            self._writer = FeatureWriter(o.attention, shape, "float32", metadata, ATTENTION_KEY)
+            self._writer = FeatureWriter(
+                options.attention, shape, "float32", metadata, ATTENTION_KEY
+            )
         self.kept: NDArray[np.float32] | None = None  # [H, T, P]
 
     def begin(self) -> MapSink:
@@ -203,7 +205,7 @@ class MapSink:
             return None
         written = self._writer is not None
         has_weights = _has_weights(image_mask, text_mask, attention_mask)
-        return ChunkMaps(T, has_weights, written, self._o.per_head, sample)
+        return ChunkMaps(T, has_weights, written, self._options.per_head, sample)
 
     def write(self, chunk: ChunkMaps | None) -> None:
         """Write a finished chunk; they come in the order of the samples.
@@ -224,11 +226,11 @@ class MapSink:
     @property
     def described(self) -> MapsPart | None:
         """The report's entry for the file."""
-        if self._writer is None or self._o.attention is None:
+        if self._writer is None or self._options.attention is None:
             return None
-        letters = "HTP" if self._o.per_head else "TP"
+        letters = "HTP" if self._options.per_head else "TP"
         return MapsPart(
-            file=self._o.attention,
+            file=self._options.attention,
             key=self._writer.key,
             shape=list(self._shape),
             axes=letters if len(self._shape) == len(letters) else f"N{letters}",
