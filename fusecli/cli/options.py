@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -108,8 +107,11 @@ def _parameters(group: type[Any]) -> list[inspect.Parameter]:
             annotated = get_type_hints(group, include_extras=True)[field.name]
         assert get_origin(annotated) is Annotated, f"{group.__name__}.{field.name}"
         base, *marks = get_args(annotated)
-        info = copy.copy(marks[-1])
-        info.rich_help_panel = info.rich_help_panel or group.heading
+        info = marks[-1]
+        if info.rich_help_panel is None:
+            # A copy, since a group with another heading may inherit the field. `copy.copy` is slow.
+            info = object.__new__(type(info))
+            vars(info).update(vars(marks[-1]), rich_help_panel=group.heading)
         if isinstance(marks[0], Choices):
             base = Literal[tuple(marks[0].values())] | None
         found.append(

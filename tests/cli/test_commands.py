@@ -185,6 +185,7 @@ def test_bench_refuses_impossible_options_in_one_line(cli, args):
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_bench_times_a_stack_from_file_to_file():
     made = bench_stack(pairs=5, P=3, T=2, dim=16)
     assert made.file_gb == pytest.approx((2 * 128 + 5 * (3 + 2) * 16 * 4) / 1e9)
@@ -231,6 +232,7 @@ def test_heads_that_a_file_does_not_say_are_assumed_with_a_warning(tmp_path):
     assert load_module(str(tmp_path / "w.pt"), heads=2).config.num_heads == 2
 
 
+@pytest.mark.slow
 def test_bench_times_a_batch_against_the_loop_and_its_memory():
     made = bench_batch(pairs=30, turns=1)
     assert made.pairs == 30
