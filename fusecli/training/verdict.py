@@ -104,7 +104,13 @@ def _text(result: PartResult) -> list[str]:
     """Said where the text adds nothing, and where the simplest fusion is better."""
     found = []
     gain = result.contrast(IMAGE)
-    if gain is not None and not gain.difference.above_zero:
+    if gain is not None and gain.difference.below_zero:
+        better = _negative(gain.difference)
+        found.append(
+            f"the text does harm: {IMAGE} is better than the fusion: {result.headline} "
+            f"{signed(better.value)} ({between(better)})"
+        )
+    elif gain is not None and not gain.difference.above_zero:
         found.append(
             f"that the text helps is not shown: {result.headline} "
             f"{signed(gain.difference.value)} over image only ({between(gain.difference)})"

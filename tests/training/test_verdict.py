@@ -90,6 +90,13 @@ def test_the_text_and_the_simplest_fusion_are_looked_at_too():
     assert lines[2] == "concat + MLP is better than the fusion here: AUC +0.050 (95 % 0.02 to 0.08)"
 
 
+def test_an_image_that_is_better_alone_is_named():
+    lines = verdict(result(text_only=HELPS, additive=HELPS, image_only=HARMS))
+    assert lines[1:] == [
+        "the text does harm: image only is better than the fusion: AUC +0.050 (95 % 0.02 to 0.08)"
+    ]
+
+
 def test_few_groups_are_warned_of():
     lines = verdict(result(groups=29, text_only=HELPS, additive=HELPS, image_only=HELPS))
     assert lines[-1].startswith("warning: 29 groups in the test part: with fewer than 30")
