@@ -14,11 +14,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fusecli.batch.store import files
+from fusecli.features import atomic
 from tests.batches import journal, left_behind, make_pairs
 from tests.faults.layer import Layer
 from tests.faults.running import contents, owners_die, run
@@ -212,6 +215,24 @@ def test_batch_that_says_done_is_on_the_disk(folder: Path, layout: str) -> None:
     disk.write(layer.root, Path(), disk.durable_names, "nothing")
     assert results(Path("out")) == expected
     assert journal(Path("out")) == lines
+
+
+def test_batch_that_says_done_is_on_the_disk_of_other_systems(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only Linux brings a whole file system to the disk in one call."""
+    make_pairs(folder, 4)
+    monkeypatch.setattr(files, "sys", SimpleNamespace(platform="other"))
+    monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="other"))
+    layer, disk = recorded(BATCH)
+    assert all(call.name != "syncfs" for call in layer.calls)
+    expected = results(Path("out"))
+    shutil.rmtree("out")
+    for call in layer.calls:
+        if call.event is not None:
+            disk.change(call.event)
+    disk.write(layer.root, Path(), disk.durable_names, "nothing")
+    assert results(Path("out")) == expected
 
 
 @pytest.mark.parametrize("older", [False, True])

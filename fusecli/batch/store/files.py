@@ -143,8 +143,9 @@ class FileSink:
         try:
             if sys.platform == "linux":  # one call for all folders
                 bring_to_disk(folder.path, [])
-            for made in folder.results.made():
-                made.sync()
+            else:
+                for made in folder.results.made():
+                    made.sync()
         except OSError as error:
             raise folder.failed(error, folder.path) from None
         folder.journal.sync()
