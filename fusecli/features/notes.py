@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from fusecli.records import record
 
 
-@dataclass(frozen=True)
+@record
 class Note:
     """Something that was assumed, or used without being asked for.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice, product
 
 from fusecli.features.formats.table import READABLE_ENDINGS
 from fusecli.pairs.ids import fold, loose_id
 from fusecli.pairs.pair import PairOptions, Unmatched
+from fusecli.records import record
 
 LOOKED_AT = 2048  # names of each side
 _MARKS = "._-"
@@ -20,7 +20,7 @@ _IMAGE_WORDS, _TEXT_WORDS = frozenset(_IMAGES.split()), frozenset(_TEXTS.split()
 _SIDE_WORDS = _IMAGE_WORDS | _TEXT_WORDS | frozenset(("jpg", "jpeg", "png", "webp", "json"))
 
 
-@dataclass(frozen=True)
+@record
 class _Around:
     """What stands around the id in all names of a side."""
 
