@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from fusecli.features.axes import Side
@@ -46,6 +47,7 @@ _COUNTED = frozenset(_TOKEN_WORDS.split())
 _OF_LENGTHS = frozenset((_IMAGE_WORDS + _TEXT_WORDS + _TOKEN_WORDS + _LENGTH_WORDS).split())
 _LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens"))
 _PADDING = frozenset(("pad", "padding", "padded", "paddings"))
+_KEPT = 4096  # names, since every file of a batch has the same few
 _LONGEST_PADDING = 2  # words of a name such as is_padding or image_pad
 # Words by which a mask marks what is left out; and words of which nobody knows what they mark.
 _LEFT_OUT = frozenset(("ignore", "ignored", "invalid", "exclude", "excluded", "missing"))
@@ -68,6 +70,7 @@ class MaskMeaning(NamedTuple):
     style: MaskStyle
 
 
+@lru_cache(_KEPT)
 def mask_meaning(key: str) -> MaskMeaning | None:
     """What kind of mask a tensor of this name is; None if the name does not say it is one."""
     name = base_name(key)
@@ -107,6 +110,7 @@ def is_label(key: str) -> bool:
     return name in NO_MASKS or not _LABEL_WORDS.isdisjoint(_words(name))
 
 
+@lru_cache(_KEPT)
 def side_named(key: str) -> Side | None:
     """The side whose name stands anywhere in a key, such as "text" in `text_model.embeds`.
 
@@ -117,6 +121,7 @@ def side_named(key: str) -> Side | None:
     return sides[0] if len(sides) == 1 else None
 
 
+@lru_cache(_KEPT)
 def is_called_features(key: str) -> bool:
     """Whether the last word of a key is what features are called."""
     return _words(base_name(key))[-1] in _FEATURE_WORDS
