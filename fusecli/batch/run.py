@@ -21,7 +21,7 @@ from fusecli.batch.store.entries import removed_entry
 from fusecli.batch.store.files import FileSink
 from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.history import PreviousResults, latest_entries
-from fusecli.batch.store.journal import Entry
+from fusecli.batch.store.journal import Entry, Journal
 from fusecli.batch.store.locks import check_platform
 from fusecli.batch.store.pack_index import write_index
 from fusecli.batch.store.packs import PackSink
@@ -108,7 +108,7 @@ def run_batch(
         folder.journal.run = history.last_run + 1
         for line in damaged_lines(folder, history):
             tell(line)
-        run = _Run(options, sink, source, history, progress)
+        run = _Run(options, sink, source, history, progress, folder.journal)
         run.summary.run_diagnoses = [f"{each.code}: {each.message}" for each in found]
         reader = PairFeaturesReader(spec, tuning)
         stack.callback(reader.close)
@@ -148,6 +148,7 @@ class _Run:
         source: PairSource,
         history: PreviousResults,
         progress: Report,
+        journal: Journal,
     ) -> None:
         shard = options.shard
         self.summary = Summary(
@@ -158,6 +159,7 @@ class _Run:
         self.stopped_by_failure = False
         self.history = history
         self._on_error, self._sink, self._progress = options.on_error, sink, progress
+        self._journal = journal
         self._total = -(-(source.total or 0) // (1 if shard is None else shard.of))
 
     def write_all(self, workers: Workers) -> None:
@@ -175,7 +177,9 @@ class _Run:
             for results in workers.drain():
                 self._write(results)
             self._sink.commit()
-            self._progress(min(self._total, self.summary.seen), self._total)
+            # The signal may have come between the writing of results and their being counted.
+            seen = self.summary.skipped + self.summary.failed_before + self._journal.outcomes
+            self._progress(min(self._total, seen), self._total)
             raise
 
     def _write(self, results: list[Result]) -> None:

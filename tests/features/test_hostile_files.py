@@ -979,7 +979,7 @@ def test_inspect_shows_or_refuses_a_bad_file_without_a_traceback(
             assert re.fullmatch(r"error: .*hostile\..*\n", done.err)
         elif "--json" in options:
             (found,) = json.loads(done.out)
-            assert found["file"] == name
+            assert found["folder" if os.path.isdir(name) else "file"] == name
         else:
             assert done.err == ""
             shown = done.out.replace("\n", "")

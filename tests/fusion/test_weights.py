@@ -293,7 +293,10 @@ def changed(**tensors):
             changed(attention__bias_k=torch.ones(1, 1, 12)),
             "holds attention.bias_k besides a fusion's parameters, which would be left out",
         ),
-        (changed(norm__weight=torch.ones(12)), "these weights have no norm.bias"),
+        (
+            changed(norm__weight=torch.ones(12)),
+            "has norm.weight and no norm.bias, as an RMSNorm has",
+        ),
     ],
 )
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])

@@ -115,6 +115,7 @@ class Journal:
 
     Attributes:
         run: number of this run, written into every line.
+        outcomes: how many lines this run has written that say what became of a pair.
 
     Raises:
         OutputError: another process has it open, it is no journal, or it cannot be written.
@@ -122,7 +123,7 @@ class Journal:
 
     def __init__(self, folder: SafeFolder, name: str, descriptor: int) -> None:
         self._path, self._descriptor = folder.join(name), descriptor
-        self.run = 1
+        self.run, self.outcomes = 1, 0
         try:
             if not try_lock(descriptor, "exclusive", self._path):
                 raise OutputError(f"{self._path}: another run is writing it: wait for it")
@@ -144,6 +145,7 @@ class Journal:
         Raises:
             OutputError: the disk is full, or a limit is reached.
         """
+        entries = list(entries)
         data = memoryview(b"".join(entry.line(self.run) for entry in entries))
         try:
             while data:
@@ -152,6 +154,7 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._mend()
             raise self._failed(error) from None
+        self.outcomes += sum(not entry.removed for entry in entries)
 
     def sync(self) -> None:
         """Bring it to the disk.
