@@ -23,7 +23,7 @@ demo: $(DEMO) ## install what the demo needs, fuse the shipped samples, train on
 	$(BIN)/fusecli fuse sample_features/easy_vqa/images.npy sample_features/easy_vqa/texts.npz --text-key q0000 --weights $(VENV)/demo-run -f -o $(VENV)/demo.trained.fused.npy
 
 test: $(DEV) ## all tests
-	@echo "make test: all tests; about 10 minutes on two cores."
+	@echo "make test: all tests; about 14 minutes on two cores."
 	$(BIN)/python -m pytest -n 2
 
 quick: $(DEV) ## the tests that are not marked slow or ray
@@ -36,7 +36,7 @@ fuzz: $(DEV) ## 20,000 damaged versions of every record that is read back, every
 	FUSECLI_FUZZ=20000 $(BIN)/python -m pytest -n 2 tests/faults
 
 check: $(DEV) ## ruff and mypy
-	@echo "make check: ruff and mypy; half a minute."
+	@echo "make check: ruff and mypy; about a minute."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -300,7 +300,7 @@ def test_run_that_is_killed_leaves_nothing_of_ray(folder: Path, session: Session
         until(lambda: session.processes("ray::Worker.work"), "no worker was seen at work")
         running.kill()
         running.communicate(timeout=60)
-    until(lambda: not session.processes(), "Ray's processes outlive the run")
+    until(lambda: not session.processes(), "Ray's processes outlive the run", seconds=90)
     until(lambda: not list(Path(session.env["TMPDIR"]).glob("fray-*")), "Ray's logs are left")
     code, _, err = session.run("batch", "images", "texts", "-o", "ray")
     assert code == 0, err

@@ -42,10 +42,12 @@ def kill_left(mark):
 if not sys.stdin.read():
     print("error: --ray: this run was ended from outside, by Ray whose own processes have died "
           "or by a kill; the same command goes on", file=sys.stderr, flush=True)
-    for _ in range(50):
+    clean = 0
+    for _ in range(300):  # a process may be on its way to start another one
         left = kill_left(sys.argv[2])
         shutil.rmtree(sys.argv[1], ignore_errors=True)
-        if not left and not os.path.exists(sys.argv[1]):
+        clean = 0 if left or os.path.exists(sys.argv[1]) else clean + 1
+        if clean == 3:
             break
         time.sleep(0.1)
 """
