@@ -133,3 +133,21 @@ def test_the_picture_s_module_can_be_trained(monkeypatch):
 
     before, after = train_sample.train(0), train_sample.train(2)
     assert any(not a.equal(b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_the_readme_fits_on_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_indented_commands_of_the_readme_run_one_after_the_other(clone):
+    """In the order in which a reader types them; training has tests of its own."""
+    done = 0
+    for line in re.findall(
+        r"^(?:    |\$ )(fusecli fuse .*)$", (ROOT / "README.md").read_text(), re.M
+    ):
+        if line.endswith("\\"):
+            continue
+        ran = run(line, clone)
+        assert ran.returncode == 0, (line, ran.stdout)
+        done += 1
+    assert done >= 2
