@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
 from fusecli.features.axes import PairShapes, Side
-from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.file import FeatureFile
 from fusecli.features.mask_names import MaskStyle, base_name, mask_meaning
-from fusecli.features.masks import LEAST_ADDITIVE, is_float
-from fusecli.features.select import file_and_key, tensor_of
+from fusecli.features.masks import LEAST_ADDITIVE, is_float, marks_of
+from fusecli.features.select import tensor_of
 from fusecli.features.tensor import StoredTensor
 from fusecli.records import record
 
@@ -32,6 +32,7 @@ class AttentionMask:
     """Which text token of a pair may attend to which image token, for all pairs of a job.
 
     Attributes:
+        file: that holds it.
         stored: where it lies.
         style: what its numbers mean.
         assumed: nothing said so: neither an option, nor a name, nor the numbers themselves.
@@ -41,6 +42,7 @@ class AttentionMask:
         allowed: marks that are 1.
     """
 
+    file: FeatureFile
     stored: StoredTensor
     style: MaskStyle
     assumed: bool
@@ -71,11 +73,14 @@ class AttentionMask:
         return np.unpackbits(part, axis=-1, count=self.P).view(np.bool_)
 
 
-def open_attention_mask(named: str, shapes: PairShapes, style: MaskStyle | None) -> AttentionMask:
-    """Read the attention mask that an option names.
+def read_attention_mask(
+    file: FeatureFile, key: str | None, shapes: PairShapes, style: MaskStyle | None
+) -> AttentionMask:
+    """Read an attention mask.
 
     Args:
-        named: `FILE` or `FILE:KEY`.
+        file: the open file.
+        key: of the mask; None where it is the only tensor, or has a usual name.
         shapes: of the job.
         style: what the numbers of masks mean; None goes by the key's name and by the numbers.
 
@@ -85,15 +90,7 @@ def open_attention_mask(named: str, shapes: PairShapes, style: MaskStyle | None)
         ShapeError: its shape is not that of the tokens.
         UsageError: the style is that of counts, or the name has two meanings.
     """
-    path, key = file_and_key(named)
-    with open_features(path) as file:
-        return read_attention_mask(_chosen(file, key), shapes, style)
-
-
-def read_attention_mask(
-    stored: StoredTensor, shapes: PairShapes, style: MaskStyle | None
-) -> AttentionMask:
-    """Read an attention mask. Args, Raises: as `open_attention_mask`."""
+    stored = _chosen(file, key)
     if style == "lengths":
         raise UsageError(
             f"--mask-style lengths: {stored.where} has a mark for each text and image token, and "
@@ -120,7 +117,7 @@ def read_attention_mask(
     if found == "keep":
         allowed = marks - zeros
         np.invert(zero, out=zero)
-    return AttentionMask(stored, found, assumed, T, P, zero, allowed)
+    return AttentionMask(file, stored, found, assumed, T, P, zero, allowed)
 
 
 @record
@@ -247,9 +244,7 @@ def _slices(
     for start in range(0, samples, step):
         stop = min(start + step, samples)
         part = stored.read() if samples == 1 else stored.part(0, start, stop)
-        if stored.dtype == "uint8" and bool(((part == 0) | (part == 255)).all()):
-            part = part / np.float32(255)  # marks that were stored as a picture
-        yield start, part.reshape(-1, T, P)
+        yield start, marks_of(stored, part).reshape(-1, T, P)
 
 
 def _style_of(

@@ -165,9 +165,7 @@ def read_mask(
             f"expected {wanted} for features {list(axes.shape)} (read as {axes.letters}); "
             f"--{axes.side}-mask none ignores a stored mask{counts}{pairs}"
         )
-    values = stored.read()
-    if _is_of_bytes(stored, values):
-        values = values / np.float32(_BYTE)
+    values = marks_of(stored, stored.read())
     if style == "additive" or (
         (style is None or meaning is not None) and _is_additive(stored, values)
     ):
@@ -211,16 +209,17 @@ def _may_be_a_mask(stored: StoredTensor, key: str, axes: Axes, N: int) -> bool:
         return False
     if len(stored.shape) == 1 and N > 1 and axes.tokens == N:
         return False  # one number a sample, as likely as one a token
-    values = stored.read()
+    values = marks_of(stored, stored.read())
     if not values.any() or values.all():
         return False
-    marks = ((values == 0) | (values == 1)).all()
-    return bool(marks or _is_of_bytes(stored, values) or _is_additive(stored, values))
+    return bool(((values == 0) | (values == 1)).all() or _is_additive(stored, values))
 
 
-def _is_of_bytes(stored: StoredTensor, values: NDArray[np.float32]) -> bool:
-    """Whether all numbers are 0 or 255, as masks are that were stored as pictures."""
-    return stored.dtype == "uint8" and bool(((values == 0) | (values == _BYTE)).all())
+def marks_of(stored: StoredTensor, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The numbers of a mask; 0 and 1 where it was stored as a picture, with 0 and 255."""
+    if stored.dtype == "uint8" and bool(((values == 0) | (values == _BYTE)).all()):
+        return values / np.float32(_BYTE)
+    return values
 
 
 def _is_additive(stored: StoredTensor, values: NDArray[np.float32]) -> bool:

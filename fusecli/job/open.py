@@ -26,6 +26,7 @@ from fusecli.features.pair_inputs import (
     notes_on_inputs,
     use_mask,
 )
+from fusecli.features.select import file_and_key
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
@@ -118,12 +119,6 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
             (inputs.text, shapes.text, masks[1], shapes.text_shared),
         )
     )
-    notes = list(shapes.notes)
-    if stored is not None:
-        notes += stored.notes(str(options.weights))
-    notes += [note.message for note in diagnose.used_masks(*masks)]
-    boxes = _boxes_key(options, shapes, inputs.image.file)
-    notes += [note.message for note in notes_on_inputs(inputs, masks, boxes)]
     sides = query_sides(options.direction)
     config.check_directions(sides, options.weights)
     for query in sides:
@@ -131,12 +126,8 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         if context.mask is not None and not options.allow_empty_image:
             refuse_empty_images(context.mask, context.stored.where, context.axes.side)
     attention_mask, choices = _attention_mask(
-        options, config, shapes, (image.reader.mask, text.reader.mask)
+        options, config, shapes, (image.reader.mask, text.reader.mask), stack
     )
-    if attention_mask is not None and attention_mask.note is not None:
-        notes.append(attention_mask.note)
-    layer_note = options.maps.note_on_layer(config)
-    notes += [] if layer_note is None else [layer_note]
     drawing = None
     if options.maps.drawn:  # nothing of drawing is imported where nothing is drawn
         from fusecli.maps.selection import prepare_drawing
@@ -146,8 +137,22 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         if attention_mask is not None:
             (allowed,) = attention_mask.rows(drawing.sample, drawing.sample + 1)
             drawing = replace(drawing, allowed=allowed)
-        if drawing.boxes is not None:
-            notes.append(f"regions: {drawing.boxes.how}")
+    boxes = None if drawing is None else drawing.boxes
+    notes = [
+        *shapes.notes,
+        *(() if stored is None else stored.notes(str(options.weights))),
+        *(note.message for note in diagnose.used_masks(*masks)),
+        *(
+            note.message
+            for note in notes_on_inputs(inputs, masks, None if boxes is None else boxes.beside)
+        ),
+    ]
+    assumed = (
+        None if attention_mask is None else attention_mask.note,
+        options.maps.note_on_layer(config),
+        None if boxes is None else f"regions: {boxes.how}",
+    )
+    notes += [note for note in assumed if note is not None]
     # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
     check_targets(options, output, options.force)
     return Job(
@@ -245,6 +250,7 @@ def _attention_mask(
     config: FusionConfig,
     shapes: PairShapes,
     masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
+    stack: ExitStack,
 ) -> tuple[AttentionMask | None, list[Choices]]:
     """Which text token may attend to which image token, and what that leaves each query token.
 
@@ -253,26 +259,18 @@ def _attention_mask(
         config: of the fusion.
         shapes: of the job.
         masks: of image and text.
+        stack: closes its file.
     """
     if options.attention_mask is None:
         return None, []
-    from fusecli.features.attention_mask import count_choices, open_attention_mask, refuse_empty
+    from fusecli.features.attention_mask import count_choices, read_attention_mask, refuse_empty
 
     if not config.how.gives_weights:
         raise UsageError(no_attention("--attention-mask", config.method))
-    mask = open_attention_mask(options.attention_mask, shapes, options.mask_style)
+    path, key = file_and_key(options.attention_mask)
+    file = stack.enter_context(open_features(path))
+    mask = read_attention_mask(file, key, shapes, options.mask_style)
     choices = [count_choices(mask, *masks, query) for query in query_sides(options.direction)]
     for side in () if options.allow_empty_image else choices:
         refuse_empty(mask, side, shapes.N)
     return mask, choices
-
-
-def _boxes_key(options: FuseOptions, shapes: PairShapes, image: FeatureFile) -> str | None:
-    """The key of the boxes beside the image features that a picture uses."""
-    if options.maps.plot is None or options.maps.boxes is not None:
-        return None
-    from fusecli.maps.boxes import find_boxes
-    from fusecli.maps.selection import has_boxes
-
-    found = find_boxes(image) if has_boxes(options.maps, shapes, image) else None
-    return None if found is None else found.key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from fusecli.features.dtypes import storage_type
-from fusecli.features.file import open_features
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.results import ResultTensor
@@ -75,14 +74,10 @@ def report_on(job: Job, outcome: Outcome) -> Report:
 
 def _described_mask(job: Job, hashed: bool) -> AttentionMaskPart | None:
     """The report's entry for the attention mask."""
-    mask, named = job.attention_mask, job.options.attention_mask
-    if mask is None or named is None:
+    mask = job.attention_mask
+    if mask is None:
         return None
-    sha = None
-    if hashed and mask.stored.file != "-":
-        with open_features(mask.stored.file) as file:
-            sha = sha256_of(file)
-    return describe_attention_mask(mask, sha)
+    return describe_attention_mask(mask, sha256_of(mask.file) if hashed else None)
 
 
 def _output(job: Job, tensors: list[ResultTensor], writer: FeatureWriter) -> OutputPart:

@@ -89,8 +89,9 @@ def fuse_files(
         statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
         job.image.file.refuse_changed()
         job.text.file.refuse_changed()
-        if job.weights is not None:
-            job.weights.file.refuse_changed()
+        for other in (job.weights, job.attention_mask):
+            if other is not None:
+                other.file.refuse_changed()
         writer.finish()
         maps.finish()
         diagnoses = known + measured_diagnoses(job, statistics, nonfinite, numbers)

@@ -115,7 +115,7 @@ def prepare_drawing(
         )
     real = _row(image_mask, sample, shapes.P)
     grid, boxes, photo, photo_size = None, None, None, None
-    with_boxes = image is not None and has_boxes(options, shapes, image)
+    with_boxes = image is not None and _has_boxes(options, shapes, image)
     if options.plot is not None and not with_boxes:
         grid = choose_grid(options.grid, shapes.image)
         if grid is None:
@@ -134,7 +134,7 @@ def prepare_drawing(
     return Drawing(sample, labels, rows, real, grid, photo, options.image_file, boxes)
 
 
-def has_boxes(options: MapOptions, shapes: PairShapes, image: FeatureFile) -> bool:
+def _has_boxes(options: MapOptions, shapes: PairShapes, image: FeatureFile) -> bool:
     """Whether the picture shows regions, whose boxes are named or lie beside the features.
 
     Args:

@@ -1,7 +1,11 @@
 """`--attention-mask`: read in every convention, held to torch's numbers, refused in one line."""
 
+import dataclasses
+import hashlib
 import json
 import os
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +14,9 @@ from safetensors.numpy import save_file
 
 from fusecli import FuseOptions, FusionConfig, ImageTextFusion, fuse_files, save_module
 from fusecli.errors import FeatureFileError, FuseError, ShapeError, UsageError
-from fusecli.features.attention_mask import open_attention_mask
+from fusecli.features.attention_mask import read_attention_mask
 from fusecli.features.axes import match_pair, read_axes
+from fusecli.features.file import open_features
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.weights import write_weights
 from fusecli.maps.writer import MapOptions
@@ -412,7 +417,8 @@ def test_a_large_mask_takes_a_bit_a_mark():
     )
     mask = np.random.default_rng(0).random((n, t, p)) < 0.5
     np.save("am.npy", mask)
-    read = open_attention_mask("am.npy", shapes, None)
+    with open_features("am.npy") as file:
+        read = read_attention_mask(file, None, shapes, None)
     assert read.packed.nbytes == n * t * 9
     assert np.array_equal(read.rows(0, n), mask)
     assert np.array_equal(read.rows(17, 40), mask[17:40])
@@ -461,3 +467,33 @@ def test_one_text_for_many_images(weights, direction):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     one, _ = fuse(mask[0], ("images.npy", "text.npy"), **options)
     np.testing.assert_allclose(one[0], expected[0], atol=1e-6)
+
+
+def test_the_mask_that_was_read_is_hashed_and_one_that_is_changed_meanwhile_is_an_error(folder):
+    rng = np.random.default_rng(0)
+    np.save("image.npy", rng.standard_normal((2, 4, 8), np.float32))
+    np.save("text.npy", rng.standard_normal((2, 3, 8), np.float32))
+    np.save("am.npy", np.ones((3, 4), bool))
+    first = hashlib.sha256(Path("am.npy").read_bytes()).hexdigest()
+
+    def replace_it(done, total):
+        np.save("new.npy", np.zeros((3, 4), bool))
+        os.replace("new.npy", "am.npy")
+
+    options = FuseOptions(
+        "image.npy", "text.npy", "out.npy", attention_mask="am.npy", provenance=True
+    )
+    report = fuse_files(options, progress=replace_it)
+    assert report.attention_mask.sha256 == first
+
+    np.save("am.npy", np.ones((3, 4), bool))
+
+    def change_it(done, total):
+        data = bytearray(Path("am.npy").read_bytes())
+        data[-1:] = b"\0"
+        with open("am.npy", "r+b") as file:
+            file.write(data)
+        os.utime("am.npy", ns=(0, time.time_ns() + 10**9))  # clocks of file systems are coarse
+
+    with pytest.raises(FeatureFileError, match=r"am.npy: changed while it was read"):
+        fuse_files(dataclasses.replace(options, force=True), progress=change_it)
