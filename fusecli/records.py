@@ -1,8 +1,9 @@
-"""`record`: a frozen dataclass that is cheap to declare.
+"""Dataclasses that are cheap to declare.
 
 `dataclasses.dataclass(frozen=True)` compiles six functions for each class, about half a
-millisecond. A small `fusecli fuse` declares fifty such classes before it begins. A record has
-the same fields and behaves alike, by functions that all records share.
+millisecond. A small `fusecli fuse` declares fifty such classes before it begins. A `record` has
+the same fields and behaves alike, by functions that all records share. A subclass of `Values` made
+by `keyword_dataclass` does without an `__init__` of its own too, and is changeable.
 """
 
 from __future__ import annotations
@@ -61,3 +62,16 @@ _SHARED = {
     "__setattr__": _set_once,
     "__delattr__": _delete,
 }
+
+
+class Values:
+    """Named values, given by keyword."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+@dataclass_transform(kw_only_default=True)
+def keyword_dataclass(cls: type[T]) -> type[T]:
+    """Make a subclass of `Values` a dataclass."""
+    return dataclass(init=False, eq=False, repr=False)(cls)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusecli.bench.processes import PLAIN_SCRIPT, high_water_mb
+from fusecli.bench.processes import PLAIN_SCRIPT, watched
 from fusecli.features.formats.npy import npy_header
 from fusecli.features.formats.safetensors import file_start
 from fusecli.pairs.open import PairOptions, open_pairs
@@ -204,15 +204,4 @@ def _write_keyed(folder: str, start: int, stop: int, tokens: int) -> None:
 def _timed(arguments: list[str]) -> tuple[float, float | None]:
     """Seconds and high-water mark in MB of one `fusecli batch`."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-m", "fusecli", "batch", *arguments]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
-    peak = None
-    while process.poll() is None:
-        # The mark is gone with the process; getrusage counts the parent's memory too.
-        peak = high_water_mb(process.pid) or peak
-        time.sleep(0.02)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return seconds, peak
+    return watched([sys.executable, "-m", "fusecli", "batch", *arguments], env)

@@ -129,17 +129,27 @@ def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackR
         size = sum(os.path.getsize(name) for name in names)
         out = os.path.join(folder, "out.npy")
         command = [sys.executable, "-m", "fusecli", "fuse", *names, "-q", "-o", out]
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        resident = None
-        while process.poll() is None:
-            # The mark is gone with the process; getrusage counts the parent's memory too.
-            resident = high_water_mb(process.pid) or resident
-            time.sleep(0.02)
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
+        seconds, resident = watched(command)
     return StackResult(seconds, pairs / seconds, row.rate, size / 1e9, resident)
+
+
+def watched(command: list[str], env: dict[str, str] | None = None) -> tuple[float, float | None]:
+    """Seconds of a whole process, and the most memory it held in MiB; see `high_water_mb`.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+    peak = None
+    while process.poll() is None:
+        # The mark is gone with the process; getrusage counts the parent's memory too.
+        peak = high_water_mb(process.pid) or peak
+        time.sleep(0.02)
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return seconds, peak
 
 
 def high_water_mb(pid: int) -> float | None:

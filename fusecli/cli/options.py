@@ -16,21 +16,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from fusecli.records import Values
+from fusecli.records import keyword_dataclass as option_group
+
+__all__ = ["Choices", "OptionGroup", "option_group", "parse_bytes", "spread"]
 
 
-class OptionGroup:
+class OptionGroup(Values):
     """Base of all groups of options.
 
     Attributes:
@@ -38,19 +33,6 @@ class OptionGroup:
     """
 
     heading: ClassVar[str]
-
-    def __init__(self, **values: Any) -> None:
-        vars(self).update(values)
-
-
-T = TypeVar("T")
-
-
-@dataclass_transform(kw_only_default=True)
-def option_group(group: type[T]) -> type[T]:
-    """Make a class a dataclass without an `__init__` of its own: compiling one for each group
-    would take a tenth of the time in which a small job starts."""
-    return dataclass(init=False, eq=False, repr=False)(group)
 
 
 class Choices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fusecli.errors import FeatureFileError, UsageError, WeightsError, counted, shortened
@@ -110,19 +110,10 @@ def module_of(
             )
     free = {"residual", "norm", "null_token", "gate", "alpha"} & given.keys()
     config = replace(config, **{field: given[field] for field in free})
-    _check_parameters(weights, config)
-    zero = tuple(p for p in config.parameter_shapes() if not weights.sources(p))
-    unused = _unused(weights, config, options)
+    sources = _checked_sources(weights, config)
+    zero = tuple(parameter for parameter, stored in sources.items() if not stored)
+    unused = _unused(weights, sources, options)
     return StoredModule(config, heads_assumed, question, remedy, unused, zero)
-
-
-def config_of(weights: WeightsFile, options: ModuleOptions) -> tuple[FusionConfig, bool]:
-    """The config of `module_of`, and whether H had to be assumed.
-
-    Raises: as `module_of`.
-    """
-    found = module_of(weights, options)
-    return found.config, found.heads_assumed
 
 
 def _recognised(
@@ -173,10 +164,17 @@ def _open_question(
     return ", or ".join(words), ", and ".join(remedies)
 
 
-def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
+def _checked_sources(weights: WeightsFile, config: FusionConfig) -> dict[str, tuple[str, ...]]:
+    """The stored tensors that each parameter is made of.
+
+    Raises:
+        WeightsError, FeatureFileError: one is missing or does not fit, or others would change
+            what is computed.
+    """
     name, prefix = weights.name, weights.prefix
     expected = config.parameter_shapes()
     anchor = next(iter(expected))
+    sources: dict[str, tuple[str, ...]] = {}
     for parameter, shape in expected.items():
         found = weights.shape(parameter)
         if found != shape:
@@ -184,7 +182,8 @@ def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
                 f"{name}: {prefix}{parameter} has shape {list(found)}, expected {list(shape)} "
                 f"beside {anchor} {list(weights.shape(anchor))}"
             )
-        for source in weights.sources(parameter):
+        sources[parameter] = weights.sources(parameter)
+        for source in sources[parameter]:
             stored = weights.file.tensors[prefix + source]
             if stored.source.problem is None and not _is_float(stored.dtype):
                 raise FeatureFileError(
@@ -195,7 +194,7 @@ def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
     # A tensor of one of the fusion's own layers (a scale, bias_k, an adapter) changes what the
     # layer computes; a tensor of another layer, such as a head behind the fusion, does not.
     layers = {parameter.partition(".")[0] for parameter in expected if "." in parameter}
-    used = {source for parameter in expected for source in weights.sources(parameter)}
+    used = {source for stored_as in sources.values() for source in stored_as}
     foreign = sorted(
         prefix + parameter
         for parameter in weights.shapes()
@@ -207,10 +206,13 @@ def _check_parameters(weights: WeightsFile, config: FusionConfig) -> None:
             f"{name}: holds {listed} besides a fusion's parameters, "
             "which would be left out of the arithmetic"
         )
+    return sources
 
 
-def _unused(weights: WeightsFile, config: FusionConfig, options: ModuleOptions) -> tuple[str, ...]:
-    used = {source for p in config.parameter_shapes() for source in weights.sources(p)}
+def _unused(
+    weights: WeightsFile, sources: Mapping[str, tuple[str, ...]], options: ModuleOptions
+) -> tuple[str, ...]:
+    used = {source for stored_as in sources.values() for source in stored_as}
     for field, parameters in _SWITCHED_OFF.items():
         if getattr(options, field) is False:
             used.update(parameters)

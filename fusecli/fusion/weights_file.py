@@ -17,7 +17,8 @@ from fusecli.records import record
 
 METADATA_KEY = "fusecli"
 SEED_KEY = "initial_seed"
-RUN_WEIGHTS = "weights.safetensors"  # in the folder of a training run
+# In the folder of a training run.
+RUN_RECORD, RUN_WEIGHTS = "run.json", "weights.safetensors"
 # In a file without metadata these parameters show which prefix all of them have.
 _ANCHORS = ("text_proj.weight", "projection.weight")
 # Prefixes that the reader of .pt files removes where all keys have them.
@@ -135,7 +136,7 @@ def open_weights(name: str, prefix: str | None = None) -> WeightsFile:
         raise UsageError("--weights cannot be read from stdin: give a file")
     path = weights_path(name)
     if name and path == name and os.path.isdir(name):
-        if os.path.exists(os.path.join(name, "run.json")):
+        if os.path.exists(os.path.join(name, RUN_RECORD)):
             raise WeightsError(
                 f"{name}: holds no {RUN_WEIGHTS}: the training run in it is not finished (run the "
                 "same fusecli train command again)"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, ShapeError, shortened
+from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.select import file_and_key
+from fusecli.features.select import file_and_key, tensor_of
 from fusecli.features.tensor import StoredTensor
 from fusecli.maps.box_forms import IN_WORDS, TOLERANCE, corners_of, form_of, other_form, units_of
 from fusecli.maps.literals import BoxUnits
@@ -149,18 +149,15 @@ def boxes_of(
 
 def _named(file: FeatureFile, key: str | None) -> StoredTensor:
     """The boxes in a file of their own."""
-    keys = ", ".join(shortened(name, 40) for name in sorted(file.tensors)[:12])
     if key is not None:
-        if key not in file.tensors:
-            raise FeatureFileError(f"{file.where}: has no tensor {key!r}: there are {keys}")
-        return file.tensors[key]
+        return tensor_of(file, key)
     if len(file.tensors) == 1:
         return next(iter(file.tensors.values()))
     found = find_boxes(file)
     if found is None:
         raise FeatureFileError(
             f"{file.where}: none of its tensors is called boxes: say --boxes {file.name}:NAME; "
-            f"there are {keys}"
+            f"{file.listed}"
         )
     return found
 

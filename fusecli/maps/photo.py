@@ -20,11 +20,6 @@ _MOST_PIXELS = 100_000_000  # a header can claim any size, and decoding takes me
 _SIDE = 1024  # pixels kept
 
 
-def read_photo(path: str) -> NDArray[np.uint8]:
-    """As `read_photo_and_size`, without the size."""
-    return read_photo_and_size(path)[0]
-
-
 def read_photo_and_size(path: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read a photo, turned upright and made small.
 

@@ -7,21 +7,18 @@ the names that the JSON has, since callers of 0.1.0 got dicts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, dataclass_transform
+from dataclasses import fields
+from typing import Any, Literal
 
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import Direction, Dtype, OutDtype, Pool, ScoreOrder, ValueOrder
+from fusecli.records import Values, keyword_dataclass
 
-T = TypeVar("T")
 Setting = bool | int | float | None
 
 
-class Part:
-    """Named values. Compiling an `__init__` for each part would slow every start down."""
-
-    def __init__(self, **values: Any) -> None:
-        vars(self).update(values)
+class Part(Values, Mapping[str, Any]):
+    """Named values, which can also be read as a mapping."""
 
     def entries(self) -> Iterator[tuple[str, Any]]:
         """Keys and values as the JSON has them, in its order."""
@@ -32,21 +29,9 @@ class Part:
         """Plain data."""
         return {key: plain(value) for key, value in self.entries()}
 
-    def keys(self) -> list[str]:
-        """The names in the JSON; with this `dict(part)` works."""
+    def keys(self) -> list[str]:  # type: ignore[override] # a list, as callers compare it with one
+        """The names in the JSON, in its order."""
         return [key for key, _ in self.entries()]
-
-    def items(self) -> list[tuple[str, Any]]:
-        """As of a dict."""
-        return list(self.entries())
-
-    def values(self) -> list[Any]:
-        """As of a dict; the plan has a field of this name instead."""
-        return [value for _, value in self.entries()]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """As of a dict."""
-        return dict(self.entries()).get(key, default)
 
     def __getitem__(self, key: str) -> Any:
         return dict(self.entries())[key]
@@ -57,27 +42,15 @@ class Part:
     def __len__(self) -> int:
         return len(self.keys())
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
-
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Part):
-            return type(other) is type(self) and self.to_dict() == other.to_dict()
-        return self.to_dict() == plain(other) if isinstance(other, dict) else NotImplemented
+        if isinstance(other, Part) and type(other) is not type(self):
+            return False
+        return super().__eq__(other)
 
     __hash__ = None  # type: ignore[assignment] # as a dict
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_dict()})"
-
-
-Mapping.register(Part)
-
-
-@dataclass_transform(kw_only_default=True)
-def part(cls: type[T]) -> type[T]:
-    """Make a subclass of `Part` a dataclass."""
-    return dataclass(init=False, eq=False, repr=False)(cls)
 
 
 def plain(value: Any) -> Any:
@@ -92,7 +65,7 @@ def plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------------- report
 
 
-@part
+@keyword_dataclass
 class MaskPart(Part):
     """The mask of one side.
 
@@ -110,7 +83,7 @@ class MaskPart(Part):
     found: str
 
 
-@part
+@keyword_dataclass
 class AttentionMaskPart(Part):
     """A mask of which text token may attend to which image token.
 
@@ -131,7 +104,7 @@ class AttentionMaskPart(Part):
     sha256: str | None
 
 
-@part
+@keyword_dataclass
 class InputPart(Part):
     """One feature file.
 
@@ -153,7 +126,7 @@ class InputPart(Part):
     mask: MaskPart | None
 
 
-@part
+@keyword_dataclass
 class PlanPart(Part):
     """The order of products.
 
@@ -170,7 +143,7 @@ class PlanPart(Part):
     image_asks: PlanPart | None
 
 
-@part
+@keyword_dataclass
 class WeightsPart(Part):
     """Where the weights came from.
 
@@ -187,7 +160,7 @@ class WeightsPart(Part):
     origin: str
 
 
-@part
+@keyword_dataclass
 class ModulePart(Part):
     """The fusion.
 
@@ -216,7 +189,7 @@ class ModulePart(Part):
                 yield key, value
 
 
-@part
+@keyword_dataclass
 class AttentionPart(Part):
     """How spread the attention weights of real tokens are.
 
@@ -233,7 +206,7 @@ class AttentionPart(Part):
     samples: int
 
 
-@part
+@keyword_dataclass
 class TensorPart(Part):
     """One tensor of the result."""
 
@@ -243,7 +216,7 @@ class TensorPart(Part):
     bytes: int
 
 
-@part
+@keyword_dataclass
 class OutputPart(Part):
     """The file of the result.
 
@@ -264,7 +237,7 @@ class OutputPart(Part):
     tensors: list[TensorPart]
 
 
-@part
+@keyword_dataclass
 class MapsPart(Part):
     """The file of attention weights.
 
@@ -285,7 +258,7 @@ class MapsPart(Part):
         return (item for item in super().entries() if item != ("layer", None))
 
 
-@part
+@keyword_dataclass
 class ProvenancePart(Part):
     """What a result can be repeated with, besides the inputs and the weights.
 
@@ -308,7 +281,7 @@ class ProvenancePart(Part):
 # ------------------------------------------------------------------------------------ inspect
 
 
-@part
+@keyword_dataclass
 class TensorStats(Part):
     """What was counted in a tensor's rows, the vectors along its last axis.
 
@@ -325,7 +298,7 @@ class TensorStats(Part):
     largest_norm: float | None
 
 
-@part
+@keyword_dataclass
 class InspectedTensor(Part):
     """One tensor of a file.
 
@@ -349,7 +322,7 @@ class InspectedTensor(Part):
         return (item for item in super().entries() if item != ("stats", None))
 
 
-@part
+@keyword_dataclass
 class InspectedWeights(Part):
     """The module in a weights file.
 
@@ -374,7 +347,7 @@ class InspectedWeights(Part):
         yield from {**shown, **values}.items()
 
 
-@part
+@keyword_dataclass
 class InspectedIds(Part):
     """The tensors of a file by the ids of pairs, for a batch.
 
@@ -387,7 +360,7 @@ class InspectedIds(Part):
     pairs: int | None
 
 
-@part
+@keyword_dataclass
 class InspectedFile(Part):
     """A feature or weights file.
 
@@ -403,7 +376,7 @@ class InspectedFile(Part):
     tensors: list[InspectedTensor]
 
 
-@part
+@keyword_dataclass
 class InspectedFolder(Part):
     """A folder of feature files.
 

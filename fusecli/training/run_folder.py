@@ -21,12 +21,12 @@ from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
 from fusecli.features.formats.safetensors import file_start
-from fusecli.fusion.weights_file import METADATA_KEY
+from fusecli.fusion.weights_file import METADATA_KEY, RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
 from fusecli.training.stored import Member
-from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODELS, RUN_FILE, WEIGHTS_FILE
+from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODELS
 
 CHECKPOINTS = "checkpoints"
 _VERSION = 1
@@ -66,7 +66,7 @@ class RunFolder:
                 and there is no run.
             OutputError: it cannot be written.
         """
-        there = self.path / RUN_FILE
+        there = self.path / RUN_RECORD
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"-o {self.path}: is a file; name a folder for the run")
         if there.exists():
@@ -83,13 +83,13 @@ class RunFolder:
             raise UsageError(f"--resume: {self.path} holds no run to go on with")
         elif self.path.exists() and any(self.path.iterdir()):
             raise UsageError(
-                f"{self.path}: is not empty and holds no {RUN_FILE}: name an empty or new folder"
+                f"{self.path}: is not empty and holds no {RUN_RECORD}: name an empty or new folder"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from None
-        write_json(self.path / RUN_FILE, {"version": _VERSION, "identity": self.identity})
+        write_json(self.path / RUN_RECORD, {"version": _VERSION, "identity": self.identity})
         return False
 
     def checkpoints(self, part: str = "") -> Checkpoints:
@@ -143,12 +143,12 @@ class RunFolder:
             tensors[f"head.input.{side}_mean"] = found.mean
             tensors[f"head.input.{side}_std"] = found.std
         metadata = {METADATA_KEY: member.spec.fusion, HEAD_KEY: dict(meta)}
-        _write(self.path / WEIGHTS_FILE, tensors, metadata)
+        _write(self.path / RUN_WEIGHTS, tensors, metadata)
 
     def _clear(self) -> None:
         """Delete another run. `run.json` stays until it is replaced: a folder without is no run,
         and would be refused if this is stopped in the middle."""
-        for name in (*self._results, WEIGHTS_FILE):
+        for name in (*self._results, RUN_WEIGHTS):
             (self.path / name).unlink(missing_ok=True)
         for name in (MODELS, CHECKPOINTS):
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
+
+from fusecli.fusion.backend.device import cores, resolve_device, torch_threads
 
 Result = TypeVar("Result")
 
@@ -35,8 +36,6 @@ def run_side_by_side(
 
 def choose_device(name: str) -> torch.device:
     """The device that `--device` names; `auto` is a GPU where there is one."""
-    from fusecli.fusion.backend.device import resolve_device
-
     return torch.device(resolve_device(name))
 
 
@@ -44,16 +43,9 @@ def worker_count(device: torch.device) -> int:
     """Models side by side: one a core on the CPU, up to four; four on a GPU."""
     if device.type != "cpu":
         return 4
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(4, cores or 1))
+    return min(4, cores())
 
 
-@contextmanager
-def one_thread_a_model() -> Iterator[None]:
+def one_thread_a_model() -> AbstractContextManager[None]:
     """One torch thread for each model: two models side by side beat one model on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(1)

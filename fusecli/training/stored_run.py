@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, FuseError, UsageError, shortened
 from fusecli.features.file import open_features
-from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.config import FusionConfig, shown
+from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.candidates import ModelSpec
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.standardise import unit_statistics
 from fusecli.training.stored import Member, StoredModel
 
-RUN_FILE, WEIGHTS_FILE, MODELS = "run.json", "weights.safetensors", "models"
+MODELS = "models"  # the folder of the other models
 HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
 MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models
 ORDER = ("majority", "text only", "image only", "additive", "concat + MLP", "fusion")
@@ -55,9 +56,9 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         UsageError: there is no run, or it is not finished.
         FeatureFileError: a file is damaged.
     """
-    if not os.path.exists(os.path.join(path, RUN_FILE)):
-        raise UsageError(f"{path}: holds no {RUN_FILE}: expected the folder of fusecli train -o")
-    weights = os.path.join(path, WEIGHTS_FILE)
+    if not os.path.exists(os.path.join(path, RUN_RECORD)):
+        raise UsageError(f"{path}: holds no {RUN_RECORD}: expected the folder of fusecli train -o")
+    weights = os.path.join(path, RUN_WEIGHTS)
     if not os.path.exists(weights):
         raise UsageError(
             f"{path}: the run is not finished: run the same fusecli train command again"
@@ -146,29 +147,22 @@ def _read(
 def _text(meta: Mapping[str, Any], name: str, among: Sequence[str] = ()) -> str:
     value = meta.get(name)
     if not isinstance(value, str) or (among and value not in among):
-        raise _WrongError(f"{name} is {_shown(value)}")
+        raise _WrongError(f"{name} is {shown(value)}")
     return value
 
 
 def _whole(meta: Mapping[str, Any], name: str, least: int, most: int) -> int:
     value = meta.get(name)
     if type(value) is not int or not least <= value <= most:
-        raise _WrongError(f"{name} is {_shown(value)}, expected {least:,} to {most:,}")
+        raise _WrongError(f"{name} is {shown(value)}, expected {least:,} to {most:,}")
     return value
 
 
 def _number(meta: Mapping[str, Any], name: str, usual: float) -> float:
     value = meta.get(name, usual)
     if type(value) not in (int, float) or not abs(value) < _LARGEST_NUMBER:
-        raise _WrongError(f"{name} is {_shown(value)}")
+        raise _WrongError(f"{name} is {shown(value)}")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value for a message; the digits of a huge number would take minutes to print."""
-    if isinstance(value, int) and value.bit_length() > 64:
-        return "a number of over 64 bits"
-    return shortened(repr(value)) if isinstance(value, (str, int, float, bool)) else "unusable"
 
 
 def _calibration(meta: Mapping[str, Any]) -> None:
@@ -200,7 +194,7 @@ def _spec(meta: Mapping[str, Any]) -> ModelSpec:
         _whole(data, name, 1, _LARGEST_WIDTH)
     for name in ("tag", "linear"):
         if type(data[name]) is not bool:
-            raise _WrongError(f"{name} is {_shown(data[name])}")
+            raise _WrongError(f"{name} is {shown(data[name])}")
     sides = data["sides"]
     if not isinstance(sides, list) or not sides or any(side not in _SIDES for side in sides):
         raise _WrongError("sides are not text, image or both")

@@ -17,6 +17,7 @@ from fusecli._version import __version__
 from fusecli.errors import FuseError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
+from fusecli.fusion.weights_file import RUN_WEIGHTS
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
 from fusecli.training.fit import FitProgress, fit
@@ -39,7 +40,6 @@ from fusecli.training.split import (
     make_split,
     seen_share,
 )
-from fusecli.training.stored_run import WEIGHTS_FILE
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
 from fusecli.training.targets import IGNORED, Targets
 
@@ -54,8 +54,8 @@ METRICS, REPORT, PREDICTIONS, SPLIT, LOG = (
     "log.jsonl",
 )
 CURVES, COMPARISON = "curves.png", "comparison.png"
-# The file that says that a run is complete comes first: it is deleted first and written last.
 _LARGEST_METRICS = 1 << 26  # bytes
+# The file that says that a run is complete comes first: it is deleted first and written last.
 OUTPUTS = (METRICS, REPORT, PREDICTIONS, SPLIT, LOG, CURVES, COMPARISON)
 
 
@@ -106,7 +106,7 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     run = _Run(options, data, notes, progress)
     if run.folder.begin(options.resume, options.force):
         stored = _read(os.path.join(options.output, METRICS))
-        if stored is not None and (run.folder.path / WEIGHTS_FILE).exists():
+        if stored is not None and (run.folder.path / RUN_WEIGHTS).exists():
             run.folder.finish()
             return Outcome(options.output, stored, stored_lines(stored), True)
     return run.folds() if options.folds else run.held_out()
@@ -146,7 +146,6 @@ class _Noted:
     def __init__(self, inner: TrainProgress, notes: _Notes) -> None:
         self._inner, self._notes = inner, notes
         self.plan, self.epoch, self.done = inner.plan, inner.epoch, inner.done
-
         self.silent = False  # what the folds choose is said in the report, fold by fold
 
     def note(self, text: str) -> None:

@@ -18,7 +18,7 @@ from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.methods.attention.operands import needed_parameters
 from fusecli.fusion.methods.attention.plan import Sizes, choose_plan
 from fusecli.fusion.options import ModuleOptions as Switches
-from fusecli.fusion.stored_module import config_of
+from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights import write_weights
 from fusecli.fusion.weights_file import open_weights, read_weights
 from tests.reference import PlainImageTextFusion
@@ -65,6 +65,12 @@ def opened(path):
     weights = open_weights(str(path))
     with weights.file:
         yield weights
+
+
+def config_of(weights, switches):
+    """The config of a file's module, and whether H had to be assumed."""
+    found = module_of(weights, switches)
+    return found.config, found.heads_assumed
 
 
 def config_from(path, **switches):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fusecli.errors import FuseError
 from fusecli.maps import text_layout as lettering
-from fusecli.maps.photo import read_photo
+from fusecli.maps.photo import read_photo_and_size
 from fusecli.maps.picture import _Page, _round_steps, draw
 from fusecli.maps.selection import Drawing, Grid, choose_grid
 from fusecli.maps.text_layout import Lettering
@@ -30,6 +30,10 @@ WORDS = [
     "WWWWWWWWWWWWWWWWWWWWWWWW", ".", "", "naïve", "😀", "_hidden", "\\frac{1}{2}", "iiiiiiiii" * 9,
     "مرحبا", "नमस्ते", "e\u0301", "\ud800", "a b",
 ]  # fmt: skip
+
+
+def read_photo(path):
+    return read_photo_and_size(path)[0]
 
 
 def make(T, P, grid=None, sharp=True, real=None, photo=None, words=WORDS, leave_out=0):

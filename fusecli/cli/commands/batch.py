@@ -24,8 +24,6 @@ from fusecli.cli.progress import Progress, print_path
 if TYPE_CHECKING:
     from fusecli.batch import BatchOptions, RayOptions
 
-# A test compares these with what the library takes.
-
 
 def format_names() -> tuple[str, ...]:
     """The formats that results are written in."""

@@ -6,7 +6,7 @@ import typer
 
 from fusecli.cli.option_groups import Module, QuietProgram, Replacing
 from fusecli.cli.options import OptionGroup, option_group
-from fusecli.cli.progress import print_path
+from fusecli.cli.progress import Progress, print_path
 
 
 @option_group
@@ -50,7 +50,6 @@ def init(module: InitialModule, result: WeightsResult, program: QuietProgram) ->
     a transformer, whose layers each draw their own weights, where torch copies the first).
     Prints the path of the file.
     """
-    from fusecli.cli.progress import Progress
     from fusecli.errors import UsageError
     from fusecli.fusion.initial_weights import initial_weights
     from fusecli.fusion.weights import write_weights
