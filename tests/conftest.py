@@ -49,9 +49,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     handlers = {number: signal.getsignal(number) for number in numbers}
     signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it hangs"))
 
-    def run(*args: str) -> Outcome:
+    def run(*args: str, seconds: int = 10) -> Outcome:
         capsys.readouterr()
-        signal.alarm(10)
+        signal.alarm(seconds)
         with pytest.raises(SystemExit) as stopped:
             main(list(args))
         signal.alarm(0)

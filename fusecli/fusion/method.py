@@ -5,18 +5,38 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
-from fusecli.fusion.literals import Side
+from fusecli.fusion.literals import SIDES, Side
 from fusecli.fusion.settings import FusionSettings, Sizes
 from fusecli.records import record
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class LayerModule(Protocol):
+    """What `Method.forward` is given: the layers of a method as torch has them.
+
+    Attributes:
+        config: the fusion.
+    """
+
+    @property
+    def config(self) -> FusionSettings: ...
+
+    def linear(self, name: str) -> nn.Linear:
+        """One of the linear layers."""
+
+    def project(self, x: Tensor, y: Tensor, direction: Side) -> tuple[Tensor, Tensor]:
+        """The query side x and the context side y through `text_proj` and `image_proj`."""
+
+    def mean(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """`[N, P, .]` to `[N, 1, .]`: the mean of the real tokens, zero if there is none."""
 
 
 @record
@@ -98,6 +118,8 @@ class Method(ABC):
         required: those of `fields` that a weights file has to say.
         engines: that can compute it.
         gives_weights: it has attention weights, for `--attention` and `--plot`.
+        pools_context: it takes only the mean of the context side's real tokens, so that a trainer
+            may form the means once.
         ways: the rows it has in `fusecli methods`.
     """
 
@@ -106,6 +128,7 @@ class Method(ABC):
     required: tuple[str, ...] = ()
     engines: tuple[str, ...] = ("numpy", "torch")
     gives_weights: bool = False
+    pools_context: bool = False
     ways: tuple[Way, ...] = field(default=())
 
     def complete(self, given: Mapping[str, Any], image_dim: int, text_dim: int) -> dict[str, Any]:
@@ -152,6 +175,33 @@ class Method(ABC):
         """The names of all parameters, in the order of creation."""
         return [name for layer in self.layers(config) for name in layer.shapes]
 
+    def training_fields(
+        self, given: Mapping[str, Any], width: int, heads: int, text_dim: int
+    ) -> dict[str, Any]:
+        """The fields that `fusecli train` sets where options do not.
+
+        Args:
+            given: the fields that options say.
+            width: the width of a trained module.
+            heads: the number of its heads, where it has heads.
+            text_dim: Dt.
+        """
+        return {"embed_dim": width}
+
+    def input_layers(self, config: FusionSettings) -> dict[str, tuple[Side, ...]]:
+        """The linear layers that raw features enter by, each with the sides in its columns.
+
+        `fusecli train` standardises the features, and folds that into these layers afterwards.
+        """
+        names = self.parameters(config)
+        return {f"{side}_proj": (side,) for side in SIDES if f"{side}_proj.weight" in names}
+
+    def unprojected(self, config: FusionSettings) -> tuple[Side, ...]:
+        """The sides that also enter by another way than through `input_layers`, in direction
+        text; `fusecli train` does not standardise these."""
+        sides = self.input_layers(config).values()
+        return tuple(side for side in SIDES if not any(side in layer for layer in sides))
+
     @abstractmethod
     def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
         """Multiply-adds of one pair, without what is done once for a long stack.
@@ -196,9 +246,38 @@ class Method(ABC):
             WeightsError: a weight is NaN or infinite.
         """
 
-    @abstractmethod
-    def build_module(self, config: FusionSettings) -> nn.Module:
-        """The torch module with torch's initial weights, a `PairFusion`. Imports torch."""
+    def build_module(self, config: FusionSettings) -> nn.Module | None:
+        """The torch module with torch's initial weights, a `PairFusion`. Imports torch.
+
+        Returns:
+            None where a `LayeredFusion` is enough: it has the linear layers, the norms and the
+            zeros of `layers`, and calls `forward`.
+        """
+        return None
+
+    def forward(
+        self,
+        module: LayerModule,
+        x: Tensor,
+        y: Tensor,
+        x_real: Tensor | None,
+        y_real: Tensor | None,
+        direction: Side,
+    ) -> Tensor:
+        """The fused rows in torch, plainly; `fusecli train` trains this, and tests hold `build` to
+        it.
+
+        Args:
+            module: has the layers.
+            x: the query side, `[N, T, .]`; masked tokens are zero.
+            y: the context side, `[N, P, .]`; masked tokens are zero.
+            x_real, y_real: bool `[N, T]` and `[N, P]`, true for real tokens; None if all are.
+            direction: the query side.
+
+        Returns:
+            `[N, T, D]`; masked rows hold anything.
+        """
+        raise NotImplementedError(f"method {self.name} has neither forward nor build_module")
 
     def recognise(self, shapes: Shapes, image_dim: int | None) -> Recognised | None:
         """The module that a state dict without metadata was saved from.
@@ -233,3 +312,10 @@ def projections(config: FusionSettings, width: int) -> list[Layer]:
         linear("text_proj", config.text_dim, width),
         linear("image_proj", config.image_dim, width),
     ]
+
+
+def heads_of(given: Mapping[str, Any], width: int, heads: int) -> dict[str, Any]:
+    """The fields `embed_dim` and `num_heads` of a trained module; the number of heads is left to
+    its default where it does not divide the given width."""
+    fits = given.get("embed_dim", width) % heads == 0
+    return {"embed_dim": width, **({"num_heads": heads} if fits else {})}

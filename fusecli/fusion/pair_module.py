@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from fusecli.errors import ShapeError, UsageError
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.layers import Layer
+from fusecli.fusion.literals import Side
 from fusecli.fusion.methods import no_attention
 from fusecli.fusion.settings import FusionSettings
 
@@ -34,7 +36,7 @@ class PairFusion(nn.Module):
         image_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
         allow_empty_image: bool = False,
-        direction: str = "text",
+        direction: Side = "text",
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Fuse one pair, or a batch of pairs that do not see each other.
@@ -67,7 +69,7 @@ class PairFusion(nn.Module):
         text = text_feat.reshape(-1, *text_feat.shape[-2:])  # [N, T, Dt]
         image = image_feat.reshape(len(text), -1, image_feat.shape[-1])  # [N, P, Di]
         sides = {"text": _masked(text, text_mask), "image": _masked(image, image_mask)}
-        context = "image" if direction == "text" else "text"
+        context: Side = "image" if direction == "text" else "text"
         (x, x_real), (y, y_real) = sides[direction], sides[context]
         if attention_mask is not None:
             allowed = self._allowed(attention_mask, len(text), text.shape[1], image.shape[1])
@@ -81,7 +83,7 @@ class PairFusion(nn.Module):
         return result
 
     def fuse(
-        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: Side
     ) -> Tensor:
         """The fused rows of a batch.
 
@@ -110,12 +112,66 @@ class PairFusion(nn.Module):
         return mask.to(torch.bool).expand(N, T, P)
 
 
+class LayeredFusion(PairFusion):
+    """A fusion made of the layers that its method declares; the method's `forward` computes.
+
+    Each layer is a submodule or a parameter under its own name, with torch's initial weights.
+
+    Args:
+        config: of a method whose layers are `linear`, `layer_norm` and `zero`.
+    """
+
+    def __init__(self, config: FusionSettings) -> None:
+        super().__init__()
+        self.config = FusionConfig.of(config)
+        for layer in self.config.layers_of_method():
+            self._add(layer)
+
+    def _add(self, layer: Layer) -> None:
+        (name, shape), *others = layer.shapes.items()
+        if not others and shape == (1,):
+            self.register_parameter(name, nn.Parameter(torch.zeros(1)))
+            return
+        name, _, last = name.rpartition(".")
+        if last != "weight" or [key for key, _ in others] != [f"{name}.bias"]:
+            raise TypeError(f"{list(layer.shapes)}: write a torch module and `build_module` for it")
+        self.add_module(name, nn.Linear(*shape[::-1]) if len(shape) == 2 else nn.LayerNorm(shape))
+
+    def linear(self, name: str) -> nn.Linear:
+        """One of the linear layers."""
+        layer = self.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def project(self, x: Tensor, y: Tensor, direction: Side) -> tuple[Tensor, Tensor]:
+        """The query side x and the context side y through `text_proj` and `image_proj`."""
+        text, image = self.linear("text_proj"), self.linear("image_proj")
+        return (text(x), image(y)) if direction == "text" else (image(x), text(y))
+
+    def mean(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """`[N, P, .]` to `[N, 1, .]`: the mean of the real tokens, zero if there is none.
+
+        Args:
+            tokens: those that are not real are zero.
+            real: bool `[N, P]`; None if all are.
+        """
+        if real is None:
+            return tokens.mean(dim=1, keepdim=True)
+        count = real.sum(dim=1).clamp(min=1).to(tokens.dtype)  # [N]
+        return tokens.sum(dim=1, keepdim=True) / count[:, None, None]
+
+    def fuse(
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: Side
+    ) -> Tensor:
+        return self.config.how.forward(self, x, y, x_real, y_real, direction)
+
+
 def _both(allowed: Tensor, real: Tensor | None) -> Tensor:
     """An attention mask `[N, T, P]` without the context tokens that are not real `[N, P]`."""
     return allowed if real is None else allowed & real.unsqueeze(1)
 
 
-def _refuse_empty(x_real: Tensor | None, y_real: Tensor, query: str, context: str) -> None:
+def _refuse_empty(x_real: Tensor | None, y_real: Tensor, query: Side, context: Side) -> None:
     """Raises:
     ShapeError: a query token has no context token to attend to; the first is named.
     """

@@ -1,4 +1,6 @@
-"""The fusions as torch modules: plain, readable, trainable. The letters are in `features/axes.py`.
+"""Attention and the transformer as torch modules: plain, readable, trainable.
+
+The other methods are `LayeredFusion`s (`pair_module.py`). The letters are in `features/axes.py`.
 
 The arithmetic that `fusecli fuse` runs is in `methods/`; the tests hold it to these.
 """
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.pair_module import PairFusion
+from fusecli.fusion.literals import Side
+from fusecli.fusion.pair_module import LayeredFusion, PairFusion
 from fusecli.fusion.settings import FusionSettings
 
 
@@ -19,7 +22,7 @@ class _Projecting(PairFusion):
     text_proj: nn.Linear
     image_proj: nn.Linear
 
-    def project(self, x: Tensor, y: Tensor, direction: str) -> tuple[Tensor, Tensor]:
+    def project(self, x: Tensor, y: Tensor, direction: Side) -> tuple[Tensor, Tensor]:
         if direction == "text":
             return self.text_proj(x), self.image_proj(y)
         return self.image_proj(x), self.text_proj(y)
@@ -108,7 +111,7 @@ class ImageTextFusion(_Projecting):
         )
 
     def fuse(
-        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: Side
     ) -> Tensor:
         query, tokens = self.project(x, y, direction)  # [N, T, D], [N, P, D]
         fused = _attend(self.attention, query, tokens, y_real)  # [N, T, D]
@@ -118,72 +121,6 @@ class ImageTextFusion(_Projecting):
             fused = fused + query
         if self.norm is not None:
             fused = self.norm(fused)
-        return fused
-
-
-class ConcatFusion(PairFusion):
-    """[text ; mean of the image's real tokens], projected to D if the config says so.
-
-    With direction "image" it is [mean of the text's real tokens ; image], so that text and
-    image keep their columns of the projection.
-    """
-
-    def __init__(self, config: FusionSettings) -> None:
-        super().__init__()
-        self.config = FusionConfig.of(config)
-        both = config.text_dim + config.image_dim
-        self.projection = nn.Linear(both, config.embed_dim) if config.projected else None
-
-    def fuse(
-        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
-    ) -> Tensor:
-        pooled = _mean(y, y_real).expand(-1, x.shape[1], -1)  # [N, T, .]
-        fused = torch.cat((x, pooled) if direction == "text" else (pooled, x), dim=-1)
-        return fused if self.projection is None else self.projection(fused)
-
-
-class SumFusion(_Projecting):
-    """alpha * text + (1 - alpha) * mean of the image's real tokens, each projected or neither.
-
-    With direction "image" the image is taken token by token and the text is the mean.
-    """
-
-    def __init__(self, config: FusionSettings) -> None:
-        super().__init__()
-        self.config = FusionConfig.of(config)
-        if config.projected:
-            self.text_proj = nn.Linear(config.text_dim, config.embed_dim)
-            self.image_proj = nn.Linear(config.image_dim, config.embed_dim)
-
-    def fuse(
-        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
-    ) -> Tensor:
-        pooled = _mean(y, y_real)  # [N, 1, .]
-        if self.config.projected:
-            x, pooled = self.project(x, pooled, direction)
-        own = self.config.alpha if direction == "text" else 1 - self.config.alpha
-        return own * x + (1 - own) * pooled
-
-
-class BilinearFusion(_Projecting):
-    """`out_proj(text_proj(text) * image_proj(mean of the image's real tokens))`, of rank R.
-
-    Low-rank bilinear pooling (MLB, arXiv:1610.04325) without the activation. With direction
-    "image" each image token meets the mean of the text.
-    """
-
-    def __init__(self, config: FusionSettings) -> None:
-        super().__init__()
-        self.config = FusionConfig.of(config)
-        self.text_proj = nn.Linear(config.text_dim, config.rank)
-        self.image_proj = nn.Linear(config.image_dim, config.rank)
-        self.out_proj = nn.Linear(config.rank, config.embed_dim)
-
-    def fuse(
-        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
-    ) -> Tensor:
-        query, context = self.project(x, _mean(y, y_real), direction)  # [N, T, R], [N, 1, R]
-        fused: Tensor = self.out_proj(query * context)  # [N, T, D]
         return fused
 
 
@@ -210,7 +147,7 @@ class TransformerFusion(_Projecting):
         self.decoder.layers = nn.ModuleList(layers)
 
     def fuse(
-        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: str
+        self, x: Tensor, y: Tensor, x_real: Tensor | None, y_real: Tensor | None, direction: Side
     ) -> Tensor:
         rows, memory = self.project(x, y, direction)  # [N, T, D], [N, P, D]
         padding = None
@@ -239,6 +176,8 @@ def build_module(config: FusionConfig) -> PairFusion:
         config: of any method.
     """
     module = config.how.build_module(config)
+    if module is None:
+        return LayeredFusion(config)
     assert isinstance(module, PairFusion)
     return module
 
@@ -279,11 +218,3 @@ def _attend(
         return fused
     rows = empty.unsqueeze(-1) if empty.dim() == 2 else empty[:, None, None]
     return torch.where(rows, attention.out_proj.bias, fused)  # what is left of a zero context
-
-
-def _mean(y: Tensor, real: Tensor | None) -> Tensor:
-    """`[N, P, .]` to `[N, 1, .]`: the mean of the real tokens, zero if there is none."""
-    if real is None:
-        return y.mean(dim=1, keepdim=True)
-    count = real.sum(dim=1).clamp(min=1).to(y.dtype)  # [N]
-    return y.sum(dim=1, keepdim=True) / count[:, None, None]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from fusecli.errors import UsageError
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.methods import METHODS
+from fusecli.fusion.literals import SIDES
+from fusecli.fusion.methods import method_named
 from fusecli.fusion.options import ModuleOptions
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows, Side
 from fusecli.training.loop import Recipe, default_epochs
 from fusecli.training.model import PairModel
 from fusecli.training.options import TrainOptions
+from fusecli.training.standardise import unit_statistics
 from fusecli.training.targets import Targets
 
 Kind = Literal["fusion", "additive", "concat_mlp"]
@@ -60,7 +61,8 @@ class ModelSpec:
 
         shape = ModelShape(self.width, self.outputs, self.tag, text, image)
         if self.kind == "fusion":
-            config = FusionConfig.from_dict(dict(self.fusion or {}), "run.json")
+            config = self.fusion_config()
+            assert config is not None
             return FusionModel(config, shape)
         if self.kind == "additive":
             return AdditiveModel(self.linear, self.sides, shape)
@@ -69,18 +71,31 @@ class ModelSpec:
     def statistics(
         self, examples: Examples, rows: Rows
     ) -> tuple[ChannelStatistics, ChannelStatistics]:
-        """Mean and spread of both sides over the rows, of means where the model takes means."""
-        pooled = self.pooled()
-        return (
-            examples.statistics("text", rows, pooled.text),
-            examples.statistics("image", rows, pooled.image),
+        """Mean and spread of both sides over the rows, of means where the model takes means; 0 and
+        1 for a side that a fusion takes unchanged into its result."""
+        pooled, raw = self.pooled(), self._unprojected()
+        text, image = (
+            unit_statistics(examples.width(side))
+            if side in raw
+            else examples.statistics(side, rows, pooled.of(side))
+            for side in SIDES
         )
+        return text, image
+
+    def _unprojected(self) -> tuple[Side, ...]:
+        """The sides that take part as they are: no weights could take a standardisation."""
+        config = self.fusion_config()
+        return () if config is None else config.how.unprojected(config)
+
+    def fusion_config(self) -> FusionConfig | None:
+        """The fusion; None for the other kinds of models."""
+        return None if self.fusion is None else FusionConfig.from_dict(self.fusion, "run.json")
 
     def pooled(self) -> Pooled:
         """Which sides the model takes as means."""
         if self.kind == "fusion":
-            method = (self.fusion or {}).get("method")
-            return Pooled(image=method in ("concat", "sum", "bilinear"))
+            config = self.fusion_config()
+            return Pooled(image=config is not None and config.how.pools_context)
         if self.kind == "concat_mlp":
             return Pooled(not self.tag, True)
         text = (self.linear or "text" not in self.sides) and not self.tag
@@ -194,29 +209,19 @@ def fusion_configs(examples: Examples, options: TrainOptions) -> list[FusionConf
     if options.method != "auto":
         return [_config(options.method, module, examples)]
     general = ModuleOptions(dim=module.dim)  # what every method reads
-    methods = [name for name in ("attention", "bilinear", "concat") if name in METHODS]
-    return [_config(m, module if m == "attention" else general, examples) for m in methods]
+    return [
+        _config(method, module if method == "attention" else general, examples)
+        for method in ("attention", "bilinear", "concat")
+    ]
 
 
 def _config(method: str, module: ModuleOptions, examples: Examples) -> FusionConfig:
     given = {k: v for k, v in module.given.items() if k != "method"}
-    defaults: dict[str, Any] = {"embed_dim": WIDTH}
-    if method in ("attention", "transformer"):
-        dim = given.get("embed_dim", WIDTH)
-        if dim % HEADS == 0:
-            defaults["num_heads"] = HEADS
-    if method == "attention" and given.get("gate"):
-        defaults["embed_dim"] = examples.text_dim
-    elif method == "attention":
-        defaults |= {"residual": True, "norm": True}
-    if method in ("concat", "sum"):
-        defaults["projected"] = True
-    if method not in ("attention", "transformer", "concat", "sum", "bilinear"):
-        raise UsageError(f"--method {method}: training knows no such method")
+    defaults = method_named(method).training_fields(given, WIDTH, HEADS, examples.text_dim)
     return FusionConfig(
         image_dim=examples.image_dim,
         text_dim=examples.text_dim,
-        method=method,  # type: ignore[arg-type,unused-ignore]
+        method=method,
         **(defaults | given),
     )
 

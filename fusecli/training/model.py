@@ -117,8 +117,8 @@ class FusionModel(PairModel):
             not shape.tag,
             config.text_dim if own else 0,
         )
-        # These take the mean of the image tokens, which can be taken before the projection.
-        self.pooled = Pooled(image=config.method in ("concat", "sum", "bilinear"))
+        # The mean of the image tokens can be taken before the projection.
+        self.pooled = Pooled(image=config.how.pools_context)
         if isinstance(self.fusion, ImageTextFusion):
             with torch.no_grad():  # attention starts less uniform, and learns where to look
                 self.fusion.attention.in_proj_weight[: 2 * config.embed_dim] *= 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import UsageError
 from fusecli.fusion.config import FusionConfig
 from fusecli.training.examples import ChannelStatistics
 
@@ -39,26 +38,16 @@ def fold_fusion(
         config: of the fusion.
         arrays: its parameters under their `state_dict` names.
         text, image: what the features were standardised with.
-
-    Raises:
-        UsageError: the method has no projection that could take the standardisation.
     """
     folded = dict(arrays)
-    if config.method == "concat" and config.projected:
-        both = ChannelStatistics(
-            np.concatenate([text.mean, image.mean]), np.concatenate([text.std, image.std])
+    known = {"text": text, "image": image}
+    for layer, sides in config.how.input_layers(config).items():
+        columns = ChannelStatistics(
+            np.concatenate([known[side].mean for side in sides]),
+            np.concatenate([known[side].std for side in sides]),
         )
-        folded["projection.weight"], folded["projection.bias"] = fold_linear(
-            arrays["projection.weight"], arrays["projection.bias"], both
-        )
-        return folded
-    if "text_proj.weight" not in arrays:
-        raise UsageError(
-            f"--method {config.method} without a projection has no weights to train: say --dim"
-        )
-    for side, statistics in (("text", text), ("image", image)):
-        weight, bias = f"{side}_proj.weight", f"{side}_proj.bias"
-        folded[weight], folded[bias] = fold_linear(arrays[weight], arrays[bias], statistics)
+        weight, bias = f"{layer}.weight", f"{layer}.bias"
+        folded[weight], folded[bias] = fold_linear(arrays[weight], arrays[bias], columns)
     return folded
 
 

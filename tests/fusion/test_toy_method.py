@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 import fusecli.fusion.methods as methods
 from fusecli import FusionConfig, load_module
+from fusecli.bench.selftest import TOLERANCE, _method_checks
 from fusecli.errors import UsageError
 from fusecli.fusion.torch_modules import build_module
 
@@ -109,3 +110,34 @@ def test_methods_lists_it_and_its_checks_are_asked(cli, toy, pairs):
     assert "--residual belongs to --method attention, not to max" in done.err
     done = cli("fuse", "image/0.npy", "text/0.npy", "--method", "max", "--engine", "torch")
     assert done.err == "error: --engine torch: --method max runs on numpy only\n"
+
+
+@pytest.mark.slow
+def test_train_trains_it(cli, toy, folder):
+    """The label is the largest value of an image channel; the features are far from 0."""
+    rng = np.random.default_rng(0)
+    lines = ["id,label"]
+    for side in ("image", "text"):
+        (toy / side).mkdir()
+    for k in range(60):
+        image, text = rng.normal(-20, 3, (5, DI)), rng.normal(50, 10, (4, D))
+        image[:, 0] = -30
+        image[rng.integers(5), 0] = -30 + 20 * (k % 2)
+        np.save(f"image/{k:02d}.npy", image.astype(np.float32))
+        np.save(f"text/{k:02d}.npy", text.astype(np.float32))
+        lines.append(f"{k:02d},{'ab'[k % 2]}")
+    Path("labels.csv").write_text("\n".join(lines) + "\n")
+    done = cli(
+        "train", "image", "text", "--labels", "labels.csv", "-o", "run", "--method", "max",
+        "--epochs", "2", "--seeds", "1", seconds=120,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert cli("fuse", "image/03.npy", "text/03.npy", "--weights", "run", "-o", "a.npy").code == 0
+    weights = load_file("run/weights.safetensors")
+    image, text = np.load("image/03.npy"), np.load("text/03.npy")
+    assert np.allclose(np.load("a.npy"), expected(image, text, weights), atol=1e-3)
+
+
+def test_the_self_test_checks_it(toy):
+    checks = dict(_method_checks("numpy"))
+    assert 0 < checks["max is what its module gives, direction text"] < TOLERANCE

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from fusecli.fusion.backend.arrays import Array
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
+from fusecli.fusion.literals import Side
 from fusecli.fusion.method import (
+    LayerModule,
     Method,
     Recognised,
     Shapes,
@@ -31,7 +33,7 @@ from fusecli.fusion.methods.pooled import PooledFusion, mean_stage, times
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
-    from fusecli.fusion.pair_module import PairFusion
+    from torch import Tensor
 
 
 class Bilinear(Method):
@@ -74,10 +76,18 @@ class Bilinear(Method):
     ) -> Fusion:
         return BilinearFusion(config, load, self.parameters(config), computing)
 
-    def build_module(self, config: FusionSettings) -> PairFusion:
-        from fusecli.fusion.torch_modules import BilinearFusion
-
-        return BilinearFusion(config)
+    def forward(
+        self,
+        module: LayerModule,
+        x: Tensor,
+        y: Tensor,
+        x_real: Tensor | None,
+        y_real: Tensor | None,
+        direction: Side,
+    ) -> Tensor:
+        query, context = module.project(x, module.mean(y, y_real), direction)
+        fused: Tensor = module.linear("out_proj")(query * context)  # [N, T, R] to [N, T, D]
+        return fused
 
 
 class BilinearFusion(PooledFusion):
@@ -105,5 +115,9 @@ class BilinearFusion(PooledFusion):
 _PARTS = ("weight", "bias")
 
 METHOD = Bilinear(
-    "bilinear", fields=("rank",), required=("rank",), ways=(Way("mean", "projected"),)
+    "bilinear",
+    fields=("rank",),
+    required=("rank",),
+    pools_context=True,
+    ways=(Way("mean", "projected"),),
 )

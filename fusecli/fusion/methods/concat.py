@@ -12,7 +12,9 @@ from fusecli.errors import UsageError
 from fusecli.fusion.backend.arrays import Array
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
+from fusecli.fusion.literals import Side
 from fusecli.fusion.method import (
+    LayerModule,
     Method,
     Recognised,
     Shapes,
@@ -24,7 +26,7 @@ from fusecli.fusion.methods.pooled import PooledFusion, mean_stage
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
-    from fusecli.fusion.pair_module import PairFusion
+    from torch import Tensor
 
 
 class Concat(Method):
@@ -46,6 +48,14 @@ class Concat(Method):
         if not config.projected:
             return []
         return [linear("projection", config.text_dim + config.image_dim, config.embed_dim)]
+
+    def training_fields(
+        self, given: Mapping[str, Any], width: int, heads: int, text_dim: int
+    ) -> dict[str, Any]:
+        return {"embed_dim": width, "projected": True}
+
+    def input_layers(self, config: FusionSettings) -> dict[str, tuple[Side, ...]]:
+        return {"projection": ("text", "image")} if config.projected else {}
 
     def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
         mean = P * config.image_dim
@@ -82,10 +92,22 @@ class Concat(Method):
     ) -> Fusion:
         return ConcatFusion(config, load, self.parameters(config), computing)
 
-    def build_module(self, config: FusionSettings) -> PairFusion:
-        from fusecli.fusion.torch_modules import ConcatFusion
+    def forward(
+        self,
+        module: LayerModule,
+        x: Tensor,
+        y: Tensor,
+        x_real: Tensor | None,
+        y_real: Tensor | None,
+        direction: Side,
+    ) -> Tensor:
+        import torch
 
-        return ConcatFusion(config)
+        mean = module.mean(y, y_real).expand(-1, x.shape[1], -1)  # [N, T, .]
+        # With direction image, text and image keep their columns of the projection.
+        both = torch.cat((x, mean) if direction == "text" else (mean, x), dim=-1)
+        fused: Tensor = module.linear("projection")(both) if module.config.projected else both
+        return fused
 
 
 class ConcatFusion(PooledFusion):
@@ -112,5 +134,6 @@ class ConcatFusion(PooledFusion):
 METHOD = Concat(
     "concat",
     fields=("projected",),
+    pools_context=True,
     ways=(Way("mean", "unchanged", projected=False), Way("mean", "projected", projected=True)),
 )

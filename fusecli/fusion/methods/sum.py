@@ -12,7 +12,9 @@ from fusecli.errors import UsageError
 from fusecli.fusion.backend.arrays import Array
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer
+from fusecli.fusion.literals import Side
 from fusecli.fusion.method import (
+    LayerModule,
     Method,
     Recognised,
     Shapes,
@@ -27,7 +29,7 @@ from fusecli.fusion.methods.pooled import PooledFusion, mean_stage
 from fusecli.fusion.settings import FusionSettings, Sizes
 
 if TYPE_CHECKING:
-    from fusecli.fusion.pair_module import PairFusion
+    from torch import Tensor
 
 
 class Sum(Method):
@@ -51,6 +53,11 @@ class Sum(Method):
 
     def layers(self, config: FusionSettings) -> list[Layer]:
         return projections(config, config.embed_dim) if config.projected else []
+
+    def training_fields(
+        self, given: Mapping[str, Any], width: int, heads: int, text_dim: int
+    ) -> dict[str, Any]:
+        return {"embed_dim": width, "projected": True}
 
     def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
         mean, D = P * config.image_dim, config.embed_dim
@@ -85,10 +92,20 @@ class Sum(Method):
     ) -> Fusion:
         return SumFusion(config, load, self.parameters(config), computing)
 
-    def build_module(self, config: FusionSettings) -> PairFusion:
-        from fusecli.fusion.torch_modules import SumFusion
-
-        return SumFusion(config)
+    def forward(
+        self,
+        module: LayerModule,
+        x: Tensor,
+        y: Tensor,
+        x_real: Tensor | None,
+        y_real: Tensor | None,
+        direction: Side,
+    ) -> Tensor:
+        config, mean = module.config, module.mean(y, y_real)  # [N, 1, .]
+        if config.projected:
+            x, mean = module.project(x, mean, direction)
+        own = config.alpha if direction == "text" else 1 - config.alpha
+        return own * x + (1 - own) * mean
 
 
 class SumFusion(PooledFusion):
@@ -112,5 +129,6 @@ class SumFusion(PooledFusion):
 METHOD = Sum(
     "sum",
     fields=("projected", "alpha"),
+    pools_context=True,
     ways=(Way("mean", "times alpha", projected=False), Way("mean", "projected", projected=True)),
 )

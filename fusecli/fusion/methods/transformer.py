@@ -24,6 +24,7 @@ from fusecli.fusion.method import (
     Stage,
     TokenSide,
     Way,
+    heads_of,
     projected_widths,
     projections,
 )
@@ -55,6 +56,11 @@ class Transformer(Method):
             ]
             layers += [layer_norm(f"{name}.norm{k}", D) for k in (1, 2, 3)]
         return [*layers, layer_norm("decoder.norm", D)]
+
+    def training_fields(
+        self, given: Mapping[str, Any], width: int, heads: int, text_dim: int
+    ) -> dict[str, Any]:
+        return heads_of(given, width, heads)
 
     def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
         D = config.embed_dim

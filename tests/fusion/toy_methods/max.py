@@ -35,26 +35,14 @@ class Max(Method):
     def build(self, config, load, sizes, computing):
         return MaxFusion(config, load, list(self.layers(config)[0].shapes), computing)
 
-    def build_module(self, config):
-        import torch
-        from torch import nn
+    def forward(self, module, x, y, x_real, y_real, direction):
+        tokens = module.linear("image_proj")(y)
+        if y_real is not None:
+            tokens = tokens.masked_fill(~y_real.unsqueeze(-1), float("-inf"))
+        return x + tokens.amax(dim=1, keepdim=True)
 
-        from fusecli.fusion.config import FusionConfig
-        from fusecli.fusion.pair_module import PairFusion
-
-        class MaxModule(PairFusion):
-            def __init__(self):
-                super().__init__()
-                self.config = FusionConfig.of(config)
-                self.image_proj = nn.Linear(config.image_dim, config.embed_dim)
-
-            def fuse(self, x, y, x_real, y_real, direction):
-                tokens = self.image_proj(y)
-                if y_real is not None:
-                    tokens = tokens.masked_fill(~y_real.unsqueeze(-1), -torch.inf)
-                return x + tokens.amax(dim=1, keepdim=True)
-
-        return MaxModule()
+    def training_fields(self, given, width, heads, text_dim):
+        return {"embed_dim": text_dim}
 
 
 class MaxFusion(PooledFusion):

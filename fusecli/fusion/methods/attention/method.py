@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fusecli.errors import UsageError
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
@@ -16,6 +16,7 @@ from fusecli.fusion.method import (
     Stage,
     TokenSide,
     Way,
+    heads_of,
     projected_widths,
 )
 from fusecli.fusion.methods.attention.plan import choose_plan
@@ -87,6 +88,16 @@ class Attention(Method):
         if config.gate:
             layers.append(zero("gate"))
         return layers
+
+    def training_fields(
+        self, given: Mapping[str, Any], width: int, heads: int, text_dim: int
+    ) -> dict[str, Any]:
+        if given.get("gate"):
+            return {**heads_of(given, width, heads), "embed_dim": text_dim}
+        return {**heads_of(given, width, heads), "residual": True, "norm": True}
+
+    def unprojected(self, config: FusionSettings) -> tuple[Side, ...]:
+        return ("text",) if config.gate else ()
 
     def multiply_adds(self, config: FusionSettings, T: int, P: int) -> int:
         plan = choose_plan(config.sizes(1, T, P), prepared=True)
