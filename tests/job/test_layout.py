@@ -10,13 +10,7 @@ from fusecli.batch import BatchOptions, ReadOptions, run_batch
 from fusecli.errors import DiagnosisError, ShapeError
 from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.open import PairOptions
-from tests.job.test_fuse import assert_close, expected, fuse, noise, trained
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.job.jobs import assert_close, expected, fuse, noise, trained
 
 
 def codes(report):
