@@ -125,8 +125,8 @@ def _print_file(console: Console, found: InspectedFile) -> None:
         axes = [tensor.as_image or "-", tensor.as_text or "-"]
         table.add_row(*cells, *(axes if weights is None else ()))
     print_table(console, table)
-    if len(shown) < len(found.tensors):
-        print_line(console, "not shown", counted(len(found.tensors) - len(shown), "more tensor"))
+    if left := len(found.tensors) + found.left_out - len(shown):
+        print_line(console, "not shown", counted(left, "more tensor") + ", which --json gives")
     for tensor in shown:
         label = tensor.key or "numbers"
         if tensor.problem:

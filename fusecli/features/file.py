@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Mapping
 from dataclasses import field
 from io import BufferedIOBase, BufferedReader, FileIO, RawIOBase
 from typing import TYPE_CHECKING, cast
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, cast
 from fusecli.errors import FeatureFileError, refuse_empty_name, shortened, shown_path
 from fusecli.features.formats.npy import npy_from_stream
 from fusecli.features.formats.table import READABLE_ENDINGS, format_of
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.tensor import ManyTensors, StoredTensor
 from fusecli.records import record
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+_LISTED = 12  # tensors that a message names
 
 
 @record
@@ -39,7 +42,7 @@ class FeatureFile:
     """
 
     name: str
-    tensors: dict[str, StoredTensor]
+    tensors: Mapping[str, StoredTensor]
     metadata: dict[str, str] = field(default_factory=dict)
     size: int = 0
     content: bytes | None = None
@@ -59,10 +62,15 @@ class FeatureFile:
             return "it holds one tensor, without a name"
         shown = [
             f"{shortened(key, 40)} {list(tensor.shape)}"
-            for key, tensor in sorted(self.tensors.items())
+            for key, tensor in ((key, self.tensors[key]) for key in sorted(self.tensors)[:_LISTED])
         ]
-        more = f", and {len(shown) - 12} more" if len(shown) > 12 else ""
-        return "there are " + ", ".join(shown[:12]) + more
+        left = len(self.tensors) - len(shown)
+        return "there are " + ", ".join(shown) + (f", and {left} more" if left else "")
+
+    def shape_of(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        tensors = self.tensors
+        return tensors.shape_of(key) if isinstance(tensors, ManyTensors) else tensors[key].shape
 
     def refuse_changed(self) -> None:
         """Raises:

@@ -70,9 +70,13 @@ class MaskMeaning(NamedTuple):
     style: MaskStyle
 
 
-@lru_cache(_KEPT)
 def mask_meaning(key: str) -> MaskMeaning | None:
     """What kind of mask a tensor of this name is; None if the name does not say it is one."""
+    return _mask_meaning(key) if ends_in_word(key) else None
+
+
+@lru_cache(_KEPT)
+def _mask_meaning(key: str) -> MaskMeaning | None:
     name = base_name(key)
     words = _words(name)
     if name in NO_MASKS or name.endswith("attn_mask") or _UNCLEAR.intersection(words):
@@ -100,6 +104,8 @@ def says_its_style(key: str) -> bool:
 
 def is_known_mask(key: str) -> bool:
     """Whether a tensor of this name is never features."""
+    if not ends_in_word(key):
+        return False
     name = base_name(key)
     return mask_meaning(key) is not None or name in NO_MASKS or name.endswith("attn_mask")
 
@@ -121,10 +127,22 @@ def side_named(key: str) -> Side | None:
     return sides[0] if len(sides) == 1 else None
 
 
-@lru_cache(_KEPT)
 def is_called_features(key: str) -> bool:
     """Whether the last word of a key is what features are called."""
+    return ends_in_word(key) and _is_called_features(key)
+
+
+@lru_cache(_KEPT)
+def _is_called_features(key: str) -> bool:
     return _words(base_name(key))[-1] in _FEATURE_WORDS
+
+
+def ends_in_word(key: str) -> bool:
+    """Whether a key's last part ends in a letter, as the names of masks and features all do.
+
+    The ids of pairs, of which a file may hold hundreds of thousands, mostly end in a digit.
+    """
+    return key[-1:].isalpha()
 
 
 def base_name(key: str) -> str:

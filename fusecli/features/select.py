@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import is_called_features, is_known_mask, side_named
+from fusecli.features.mask_names import ends_in_word, is_called_features, is_known_mask, side_named
 from fusecli.features.quantized import Dequantized, dequantized
 from fusecli.features.tensor import StoredTensor
 
@@ -151,7 +151,8 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
         return names[0]
     left = [name for name in names if not is_known_mask(name) and _side_of(name) in (side, None)]
     own = [name for name in left if _side_of(name) == side]
-    either = [name for name in left if _base(name) in _EITHER and name not in own]
+    theirs = set(own)
+    either = [name for name in left if _base(name) in _EITHER and name not in theirs]
     for several in (own, either):
         if len(several) > 1:
             tokens = _most_tokens(file, several)
@@ -180,6 +181,8 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
 
 def is_usual_name(key: str) -> bool:
     """Whether a tensor of this name is features, a mask or labels, and not an id of a pair."""
+    if not ends_in_word(key):
+        return False
     base = _base(key)
     known = base in _EITHER or base in _NAMES["image"] or base in _NAMES["text"]
     return known or is_known_mask(key) or is_called_features(key) or base in _NO_FEATURES

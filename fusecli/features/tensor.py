@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BufferedReader
 from threading import Lock
@@ -341,3 +342,15 @@ class StoredTensor:
         except OSError as error:
             problem = f"cannot be read: {error.strerror or error}"
         raise FeatureFileError(f"{self.where}: {problem}")
+
+
+class ManyTensors(Mapping[str, StoredTensor]):
+    """The tensors of a file, each of which is made when it is asked for."""
+
+    @abstractmethod
+    def shape_of(self, key: str) -> tuple[int, ...]:
+        """The shape of one of them, which is quicker to find than the whole.
+
+        Raises:
+            KeyError: there is none of this name.
+        """

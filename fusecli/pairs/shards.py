@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fusecli.errors import PairsError, shortened
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
-from fusecli.features.formats.safetensors import safetensors_keys
+from fusecli.features.formats.safetensors_header import safetensors_keys
 
 _ENDING = ".safetensors"
 _INDEX = ".safetensors.index.json"

@@ -32,12 +32,13 @@ _FIRST_FILES = 3  # of a folder, that are described
 _FEWEST_IDS = 3  # tensors of one kind that are taken for a file by pair id
 
 
-def inspect_file(name: str, stats: bool = False) -> InspectedFile:
+def inspect_file(name: str, stats: bool = False, most: int | None = None) -> InspectedFile:
     """Describe a file as plain data.
 
     Args:
         name: the path, the folder of a training run, or "-" for .npy on stdin.
         stats: also read all numbers, in chunks, for NaN, infinities, zero rows and norms.
+        most: tensors that are described; None for all of them. A file may hold a million.
 
     Returns:
         `file`, `bytes`, `weights` (a fusion's config with the keys of tensors that are no part of
@@ -51,21 +52,27 @@ def inspect_file(name: str, stats: bool = False) -> InspectedFile:
     with open_features(weights_path(name)) as file:
         weights = _weights(file)
         tensors = [
-            _describe(key, stored, stats, weights is not None)
-            for key, stored in sorted(file.tensors.items())
+            _describe(key, file.tensors[key], stats, weights is not None)
+            for key in sorted(file.tensors)[:most]
         ]
         by_id = None if weights is not None else _by_id(file)
+        left_out = len(file.tensors) - len(tensors)
     return InspectedFile(
-        file=file.name, bytes=file.size, weights=weights, by_id=by_id, tensors=tensors
+        file=file.name,
+        bytes=file.size,
+        weights=weights,
+        by_id=by_id,
+        tensors=tensors,
+        left_out=left_out,
     )
 
 
-def inspect_folder(name: str, stats: bool = False) -> InspectedFolder:
+def inspect_folder(name: str, stats: bool = False, most: int | None = None) -> InspectedFolder:
     """Describe a folder: how many feature files it holds, and what is in the first of them.
 
     Args:
         name: the path.
-        stats: as in `inspect_file`, of the first files.
+        stats, most: as in `inspect_file`, of the first files.
 
     Raises:
         FeatureFileError: it cannot be listed.
@@ -92,7 +99,7 @@ def inspect_folder(name: str, stats: bool = False) -> InspectedFolder:
     first, problems = [], []
     for path in paths:
         try:
-            first.append(inspect_file(path, stats))
+            first.append(inspect_file(path, stats, most))
         except FuseError as error:
             problems.append(str(error))
     return InspectedFolder(
@@ -119,7 +126,7 @@ def _by_id(file: FeatureFile) -> InspectedIds | None:
     ]
     if sides[0] and sides[1]:
         return InspectedIds(ids=len(sides[0] | sides[1]), pairs=len(sides[0] & sides[1]))
-    shapes = {(len(shape), shape[-1:]) for shape in (file.tensors[key].shape for key in keys)}
+    shapes = {(len(shape), shape[-1:]) for shape in map(file.shape_of, keys)}
     if len(keys) < _FEWEST_IDS or len(shapes) > 1 or any(map(is_usual_name, keys)):
         return None
     return InspectedIds(ids=len(keys), pairs=None)

@@ -367,6 +367,7 @@ class InspectedFile(Part):
     Attributes:
         weights: the fusion that it holds, or None.
         by_id: what its keys are, where they are ids of pairs, or None.
+        left_out: how many tensors are not described; not in the JSON, which has all.
     """
 
     file: str
@@ -374,6 +375,10 @@ class InspectedFile(Part):
     weights: InspectedWeights | None
     by_id: InspectedIds | None
     tensors: list[InspectedTensor]
+    left_out: int
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        return ((key, value) for key, value in super().entries() if key != "left_out")
 
 
 @keyword_dataclass

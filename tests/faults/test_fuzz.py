@@ -246,3 +246,51 @@ def test_files_of_a_job(pairs: Path, name: str, option: str | None) -> None:
         command = job if turn % 3 else ("inspect", name)
         check(record, mutated(data, chance), command, (0, 1, 2))
         assert set(os.listdir()) <= {*there, "out.npy"}
+
+
+def header_of(entries: str, numbers: bytes = b"") -> bytes:
+    """A safetensors file with these entries in its header."""
+    header = ("{" + entries + "}").encode()
+    return len(header).to_bytes(8, "little") + header + numbers
+
+
+def many(count: int, entry: str = '"dtype":"F32","shape":[0],"data_offsets":[0,0]') -> bytes:
+    return header_of(",".join(f'"k{n}":{{{entry}}}' for n in range(count)))
+
+
+LARGE_HEADERS = {
+    "usual": many(20_000),
+    "unusual": many(5_000, '"shape":[0],"dtype":"F32","data_offsets":[0,0]'),
+    "named_alike": header_of(
+        ",".join(
+            f'"a{n}.{end}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+            for n in range(5_000)
+            for end in ("image_features", "features", "mask")
+        )
+    ),
+    "axes": many(
+        50, f'"dtype":"F32","shape":[{"9223372036854775807," * 2500}0],"data_offsets":[0,0]'
+    ),
+    "out_of_order": header_of(
+        ",".join(
+            f'"k{n}":{{"dtype":"U8","shape":[1],"data_offsets":[{n},{n + 1}]}}'
+            for n in reversed(range(20_000))
+        ),
+        bytes(20_000),
+    ),
+    "backslashes": header_of('"__metadata__":{"a":"' + "\\\\" * 500_000 + '"}'),
+    "quotation_marks": header_of('"__metadata__":{"a":"' + '\\"' * 500_000 + '"}'),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_HEADERS)
+def test_large_header(pairs: Path, name: str) -> None:
+    """A header of a megabyte is read, or refused, in a second and little memory."""
+    Path("h.safetensors").write_bytes(LARGE_HEADERS[name])
+    for args in (("inspect",), ("fuse", "text.npy")):
+        job = (args[0], "h.safetensors", *args[1:])
+        with bounds():
+            done = run(*job)
+        assert done.code == (args[0] == "fuse" or name in ("backslashes", "quotation_marks")), done
+        assert done.err.count("\n") == done.code
+        assert len(done.out) < 200_000

@@ -27,7 +27,7 @@ from fusecli.batch.store.pack_headers import LARGEST_ROOM, PackHeaders
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError
 from fusecli.features.atomic import not_written
-from fusecli.features.formats.safetensors import METADATA_KEY
+from fusecli.features.formats.safetensors_header import METADATA_KEY
 from fusecli.pairs.open import Pair
 
 _SMALLEST_ROOM = 4 << 10

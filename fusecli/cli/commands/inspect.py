@@ -10,6 +10,8 @@ import typer
 from fusecli.cli.option_groups import JsonProgram
 from fusecli.cli.options import OptionGroup, option_group
 
+MOST_TENSORS = 400  # of a file, that are shown
+
 
 @option_group
 class InspectInput(OptionGroup):
@@ -39,14 +41,16 @@ def inspect(inputs: InspectInput, program: JsonProgram) -> None:
     from fusecli.report.inspect import inspect_file, inspect_folder
     from fusecli.report.parts import InspectedFile, InspectedFolder
 
+    # A person reads no more, and a script all.
+    most = None if program.as_json else MOST_TENSORS
     found: list[InspectedFile | InspectedFolder] = []
     failed = []
     for name in inputs.files:
         try:
             if os.path.isdir(weights_path(name)):
-                found.append(inspect_folder(name, inputs.stats))
+                found.append(inspect_folder(name, inputs.stats, most))
             else:
-                found.append(inspect_file(name, inputs.stats))
+                found.append(inspect_file(name, inputs.stats, most))
         except FuseError as error:
             if len(inputs.files) == 1:
                 raise

@@ -26,7 +26,7 @@ class FileContents:
         metadata: what the file says about itself, in formats that can.
     """
 
-    tensors: dict[str, StoredTensor]
+    tensors: Mapping[str, StoredTensor]
     metadata: dict[str, str] = field(default_factory=dict)
 
 
