@@ -7,7 +7,7 @@ or where pairs come from, and of the features themselves nothing but headers is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from fusecli.features.select import (
     tensor_of,
 )
 from fusecli.features.tensor import InMemory, StoredTensor
-from fusecli.records import record
+from fusecli.records import open_record, record
 
 # How a mask is read whose name says something else than 1 for a real token.
 _HOW: dict[MaskStyle, str] = {
@@ -63,7 +63,7 @@ class ReadOptions:
     mask_style: MaskStyle | None = None
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class SideInput:
     """One side of a pair in its open file.
 
@@ -83,7 +83,7 @@ class SideInput:
         return self.stored.where if self.row is None else f"{self.stored.where} row {self.row}"
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class PairInputs:
     """Both sides of a pair in their open files; the same file where it holds both."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, Side
 from fusecli.features.dtypes import to_float32
 from fusecli.features.tensor import StoredTensor
-from fusecli.records import record
+from fusecli.records import open_record, record
 
 # A row this much shorter than the longest is as good as zero: the padding of an encoder that
 # stores float16 zeros with noise, not a short feature.
@@ -38,7 +38,7 @@ class RowNorms:
     inverted: int = 0
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class RowStatistics:
     """What was seen of one side's features while they were read.
 
@@ -66,7 +66,7 @@ class RowStatistics:
         self.inverted += norms.inverted
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class TokenReader:
     """Reads one side of a job as `[n, tokens, width]`, float32, masked rows zero.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,7 @@ from fusecli.fusion.results import query_sides
 from fusecli.fusion.stored_module import StoredModule, module_of
 from fusecli.fusion.weights_file import WeightsFile, open_weights
 from fusecli.job.options import FuseOptions, check_options, check_targets, default_output
+from fusecli.records import open_record
 from fusecli.report import diagnoses as diagnose
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from fusecli.maps.selection import Drawing
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class JobSide:
     """One opened input with its mask."""
 
@@ -55,7 +56,7 @@ class JobSide:
     mask: UsedMask | None
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class Job:
     """Everything decided before the first number is read."""
 

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import Dtype
 from fusecli.fusion.method import Stage
-from fusecli.records import record
+from fusecli.records import open_record, record
 from fusecli.report.parts import (
     AttentionMaskPart,
     AttentionPart,
@@ -70,7 +70,7 @@ class Diagnosis:
         return f"{self.message}; {self.remedy}"
 
 
-@dataclass
+@open_record
 class Report:
     """Everything a result can be explained and repeated by; each part is plain data."""
 

@@ -14,6 +14,7 @@ from fusecli.bench import selftest as selftest_module
 from fusecli.bench.batch import bench_batch, bench_memory
 from fusecli.bench.in_memory import RowOptions, bench_rows
 from fusecli.bench.processes import bench_stack
+from fusecli.fusion.backend.device import cores, physical_cores
 from fusecli.report.inspect import inspect_file
 
 
@@ -41,6 +42,22 @@ def test_init_then_fuse_equals_fuse_with_the_seed(tmp_path):
     ):
         assert run("fuse", image, text, *how, "-o", tmp_path / f"{name}.npy").returncode == 0
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "given", "threads"),
+    [(5, {}, 1), (9_000, {}, None), (5, {"OMP_NUM_THREADS": "2"}, None)],
+)
+def test_a_small_job_uses_one_thread_unless_told_otherwise(
+    tmp_path, program, monkeypatch, tokens, given, threads
+):
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    np.save(tmp_path / "i.npy", np.ones((tokens, 16), np.float32))
+    np.save(tmp_path / "t.npy", np.ones((4, 16), np.float32))
+    done = program("fuse", "i.npy", "t.npy", "--json", cwd=tmp_path, env=given)
+    expected = min(2, cores()) if given else physical_cores()
+    assert json.loads(done.stdout)["provenance"]["threads"] == (threads or expected)
 
 
 def test_init_does_not_replace_a_file_without_force(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -32,6 +32,7 @@ from fusecli.fusion.methods.attention.plan import (
 )
 from fusecli.fusion.methods.attention.products import attend
 from fusecli.fusion.settings import FusionSettings, Sizes
+from fusecli.records import open_record
 
 
 class AttentionFusion:
@@ -168,7 +169,7 @@ def _taking_part(
     return np.ascontiguousarray(whole).reshape(len(y), -1, P)
 
 
-@dataclass(eq=False, repr=False)
+@open_record
 class _Unloading:
     """Brings attention weights from the engine to their receiver, part by part."""
 

@@ -24,6 +24,9 @@ from fusecli.fusion.base import Plan
 from fusecli.fusion.settings import FusionSettings
 from fusecli.records import record
 
+_BLOCK = 1 << 16  # numbers: half a megabyte in float64
+_ROWS = 16  # at least, and a multiple: a BLAS then adds each row up as in the whole matrix
+
 
 @record
 class Matrices:
@@ -193,5 +196,20 @@ def uses_projected_image(plan: Plan) -> bool:
 
 
 def _product(left: NDArray[np.float32], right: NDArray[np.generic]) -> NDArray[np.float64]:
-    product: NDArray[np.float64] = left.astype(np.float64) @ right.astype(np.float64)
-    return product
+    """`left @ right` in float64.
+
+    Converting all of a large matrix for one product with a vector takes longer than the product
+    does, so blocks of rows are converted, which stay in the cache.
+    """
+    wide = right.astype(np.float64)
+    if right.ndim == 2:
+        product: NDArray[np.float64] = left.astype(np.float64) @ wide
+        return product
+    result = np.empty(len(left))
+    rows = max(_ROWS, _BLOCK // left.shape[1] // _ROWS * _ROWS)
+    block = np.empty((min(rows, len(left)), left.shape[1]))
+    for start in range(0, len(left), rows):
+        part = left[start : start + rows]
+        np.copyto(block[: len(part)], part)
+        np.matmul(block[: len(part)], wide, out=result[start : start + rows])
+    return result
