@@ -141,10 +141,9 @@ class PairChecks:
             return
         for query in self._sides:
             context = read.image_side if query == "text" else read.text_side
-            if context.mask is not None:
-                refuse_empty_images(
-                    context.mask[None], context.where, "image" if query == "text" else "text"
-                )
+            if context.mask is not None and context.used_mask is not None:
+                mask, side = context.used_mask, context.used_mask.side
+                refuse_empty_images(mask.rows, context.where, side, mask.if_inverted)
 
     def _follows(self, shapes: PairShapes) -> _OfShapes:
         known = self._of_shapes.get(id(shapes))

@@ -165,7 +165,7 @@ class MaskFiles(OptionGroup):
     image_mask: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE[:KEY]",
             help="Mask of the image tokens: 1 = real, 0 = padding. 'none' ignores a mask stored "
             "beside the features.",
         ),
@@ -173,7 +173,7 @@ class MaskFiles(OptionGroup):
     text_mask: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FILE[:KEY]",
             help="Mask of the text tokens: 1 = real, 0 = padding. 'none' ignores a mask stored "
             "beside the features.",
         ),

@@ -38,7 +38,8 @@ class FeatureFile:
         content: the bytes, for stdin only.
         handle: the open file the tensors are read from, closed by leaving the context.
         modified: when it was last changed before it was opened, in nanoseconds.
-        mask_names: keys whose names say that they are masks, once `masks` has looked for them.
+        mask_names: keys whose names say that they are masks, by what they say that they belong
+            to, once `masks` has looked for them.
     """
 
     name: str
@@ -48,7 +49,7 @@ class FeatureFile:
     content: bytes | None = None
     handle: BufferedReader | None = None
     modified: int = 0
-    mask_names: list[tuple[str, ...]] = field(default_factory=list, compare=False, repr=False)
+    mask_names: list[dict[str, list[str]]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def where(self) -> str:

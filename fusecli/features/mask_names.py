@@ -11,21 +11,27 @@ from fusecli.features.axes import Side
 MaskStyle = Literal["keep", "padding", "additive", "lengths"]
 
 _IMAGE_WORDS = """
-    image images img pixel pixels vision visual region regions patch patches box boxes object
-    objects roi rois detection detections
+    image images img pixel pixels vision visual region regions patch patches box boxes bbox bboxes
+    object objects obj objs roi rois detection detections
 """
 _TEXT_WORDS = """
     text texts txt caption captions question questions input word words sentence language lang
 """
 # What a count counts: tokens. (num_images and num_captions count something else.)
 _TOKEN_WORDS = """
-    token tokens feature features feats frames valid patch patches region regions box boxes bboxes
-    object objects roi rois detection detections proposals word words subwords pieces
+    token tokens tok toks feature features feats frames valid patch patches region regions box boxes
+    bbox bboxes object objects obj objs roi rois detection detections proposals word words subwords
+    pieces
 """
 # Words in the name of a length, besides those of its side. (max_length and focal_length are none.)
 _LENGTH_WORDS = """
     seq seqs sequence sequences num n of valid real actual true source src target tgt memory
     attention attn encoder
+"""
+# What the name of a mask is made of, besides the name of what it belongs to.
+_MASK_WORDS = """
+    mask masks atts attn att extended additive cross self key query pad padding padded paddings is
+    no non not un bool
 """
 _NO_MASK_NAMES = """
     token_type_ids special_tokens_mask global_attention_mask bool_masked_pos causal_mask loss_mask
@@ -45,6 +51,8 @@ _SIDE_WORDS: dict[Side, frozenset[str]] = {
 }
 _COUNTED = frozenset(_TOKEN_WORDS.split())
 _OF_LENGTHS = frozenset((_IMAGE_WORDS + _TEXT_WORDS + _TOKEN_WORDS + _LENGTH_WORDS).split())
+_OF_MASKS = _OF_LENGTHS | frozenset(_MASK_WORDS.split())
+_COUNTS = frozenset(("num", "count", "counts", "number"))
 _LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens"))
 _PADDING = frozenset(("pad", "padding", "padded", "paddings"))
 _KEPT = 4096  # names, since every file of a batch has the same few
@@ -85,6 +93,10 @@ def _mask_meaning(key: str) -> MaskMeaning | None:
     for each, known in _SIDE_WORDS.items():
         if known.intersection(words):
             side = each
+    if len(words) > 1 and side is not None and words[-1] in _SIDE_WORDS[side]:
+        last = mask_meaning("_".join(words[:-1]))  # mask_text, attention_mask_image
+        if last is not None and last.style != "lengths":
+            return MaskMeaning(side, last.style)
     if words[-1] in ("mask", "masks", "atts") or re.search(r"pad(ding)?masks?$", name):
         padded = re.search(r"pad(ding|ded)?_?masks?$", name) or _LEFT_OUT.intersection(words)
         real = re.search(r"(^|_)(no|non|not|un)_?pad", name)  # as in non_pad_mask
@@ -92,9 +104,26 @@ def _mask_meaning(key: str) -> MaskMeaning | None:
     if words[-1] in _PADDING and len(words) <= _LONGEST_PADDING:
         return MaskMeaning(side, "padding")
     counts = words[0] in ("num", "n", "number") and words[-1] in _COUNTED
+    counts = counts or (words[-1] in _COUNTS and words[-2:-1] != [] and words[-2] in _COUNTED)
+    counts = counts or (name[0:1] == "n" and name[1:] in _COUNTED)  # nwords, nboxes
     if counts or (words[-1] in _LENGTHS and _OF_LENGTHS.issuperset(words[:-1])):
         return MaskMeaning(side, "lengths")
     return None
+
+
+@lru_cache(_KEPT)
+def owner_named(key: str) -> str:
+    """What a mask's name says it belongs to: "a" of `a.image_mask` and of `a_mask`.
+
+    "" of `image_mask`, which is of all that its file holds.
+    """
+    owner, dot, _ = key.rpartition(".")
+    if dot:
+        return owner
+    parts = re.split(r"([_\-\s]+)", key)
+    while parts and parts[-1].lower() in _OF_MASKS:
+        parts = parts[:-2]
+    return "".join(parts)
 
 
 def says_its_style(key: str) -> bool:

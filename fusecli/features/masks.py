@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, Side, mask_shapes
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import MaskStyle, is_label, mask_meaning
+from fusecli.features.mask_names import MaskStyle, base_name, is_label, mask_meaning, owner_named
 from fusecli.features.tensor import StoredTensor
 
 # Names that are masks whatever their shape: one that does not fit is an error.
@@ -30,14 +30,42 @@ LEAST_ADDITIVE = -1e3  # what is added to a score to rule a token out is at most
 _BYTE = 255  # what masks that were stored as pictures have for 1
 
 
-def _named_masks(file: FeatureFile) -> tuple[str, ...]:
+# DINOv2's `masks` are those of its training, true where a patch was hidden.
+_DINO = ("x_norm_", "x_prenorm")
+_NEAR = 8  # tokens more or fewer that a class token and registers make
+
+
+def _named_masks(file: FeatureFile, by_id: str | None) -> list[str]:
     """Keys whose names say that they are masks, in the order of the file.
 
     Looked for once a file: a file by pair id holds thousands of tensors, and each pair asks.
+
+    Args:
+        file: that is looked at.
+        by_id: key of the features, where the file holds tensors of many pairs: masks of other
+            pairs are left out.
     """
     if not file.mask_names:
-        file.mask_names.append(tuple(key for key in file.tensors if mask_meaning(key) is not None))
-    return file.mask_names[0]
+        found: dict[str, list[str]] = {}
+        for key in file.tensors:
+            if mask_meaning(key) is not None:
+                found.setdefault(owner_named(key), []).append(key)
+        file.mask_names.append(found)
+    named = file.mask_names[0]
+    if by_id is None:
+        return [key for keys in named.values() for key in keys]
+    return [*_masks_of(file, by_id), *named.get("", [])]
+
+
+def _masks_of(file: FeatureFile, id: str) -> list[str]:
+    """Keys of the masks that belong to one tensor of a file by pair id, by their names."""
+    named, masks = file.mask_names[0], []
+    for at, mark in enumerate(f"{id}."):
+        owner = id[:at]
+        # A shorter id that is one of the file's own has masks of its own.
+        if mark in "._-/ " and owner in named and (at == len(id) or owner not in file.tensors):
+            masks += named[owner]
+    return masks
 
 
 def choose_mask(
@@ -59,8 +87,8 @@ def choose_mask(
         text_only: both sides' features are in this file, as two tensors, and a bare
             `attention_mask` is the tokenizer's and so the text's.
         style: what the numbers of masks mean whose names do not say it.
-        by_name_only: the file holds tensors of many pairs: only what is named a mask and has
-            the right shape is one.
+        by_name_only: the file holds tensors of many pairs: only what is named a mask of these
+            features, or of all, and has the right shape is one.
 
     Raises:
         FeatureFileError: a tensor has the shape and the numbers of a mask, and neither its name
@@ -69,7 +97,11 @@ def choose_mask(
     side = axes.side
     neutral = not (text_only and side == "image")
     names = [*_KNOWN[side], *([_EITHER] if neutral else [])]
-    others = [key for key in _named_masks(file) if key != features and key not in names]
+    named = _named_masks(file, features if by_name_only else None)
+    others = [key for key in named if key != features and key not in names]
+    own = _masks_of(file, features) if by_name_only and features is not None else []
+    if features is not None and base_name(features).startswith(_DINO):
+        others = [key for key in others if base_name(key) != "masks"]
     for key in names:
         if key in file.tensors and key != features:
             stored = file.tensors[key]
@@ -80,17 +112,23 @@ def choose_mask(
             meaning = mask_meaning(key)
             if meaning is None or meaning.side != wanted:
                 continue
+            if by_name_only and key in own and axes.tokens > 1 and _is_flat(file.tensors[key]):
+                return file.tensors[key]  # or refused, if it does not fit
             if meaning.style == "lengths":
                 if _is_counts(file.tensors[key], N) and axes.tokens > 1:
                     return file.tensors[key]
             elif fits_tokens(file.tensors[key], axes, N) or (
-                not by_name_only and _is_turned(file.tensors[key], axes, N)
+                not by_name_only
+                and (
+                    _is_turned(file.tensors[key], axes, N)
+                    or _is_near(file.tensors[key], axes, N, anything=meaning.side is not None)
+                )
             ):
                 return file.tensors[key]
     if by_name_only or axes.tokens == 1:
         return None
     for key in file.tensors:
-        if key == features or key in names or mask_meaning(key) is not None:
+        if key == features or key in names or key in others:
             continue
         stored = file.tensors[key]
         if fits_tokens(stored, axes, N) and _may_be_a_mask(stored, key, axes, N):
@@ -163,7 +201,7 @@ def read_mask(
         raise ShapeError(
             f"{stored.where}: the {axes.side} mask has shape {list(stored.shape)}, "
             f"expected {wanted} for features {list(axes.shape)} (read as {axes.letters}); "
-            f"--{axes.side}-mask none ignores a stored mask{counts}{pairs}"
+            f"--{axes.side}-mask none ignores a stored mask{counts}{pairs}{_columns(stored, axes)}"
         )
     values = marks_of(stored, stored.read())
     if style == "additive" or (
@@ -196,6 +234,43 @@ def _is_turned(stored: StoredTensor, axes: Axes, N: int) -> bool:
     sizes = sorted(size for size in stored.shape if size != 1)
     wanted = [sorted(size for size in shape if size != 1) for shape in mask_shapes(axes, N)]
     return axes.tokens > 1 and sizes in wanted
+
+
+def _is_near(stored: StoredTensor, axes: Axes, N: int, anything: bool) -> bool:
+    """Whether a tensor has a mask's shape but for the number of tokens.
+
+    The masks of an image often count a class token that the features lack, or the other way
+    round.
+
+    Args:
+        stored: the tensor.
+        axes: of the features.
+        N: samples in them.
+        anything: any other number of tokens counts, and not just a few more or fewer.
+    """
+    if axes.tokens == 1 or stored.shape[:-1] not in ((), (N,)) or not stored.shape:
+        return False
+    tokens = stored.shape[-1]
+    return tokens != axes.tokens and (anything or abs(tokens - axes.tokens) <= _NEAR)
+
+
+def _columns(stored: StoredTensor, axes: Axes) -> str:
+    """What may be the matter with a mask of a few tokens more or fewer, for its message."""
+    more = (stored.shape[-1] if stored.shape else 0) - axes.tokens
+    if not 0 < abs(more) <= _NEAR or len(stored.shape) > 2:
+        return ""
+    if more > 0:
+        where = ":, " if len(stored.shape) > 1 else ""
+        return (
+            f"; it counts {more} more: if the first are a class token or registers that the "
+            f"features lack, cut them off (mask[{where}{more}:])"
+        )
+    return f"; it counts {-more} fewer: if the features begin with a class token, give it a mark"
+
+
+def _is_flat(stored: StoredTensor) -> bool:
+    """Whether a tensor has one axis longer than 1 at most, as the mask of one sample has."""
+    return sum(size != 1 for size in stored.shape) <= 1
 
 
 def _is_counts(stored: StoredTensor, N: int) -> bool:

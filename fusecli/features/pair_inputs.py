@@ -21,6 +21,7 @@ from fusecli.features.masks import choose_mask, read_mask, the_mask_of
 from fusecli.features.notes import Note
 from fusecli.features.select import (
     choose_tensor,
+    is_usual_name,
     note_on_scale,
     notes_on_tensors,
     scale_keys,
@@ -152,6 +153,19 @@ class UsedMask:
         how = "" if meaning is None else _HOW.get(meaning.style, "")
         return f"{self.stored.where} is used as the {self.side} mask{how}"
 
+    @property
+    def if_inverted(self) -> str:
+        """What to do about a mask that marks padding with 1, as the end of a sentence."""
+        key = self.stored.key
+        meaning = None if key is None else mask_meaning(key)
+        if meaning is not None and meaning.style in ("padding", "lengths"):
+            return ""
+        remedy = "say --mask-style padding"
+        # The name of a mask beside the features counts more than that option.
+        if self.found == "beside the features" and key is not None and says_its_style(key):
+            remedy = f"call it {self.side}_padding_mask"
+        return f": if the mask is 1 for padding, {remedy}"
+
 
 def choose_input(
     file: FeatureFile,
@@ -261,6 +275,15 @@ def mask_beside(
     return choose_mask(given.file, key, axes, N, two_tensors, style, by_name_only)
 
 
+def is_an_id(key: str | None, row: int | None) -> bool:
+    """Whether the key of a tensor that a source of pairs names is one of many in its file.
+
+    A file by pair id holds the tensors of other pairs too. Where a row is read, or the key is one
+    that encoders give (`image_features`), the other tensors belong to these features.
+    """
+    return key is not None and row is None and ("." in key or not is_usual_name(key))
+
+
 def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
     """The mask in a file of its own.
 
@@ -271,7 +294,10 @@ def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
 
 
 def notes_on_inputs(
-    inputs: PairInputs, masks: Sequence[UsedMask | None], boxes: str | None = None
+    inputs: PairInputs,
+    masks: Sequence[UsedMask | None],
+    boxes: str | None = None,
+    by_id: tuple[bool, bool] = (False, False),
 ) -> list[Note]:
     """Which tensor of a file of several is used as what, and which are not used.
 
@@ -279,11 +305,16 @@ def notes_on_inputs(
         inputs: both sides.
         masks: of the image and of the text.
         boxes: key of the boxes beside the image features that a picture uses.
+        by_id: the file of the image, and that of the text, holds tensors of many pairs, of which
+            nothing is said here.
     """
     notes: list[Note] = []
     used: dict[int, tuple[FeatureFile, dict[str, str]]] = {}
+    others: set[int] = set()  # files whose other tensors are of other pairs
     sides: tuple[tuple[Side, SideInput], ...] = (("image", inputs.image), ("text", inputs.text))
-    for (side, given), mask in zip(sides, masks, strict=True):
+    for (side, given), mask, of_many in zip(sides, masks, by_id, strict=True):
+        if of_many:
+            others.add(id(given.file))
         _, roles = used.setdefault(id(given.file), (given.file, {}))
         if given.stored.key is not None:
             both = given.stored.key in roles
@@ -296,6 +327,8 @@ def notes_on_inputs(
     if boxes is not None:
         used[id(inputs.image.file)][1].setdefault(boxes, "regions' boxes")
     for file, roles in used.values():
+        if id(file) in others:
+            continue
         code = f"tensors-used: {', '.join(shortened(key, 40) for key in roles)}"
         notes += [Note(code, note) for note in notes_on_tensors(file, roles)]
     return notes

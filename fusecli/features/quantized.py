@@ -15,6 +15,10 @@ from fusecli.features.file import FeatureFile
 from fusecli.features.tensor import Buffer, StoredTensor
 from fusecli.records import record
 
+_SCALES = ("scale", "scales")
+_ZERO_POINTS = ("zero_point", "zero_points", "zero", "zp")
+_ITEM_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4}
+
 
 @record
 class Dequantized:
@@ -72,10 +76,13 @@ def dequantized(file: FeatureFile, stored: StoredTensor) -> StoredTensor | None:
     """
     if stored.key is None:
         return None
-    scale = _beside(file, stored.key, ("scale", "scales"))
+    scale = _beside(file, stored.key, _SCALES)
     if scale is None:
+        if stored.dtype.startswith("float8"):
+            _refuse_other_scales(file, stored)
         return None
-    zero = _beside(file, stored.key, ("zero_point", "zero_points", "zero", "zp"))
+    _refuse_packed(file, stored)
+    zero = _beside(file, stored.key, _ZERO_POINTS)
     offset = _beside(file, stored.key, ("offset", "offsets", "bias", "min"))
     if offset is not None and zero is None:
         raise FeatureFileError(
@@ -94,12 +101,42 @@ def dequantized(file: FeatureFile, stored: StoredTensor) -> StoredTensor | None:
 
 def _beside(file: FeatureFile, key: str, names: tuple[str, ...]) -> StoredTensor | None:
     first = key.split("_")[0]
-    before = (f"{key}_", f"{key}.", f"{first}_", "features_", "feature_", "quant_", "")
+    nest = "".join(key.rpartition(".")[:2])  # of a dict in a dict: `image.int_repr`, `image.scale`
+    before = (f"{key}_", f"{key}.", f"{first}_", nest, "features_", "feature_", "quant_", "")
     for start in before:
         for name in names:
             if start + name in file.tensors and start + name != key:
                 return file.tensors[start + name]
     return None
+
+
+def _refuse_packed(file: FeatureFile, stored: StoredTensor) -> None:
+    """Raises:
+    FeatureFileError: a number beside the whole numbers says that a byte holds several of them.
+    """
+    bits = _beside(file, stored.key or "", ("bits", "nbits", "n_bits", "num_bits", "bit_width"))
+    if bits is not None and bits.source.problem is None:
+        values = bits.read().reshape(-1)
+        if values.size != 1 or values[0] != 8 * _ITEM_BYTES.get(stored.dtype, 1):
+            number = f"{values[0]:g}" if values.size == 1 else "several"
+            raise FeatureFileError(
+                f"{bits.where}: says that {stored.where} ({stored.dtype}) is packed, with numbers "
+                f"of {number} bits: unpack it, or store real numbers"
+            )
+
+
+def _refuse_other_scales(file: FeatureFile, stored: StoredTensor) -> None:
+    """Raises:
+    FeatureFileError: a scale whose name does not say whether it multiplies or divides.
+    """
+    unclear = ("scale_inv", "inv_scale", "scales_inv", "amax", "absmax")
+    scale = _beside(file, stored.key or "", unclear)
+    if scale is not None:
+        raise FeatureFileError(
+            f"{scale.where}: lies beside {stored.where} ({stored.dtype}), and its name does not "
+            "say whether it multiplies or divides: store it as scale (real = stored * scale), or "
+            "store real numbers"
+        )
 
 
 def _aligned(numbers: StoredTensor, stored: StoredTensor) -> NDArray[np.float32]:
@@ -125,9 +162,17 @@ def _aligned(numbers: StoredTensor, stored: StoredTensor) -> NDArray[np.float32]
         why = (
             "could be one a row or one a channel" if possible else "fits neither rows nor channels"
         )
+        groups = found[-1] if len(found) == rank and found[:-1] == shape[:-1] else 0
+        grouped = groups > 0 and shape[-1] % groups == 0
+        size = shape[-1] // groups if grouped else 0
+        remedy = (
+            f"for one a group of {size} columns store numpy.repeat(scale, {size}, axis=-1)"
+            if grouped
+            else f"store it with as many axes, such as {[*shape[:-1], 1]} or "
+            f"{[*ones[1:], shape[-1]]}"
+        )
         raise FeatureFileError(
-            f"{numbers.where}: {list(found)} {why} of {stored.where} {list(shape)}: store it with "
-            f"as many axes, such as {[*shape[:-1], 1]} or {[*ones[1:], shape[-1]]}"
+            f"{numbers.where}: {list(found)} {why} of {stored.where} {list(shape)}: {remedy}"
         )
     (aligned,) = possible
     assert aligned is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
 from fusecli.errors import FeatureFileError, shortened
@@ -15,8 +16,14 @@ from fusecli.features.tensor import StoredTensor
 # The names encoders and their users give: first those that say which side they are, then
 # those that say only that they are features.
 _NAMES: dict[Side, tuple[str, ...]] = {
-    "image": ("image", "image_features", "image_embeds", "image_embeddings", "image_feat"),
-    "text": ("text", "text_features", "text_embeds", "text_embeddings", "text_feat"),
+    "image": (
+        *("image", "image_features", "image_embeds", "image_embeddings", "image_feat"),
+        *("x_norm_patchtokens", "x_norm_clstoken"),  # DINOv2
+    ),
+    "text": (
+        *("text", "text_features", "text_embeds", "text_embeddings", "text_feat"),
+        *("token_embeddings", "sentence_embedding"),  # sentence-transformers
+    ),
 }
 _EITHER = ("last_hidden_state", "hidden_states", "features", "embeddings", "embeds")
 _PIXELS = ("pixel_values", "pixels")
@@ -98,11 +105,20 @@ def notes_on_tensors(file: FeatureFile, used: Mapping[str, str]) -> list[str]:
             taken.append(f"{shortened(key, 40)} {list(stored.shape)} is the {role}")
     left = [key for key in sorted(file.tensors) if key not in used]
     if len(file.tensors) > 1:
-        shown = [f"{shortened(key, 40)} {list(file.tensors[key].shape)}" for key in left[:12]]
+        shown = [f"{shortened(key, 40)} {_looks(file.tensors[key])}" for key in left[:12]]
         more = f" and {len(left) - 12} more" if len(left) > 12 else ""
         rest = f"; not used: {', '.join(shown)}{more}" if left else ""
         notes.append(f"{file.where}: {', '.join(taken)}{rest}")
     return notes
+
+
+def _looks(stored: StoredTensor) -> str:
+    """The shape of a tensor; of one that cannot be read what it is, such as "(a nested tensor)"."""
+    problem = stored.source.problem
+    if problem is None:
+        return str(list(stored.shape))
+    is_a = re.match(r"(?:is|holds) ([^,:]+)", problem)
+    return f"({is_a[1] if is_a else problem})"
 
 
 def note_on_scale(stored: StoredTensor) -> list[str]:
@@ -125,7 +141,8 @@ def _refused_integers(stored: StoredTensor, side: Side) -> str:
         else ""
     )
     scale = (
-        "; for quantized features store their scale beside them, as scale"
+        "; for quantized features store beside them their scale, as scale, and their zero point, "
+        "as zero_point (real = (stored - zero_point) * scale)"
         if stored.dtype in ("int8", "uint8")
         else ""
     )

@@ -217,14 +217,25 @@ def _count_inverted(
     return int(padded.sum()), int(inverted)
 
 
-def refuse_empty_images(mask: NDArray[np.bool_], where: str, side: Side = "image") -> None:
-    """Raises:
-    ShapeError: a sample of the side that is asked has no real token; the first is named.
+def refuse_empty_images(
+    mask: NDArray[np.bool_], where: str, side: Side = "image", inverted: str = ""
+) -> None:
+    """Whether every sample of the context side has a real token.
+
+    Args:
+        mask: bool `[N, tokens]` or `[1, tokens]`.
+        where: file and key of the features.
+        side: the context side.
+        inverted: what to do if the mask is 1 for padding, as the end of a sentence.
+
+    Raises:
+        ShapeError: one has none; the first is named.
     """
     empty = np.flatnonzero(~mask.any(axis=1))
     if len(empty):
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise ShapeError(
             f"{where}: sample {empty[0]}{more} has every {side} token masked: "
-            "there is nothing to attend to; --allow-empty-image gives it a context of zero"
+            f"there is nothing to attend to{inverted}; --allow-empty-image gives it a context of "
+            "zero"
         )

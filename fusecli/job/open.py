@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fusecli.errors import UsageError
 from fusecli.features.axes import PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.mask_names import MaskStyle
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
@@ -26,7 +25,7 @@ from fusecli.features.pair_inputs import (
     notes_on_inputs,
     use_mask,
 )
-from fusecli.features.select import file_and_key
+from fusecli.features.select import file_and_key, notes_on_tensors
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
@@ -65,6 +64,7 @@ class Job:
     text: JobSide
     shapes: PairShapes
     config: FusionConfig
+    mask_files: list[FeatureFile]
     attention_mask: AttentionMask | None
     choices: list[Choices]
     weights: WeightsFile | None
@@ -98,9 +98,10 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     check_engine(config, options.engine)
     options.maps.check_method(config, options.direction)
     check_widths(shapes, inputs, _expected_widths(options, config))
+    mask_files: dict[Side, FeatureFile] = {}
     masks = [
-        _find_mask("image", inputs, shapes, options.image_mask, options.mask_style),
-        _find_mask("text", inputs, shapes, options.text_mask, options.mask_style),
+        _find_mask("image", inputs, shapes, options, mask_files, stack),
+        _find_mask("text", inputs, shapes, options, mask_files, stack),
     ]
     image, text = (
         JobSide(
@@ -123,9 +124,10 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     sides = query_sides(options.direction)
     config.check_directions(sides, options.weights)
     for query in sides:
-        context = (image if query == "text" else text).reader
-        if context.mask is not None and not options.allow_empty_image:
-            refuse_empty_images(context.mask, context.stored.where, context.axes.side)
+        given = image if query == "text" else text
+        if given.mask is not None and not options.allow_empty_image:
+            where, mask = given.reader.stored.where, given.mask
+            refuse_empty_images(mask.rows, where, mask.side, mask.if_inverted)
     attention_mask, choices = _attention_mask(
         options, config, shapes, (image.reader.mask, text.reader.mask), stack
     )
@@ -147,6 +149,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
             note.message
             for note in notes_on_inputs(inputs, masks, None if boxes is None else boxes.beside)
         ),
+        *_notes_on_mask_files(mask_files, masks),
     ]
     assumed = (
         None if attention_mask is None else attention_mask.note,
@@ -162,6 +165,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         text=text,
         shapes=shapes,
         config=config,
+        mask_files=list(mask_files.values()),
         attention_mask=attention_mask,
         choices=choices,
         weights=weights,
@@ -228,22 +232,45 @@ def _find_mask(
     side: Side,
     inputs: PairInputs,
     shapes: PairShapes,
-    option: str | None,
-    style: MaskStyle | None,
+    options: FuseOptions,
+    files: dict[Side, FeatureFile],
+    stack: ExitStack,
 ) -> UsedMask | None:
-    """The mask of one side: that of the option, or the one beside the features."""
+    """The mask of one side: that of the option, or the one beside the features.
+
+    Args:
+        side: whose tokens it marks.
+        inputs: both sides.
+        shapes: of the job.
+        options: name the mask, and say what its numbers mean.
+        files: receives the file of an option.
+        stack: closes it.
+    """
     axes = shapes.image if side == "image" else shapes.text
+    option = options.image_mask if side == "image" else options.text_mask
+    style = options.mask_style
     if option == "none":
         return None
     if option is not None:
-        with open_features(option) as file:
-            return use_mask(mask_in(file, side, None), axes, shapes.N, "option", style=style)
+        path, key = file_and_key(option)
+        file = files[side] = stack.enter_context(open_features(path))
+        return use_mask(mask_in(file, side, key), axes, shapes.N, "option", style=style)
     given = inputs.image if side == "image" else inputs.text
     N = axes.samples or 1
     beside = mask_beside(given, axes, N, inputs.two_tensors, style)
     if beside is None:
         return None
     return use_mask(beside, axes, shapes.N, "beside the features", style=style)
+
+
+def _notes_on_mask_files(files: dict[Side, FeatureFile], masks: list[UsedMask | None]) -> list[str]:
+    """Of files of several tensors that options name for masks: which was taken, which not."""
+    notes: list[str] = []
+    for mask in masks:
+        file = None if mask is None else files.get(mask.side)
+        if mask is not None and file is not None and mask.stored.key is not None:
+            notes += notes_on_tensors(file, {mask.stored.key: f"{mask.side} mask"})
+    return notes
 
 
 def _attention_mask(

@@ -29,7 +29,7 @@ class FuseOptions:
         direction: "text", "image" or "both": the sides whose tokens get a fused vector each.
         pool: "mean", "max" or "first": one vector a pair besides, or None.
         seed: of initial weights where no weights are given; None means 0.
-        image_mask, text_mask: a path, "none" to ignore a stored mask, or None.
+        image_mask, text_mask: `FILE` or `FILE:KEY`, "none" to ignore a stored mask, or None.
         attention_mask: `FILE` or `FILE:KEY`, which text token may attend to which image token.
         allow_integers: whole numbers without a scale are features.
         mask_style: what the numbers of masks mean whose names do not say it.
@@ -125,13 +125,12 @@ def check_targets(options: FuseOptions, output: str, force: bool) -> None:
         options.image,
         options.text,
         options.weights,
-        options.image_mask,
-        options.text_mask,
         options.maps.image_file,
     ]
     inputs = [name for name in given if name not in (None, "none")]
-    if options.attention_mask is not None:
-        inputs.append(file_and_key(options.attention_mask)[0])
+    for mask in (options.image_mask, options.text_mask, options.attention_mask):
+        if mask not in (None, "none"):
+            inputs.append(file_and_key(str(mask))[0])
     if options.maps.tokens is not None:
         from fusecli.maps.token_labels import file_of
 

@@ -89,9 +89,9 @@ def fuse_files(
         statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
         job.image.file.refuse_changed()
         job.text.file.refuse_changed()
-        for other in (job.weights, job.attention_mask):
-            if other is not None:
-                other.file.refuse_changed()
+        given = [given.file for given in (job.weights, job.attention_mask) if given is not None]
+        for file in (*given, *job.mask_files):
+            file.refuse_changed()
         writer.finish()
         maps.finish()
         diagnoses = known + measured_diagnoses(job, statistics, nonfinite, numbers)

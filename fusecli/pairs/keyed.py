@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, shortened
+from fusecli.features.mask_names import mask_meaning, owner_named
 from fusecli.pairs.ids import LONGEST_ID, loose_id, repeated
 from fusecli.pairs.pair import Pair, Place, Unmatched
 from fusecli.pairs.pattern import Pattern
@@ -57,6 +58,8 @@ class Keyed:
         self._indexed = (self._text, self._image_mask, self._text_mask)
         # The files that hold something else, by the roles that their tensors can have.
         self._odd: list[tuple[str, tuple[_Role, ...]]] = []
+        # Of the file asked last, its keys, and what stands in them before their last dot.
+        self._features_of: tuple[str, set[str]] = ("", set())
         self._learn()
 
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
@@ -74,7 +77,8 @@ class Keyed:
                 image = self._image.place(id, number)
                 text = self._text.place_found(id, texts[i])
                 if text is None:
-                    unmatched.add("image", _where(image))
+                    if not self._goes_with_features(image):
+                        unmatched.add("image", _where(image))
                     continue
                 image_mask = self._image_mask.place_found(id, image_masks[i])
                 text_mask = self._text_mask.place_found(id, text_masks[i])
@@ -84,7 +88,8 @@ class Keyed:
             used[2] |= np.isin(self._text_mask.hashes, self._text.hashes)
         for role, seen in zip(self._indexed, used, strict=True):
             for place in role.unused(seen):
-                unmatched.add(role.name, _where(place))
+                if role is not self._text or not self._goes_with_features(place):
+                    unmatched.add(role.name, _where(place))
         for place in self._strangers():
             unmatched.add("tensor", _where(place))
 
@@ -109,8 +114,29 @@ class Keyed:
         """Tensors that have no role, by the patterns."""
         for file, roles in self._odd:
             for key in self._keys(file):
-                if all(role.id_of(key) is None for role in roles):
-                    yield Place(file, key)
+                place = Place(file, key)
+                no_role = all(role.id_of(key) is None for role in roles)
+                if no_role and not self._goes_with_features(place):
+                    yield place
+
+    def _goes_with_features(self, place: Place) -> bool:
+        """Whether a tensor is a mask of features in its file, by its name.
+
+        It is used, or refused, when these features are read.
+        """
+        key = str(place.key)
+        meaning, owner = mask_meaning(key), owner_named(key)
+        if meaning is None or not owner:
+            return False
+        if meaning.side is not None and self._image.files != self._text.files:
+            role = self._image if meaning.side == "image" else self._text
+            if place.file not in role.files:
+                return False
+        if self._features_of[0] != place.file:
+            keys = self._keys(place.file)
+            owners = {owner for owner, dot, _ in (each.rpartition(".") for each in keys) if dot}
+            self._features_of = place.file, owners.union(keys)
+        return owner in self._features_of[1]
 
 
 class _Role:

@@ -22,12 +22,14 @@ from fusecli.features.pair_inputs import (
     UsedMask,
     check_row,
     choose_input,
+    is_an_id,
     mask_beside,
     mask_in,
     match_inputs,
     notes_on_inputs,
     use_mask,
 )
+from fusecli.features.select import scale_keys
 from fusecli.features.token_reader import NEARLY_ZERO, RowStatistics, TokenReader
 from fusecli.pairs.pair import Pair, Place
 
@@ -247,8 +249,7 @@ class PairReader:
                 style = self._options.mask_style
                 return use_mask(stored, of_row, 1, "manifest", given.row, stack_axes, style)
         whole, style = stack_axes or of_row, self._options.mask_style
-        # In a file of tensors by id most are of other pairs.
-        by_id = features.key is not None
+        by_id = is_an_id(features.key, features.row)
         N = whole.samples or 1
         beside = mask_beside(given, whole, N, inputs.two_tensors, style, by_id)
         if beside is None:
@@ -293,11 +294,15 @@ def _plain_rows(tokens: NDArray[np.float32]) -> RowStatistics | None:
 def _notes(
     pair: Pair, inputs: PairInputs, image_mask: UsedMask | None, text_mask: UsedMask | None
 ) -> Sequence[Note]:
-    """Of files of several tensors; not where the source names one, since others are of others."""
+    """Of files of several tensors; of a file by pair id only what belongs to the pair."""
     several = False
     for place, given in ((pair.image, inputs.image), (pair.text, inputs.text)):
-        several |= place.key is None and len(given.file.tensors) > 1
-    return notes_on_inputs(inputs, (image_mask, text_mask)) if several else ()
+        if len(given.file.tensors) > 1:
+            several |= not is_an_id(place.key, place.row) or bool(scale_keys(given.stored))
+    if not several:
+        return ()
+    by_id = [is_an_id(place.key, place.row) for place in (pair.image, pair.text)]
+    return notes_on_inputs(inputs, (image_mask, text_mask), by_id=(by_id[0], by_id[1]))
 
 
 def _check_rows(inputs: PairInputs, matched: MatchedInputs) -> None:

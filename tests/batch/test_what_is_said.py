@@ -117,3 +117,29 @@ def test_strict_fails_the_pair_whose_result_is_not_finite() -> None:
     assert why.startswith("--strict: 80 of 80 numbers of the result are NaN or infinity")
     assert not Path("out/1.npy").exists()
     assert Path("out/0.npy").exists()
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_key_in_the_manifest_still_tells_what_is_not_used(rows: bool) -> None:
+    shape = (2, 6, 16) if rows else (6, 16)
+    tensors = {"image_features": features(*shape), "image_mask": np.ones(shape[:-1], np.int64)}
+    save_file({**tensors, "scores": features(*shape[:-1])}, "images/s.safetensors")
+    np.save("texts/t.npy", features(5, 16))
+    header, row = ("image_row,", "1,") if rows else ("", "")
+    Path("m.csv").write_text(
+        f"id,image,image_key,{header}text\na,images/s.safetensors,image_features,{row}texts/t.npy\n"
+    )
+    summary = run_batch(BatchOptions(PairOptions(manifest="m.csv"), "out"))
+    assert summary.lines()[1] == (
+        f"note: 1 pair: images/s.safetensors: image_features {list(shape)} is the image, "
+        f"image_mask {list(shape[:-1])} is the image mask; not used: scores {list(shape[:-1])}"
+    )
+
+
+def test_of_a_file_by_pair_id_the_tensors_of_other_pairs_are_not_listed() -> None:
+    whole = np.arange(96, dtype=np.int8).reshape(6, 16)
+    tensors = {"a": whole, "a.scale": np.array([0.5], np.float32), "b": features(6, 16)}
+    save_file(tensors, "i.safetensors")
+    save_file({"a": features(5, 16), "b": features(5, 16)}, "t.safetensors")
+    summary = run_batch(BatchOptions(PairOptions("i.safetensors", "t.safetensors"), "out"))
+    assert summary.notes == {"dequantized": 1}

@@ -97,3 +97,24 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was():
     again = FuseOptions("image.npy", "text.npy", "b.npy", weights="w.safetensors")
     fuse_files(again, progress=replace_it)
     assert Path("b.npy").read_bytes() == first
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_a_mask_file_that_is_changed_while_it_is_used_is_an_error(side):
+    trained()
+    np.save("image.npy", noise(6, 4, DI))
+    np.save("text.npy", noise(6, 3, DT))
+    np.save("mask.npy", np.ones((6, 4 if side == "image" else 3), bool))
+
+    def change(done, total):
+        with open("mask.npy", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\0")
+        os.utime("mask.npy", ns=(0, time.time_ns() + 10**9))  # clocks of file systems are coarse
+
+    options = FuseOptions(
+        "image.npy", "text.npy", "out.npy", weights="w.safetensors", **{f"{side}_mask": "mask.npy"}
+    )
+    with pytest.raises(FeatureFileError, match=r"mask.npy: changed while it was read"):
+        fuse_files(options, progress=change)
+    assert not Path("out.npy").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -293,3 +294,48 @@ def test_pairs_are_what_both_sides_have_however_they_are_cut(
     assert runs == sorted(runs), "no two files are visited twice"
     counts = {"image": len(images - texts), "text": len(texts - images)}
     assert source.unmatched.counts == {side: count for side, count in counts.items() if count}
+
+
+# ------------------------------------------------------------------------- masks by pair id
+
+
+def test_a_mask_under_the_name_of_one_pair_is_not_that_of_another(
+    folder: Path, cli: Callable
+) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((6, 48)).astype(np.float32)
+    text = rng.standard_normal((7, 32)).astype(np.float32)
+    ids = ("a", "ab", "c", "d", "e")
+    images = dict.fromkeys(ids, image)
+    padding = np.array([0, 0, 0, 1, 1, 1])
+    masks = {"a.padding_mask": padding, "c_mask": 1 - padding, "d.num_boxes": np.array(3)}
+    save_file({**images, **masks}, "images.safetensors")
+    save_file(dict.fromkeys(ids, text), "texts.safetensors")
+    done = cli("batch", "images.safetensors", "texts.safetensors", "-o", "out", "--dim", "32")
+    assert done.code == 0
+    assert "without a partner" not in done.err  # the masks are used
+    assert "3 pairs: images.safetensors[a.padding_mask] is used as the image mask" in done.err
+    np.save("mask.npy", padding == 0)
+    for name, options in (("whole", ()), ("masked", ("--image-mask", "mask.npy"))):
+        np.save("image.npy", image)
+        np.save("text.npy", text)
+        assert cli("fuse", "image.npy", "text.npy", "-o", f"{name}.npy", *options).code == 0
+    for id in ids:
+        wanted = "masked" if id in "acd" else "whole"
+        np.testing.assert_allclose(
+            np.load(f"out/{id}.npy"), np.load(f"{wanted}.npy"), atol=1e-5, err_msg=id
+        )
+
+
+def test_a_pairs_own_mask_that_does_not_fit_fails_that_pair(folder: Path, cli: Callable) -> None:
+    tensors = {}
+    for id in "ab":
+        tensors[f"{id}.image"] = np.ones((6, 8), np.float32)
+        tensors[f"{id}.text"] = np.ones((7, 8), np.float32)
+    tensors["b.text_attention_mask"] = np.ones(6, np.int64)
+    save_file(tensors, "all.safetensors")
+    done = cli("batch", "all.safetensors", "-o", "out")
+    assert done.code == 3
+    assert "failed: b: all.safetensors[b.text_attention_mask]: the text mask has" in done.err
+    assert Path("out/a.npy").exists()
+    assert not Path("out/b.npy").exists()
