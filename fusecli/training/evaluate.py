@@ -21,13 +21,13 @@ from fusecli.fusion.options import check_choice
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples, Side
-from fusecli.training.fitted import FitInfo, Fitted
+from fusecli.training.fitted import Fitted
 from fusecli.training.interaction import Interaction, take_apart
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
-from fusecli.training.score_part import Part, retrieval_of, seed_headlines
+from fusecli.training.score_part import Part, network_headline, retrieval_of, seed_headlines
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.split import join_groups
@@ -87,19 +87,12 @@ class LoadedRun:
     names: tuple[str, ...]
     models: list[StoredModel]
 
-    def bind(self, model: StoredModel, examples: Examples, device: str) -> Fitted:
-        """A model that gives logits for these pairs."""
-        nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        return Fitted(
-            model.name,
-            list(model.members),
-            examples,
-            choose_device(device),
-            FitInfo(model.variant),
-            *nothing,
-            model.constant,
-            self.task == "tag",
-        )
+    def bind(self, examples: Examples, device: str) -> list[Fitted]:
+        """The models, giving logits for these pairs."""
+        found: dict[str, Fitted] = {}
+        for stored in self.models:
+            found[stored.name] = Fitted.restored(stored, examples, choose_device(device), found)
+        return list(found.values())
 
 
 def open_run(path: str) -> LoadedRun:
@@ -162,7 +155,7 @@ def evaluate_run(
             f"{counted(len(rows), 'pair')} in one group: evaluation needs pairs of at least two "
             "images"
         )
-    fitted = [run.bind(model, data.examples, options.device) for model in run.models]
+    fitted = run.bind(data.examples, options.device)
     measured = [
         Measured(
             model.name,
@@ -170,6 +163,8 @@ def evaluate_run(
             calibration_of(stored),
             stored.variant,
             seeds=seed_headlines(model, part),
+            shares=model.shares,
+            network=network_headline(model, part),
         )
         for model, stored in zip(fitted, run.models, strict=True)
     ]
@@ -277,7 +272,7 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     data = open_data(source, tell, progress.reading)
     refuse_other_widths(options.run, run.models, data.examples)
     stored = next(model for model in run.models if model.name == FUSION)
-    fusion = run.bind(stored, data.examples, options.device)
+    fusion = next(m for m in run.bind(data.examples, options.device) if m.name == FUSION)
     logits = fusion.logits(np.arange(data.examples.n))
     info = PairInfo(data.examples.ids, text_mask=data.examples.text_mask)
     said = ModelLogits(FUSION, logits, calibration_of(stored))

@@ -8,7 +8,7 @@ all rows. Larger data has a validation part, which stops training and chooses.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -18,13 +18,16 @@ import torch
 from numpy.typing import NDArray
 
 from fusecli.errors import counted
+from fusecli.training.blend import blend, parts_of
 from fusecli.training.candidates import Candidate, make_candidates
 from fusecli.training.checkpoint import Checkpoints, EpochRecord
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows
 from fusecli.training.fitted import FitInfo, Fitted, majority
+from fusecli.training.flat import flatten
 from fusecli.training.inference import Setting
 from fusecli.training.loop import Job, Trained, train_model, unpack_state
-from fusecli.training.options import TrainOptions
+from fusecli.training.options import AUTO, TrainOptions
+from fusecli.training.results import FUSION, ORDER
 from fusecli.training.side_by_side import (
     choose_device,
     one_thread_a_model,
@@ -83,12 +86,7 @@ class _Task:
 
 @dataclass
 class _Choice:
-    """What was found for one candidate.
-
-    Attributes:
-        family: the line of the table that it may fill.
-        name: of this way to fill it; its candidate's, or another line whose model is taken.
-    """
+    """What was found for one candidate."""
 
     candidate: Candidate
     score: float
@@ -97,17 +95,6 @@ class _Choice:
     logits: Floats
     rows: Rows
     trained: list[Trained] = field(default_factory=list)
-    family: str = ""
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        self.family = self.family or self.candidate.family
-        self.name = self.name or self.candidate.name
-
-    @property
-    def borrowed(self) -> bool:
-        """Whether the model is another line's, and need not be trained again."""
-        return self.family != self.candidate.family
 
 
 def fit(
@@ -180,31 +167,39 @@ class _Fitter:
         choices = self._by_folds(candidates) if folded else self._by_validation(candidates)
         families: dict[str, list[_Choice]] = {}
         for choice in choices:
-            families.setdefault(choice.family, []).append(choice)
-        best: dict[str, _Choice] = {}
-        for family, found in families.items():  # "additive" stands behind the two sides
-            if family == "additive":
-                # A model of one side is additive as well: this line is never below them.
-                found += [
-                    replace(choice, family=family, name=name)
-                    for name, choice in best.items()
-                    if name in ("text only", "image only")
-                ]
-            best[family] = max(found, key=lambda c: c.score)
+            families.setdefault(choice.candidate.family, []).append(choice)
+        best = {family: max(found, key=lambda c: c.score) for family, found in families.items()}
         for family, choice in best.items():
             if len(families[family]) > 1:
                 self.progress.note(_chosen(family, choice, families[family], folded))
-        seeds = self._seeds(n)
-        members = self._final([c for c in best.values() if not c.borrowed], seeds, folded)
-        fitted = {
-            family: self._fitted(choice, members[choice.candidate.family], families[family])
-            for family, choice in best.items()
-        }
-        order = ("text only", "image only", "additive", "concat + MLP", "fusion")
-        first = []
+        members = self._final(list(best.values()), self._seeds(n), folded)
+        fitted: dict[str, Fitted] = {}
         if self.targets.task != "match":
-            first.append(majority(self.examples, self.original, self.inner, self.setting.device))
-        return [*first, *(fitted[name] for name in order if name in fitted)]
+            nothing = majority(self.examples, self.original, self.inner, self.setting.device)
+            fitted[nothing.name] = nothing
+        for family in ORDER:
+            if family in best:
+                own = self._fitted(best[family], members[family], families[family])
+                fitted[family] = self._blended(own, fitted)
+        return list(fitted.values())
+
+    def _blended(self, own: Fitted, before: Mapping[str, Fitted]) -> Fitted:
+        """A line of the table as a sum of its own networks and of the lines before it."""
+        parts = parts_of(own.name, before)
+        named = own.name == FUSION and self.options.method != AUTO  # asked for: nothing else
+        if not parts or named:
+            return own
+        models = {own.name: own, **{name: before[name] for name in parts}}
+        rows, unit = np.arange(len(own.tuning_rows)), self.targets.take(own.tuning_rows)
+        flats = {
+            name: flatten(unit, (model.tuning_logits - self.centre) / self.spread, rows)
+            for name, model in models.items()
+        }
+        # The sum begins with the simplest of them.
+        found = blend(flats, parts[0] if own.name == FUSION else None)
+        shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in found.shares.items())
+        self.progress.note(f"{own.name}: {shares}")
+        return own.with_parts(found, [models[name] for name in parts if name in found.shares])
 
     def _seeds(self, n: int) -> int:
         if self.options.seeds is not None:
@@ -306,14 +301,14 @@ class _Fitter:
     def _fitted(self, choice: _Choice, members: list[Member], found: Sequence[_Choice]) -> Fitted:
         candidate = choice.candidate
         info = FitInfo(
-            variant=choice.name,
+            variant=candidate.name,
             epochs=choice.epochs,
             score_name=choice.score_name,
-            scores={c.name: c.score for c in found},
+            scores={c.candidate.name: c.score for c in found},
             history=self._histories[candidate.family, candidate.name],
         )
         return Fitted(
-            choice.family,
+            candidate.family,
             members,
             self.examples,
             self.setting.device,
@@ -376,8 +371,8 @@ class _Fitter:
 
 def _chosen(family: str, choice: _Choice, found: Sequence[_Choice], folded: bool) -> str:
     by = "folds" if folded else "the validation part"
-    others = ", ".join(f"{c.name} {c.score:.3f}" for c in found if c is not choice)
+    others = ", ".join(f"{c.candidate.name} {c.score:.3f}" for c in found if c is not choice)
     return (
-        f"{family}: {choice.name} is the best by {by} ({choice.score_name} "
+        f"{family}: {choice.candidate.name} is the best by {by} ({choice.score_name} "
         f"{choice.score:.3f}; {others}), {counted(choice.epochs, 'epoch')}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusecli.training.blend import Blend
 from fusecli.training.checkpoint import EpochRecord
 from fusecli.training.examples import Examples, Rows, Side
 from fusecli.training.model import PairModel, TorchBatch
@@ -54,6 +55,9 @@ class Fitted:
         tuning_logits: float32 `[m, C]`, for `tag` `[m, T, C]`, for `match` `[2 m, 1]` with wrong
             images last; by networks that were not trained on these rows. Temperature and threshold
             are to be fitted on them.
+        blend: what the networks and the `parts` are multiplied with before they are added; None:
+            the networks alone.
+        parts: other lines of the table that count in this one.
     """
 
     def __init__(
@@ -67,39 +71,82 @@ class Fitted:
         tuning_logits: Floats,
         constant: Floats | None = None,
         tag: bool = False,
+        blend: Blend | None = None,
+        parts: Sequence[Fitted] = (),
     ) -> None:
         self.name, self.members, self.info = name, members, info
         self.tuning_rows, self.tuning_logits, self.constant = tuning_rows, tuning_logits, constant
         self._examples, self._device = examples, device
         self._built: list[PairModel] | None = None
         self.tag = members[0].spec.tag if members else tag
+        self.blend, self.parts = blend, tuple(parts)
 
     @classmethod
-    def restored(cls, stored: StoredModel, examples: Examples, device: torch.device) -> Fitted:
-        """A model of a run's folder, for some pairs; it has no tuning rows."""
+    def restored(
+        cls,
+        stored: StoredModel,
+        examples: Examples,
+        device: torch.device,
+        before: Mapping[str, Fitted],
+    ) -> Fitted:
+        """A model of a run's folder, for some pairs; it has no tuning rows.
+
+        Args:
+            stored: as it lies in the folder.
+            examples: the features of the pairs.
+            device: that computes.
+            before: the lines of the table before this one, which may count in it.
+        """
+        nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        counted = stored.blend.factors if stored.blend is not None else {}
         return cls(
             stored.name,
             list(stored.members),
             examples,
             device,
             FitInfo(stored.variant),
-            np.zeros(0, np.int64),
-            np.zeros((0, 0), np.float32),
+            *nothing,
             stored.constant,
             stored.tag,
+            stored.blend,
+            [before[name] for name in counted if name != stored.name],
         )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How much each model counts in this line, of 1; empty for its networks alone."""
+        return {} if self.blend is None else self.blend.shares
+
+    def network(self) -> Fitted:
+        """The networks of this line without the other lines; without tuning rows."""
+        return self._of(self.members)
 
     def alone(self, number: int) -> Fitted:
         """Only one of the networks, for the spread over seeds."""
+        return self._of([self.members[number]])
+
+    def _of(self, members: list[Member]) -> Fitted:
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
         return Fitted(
+            self.name, members, self._examples, self._device, self.info, *nothing, tag=self.tag
+        )
+
+    def with_parts(self, blend: Blend, parts: Sequence[Fitted]) -> Fitted:
+        """The weighted sum of this model and others, for the tuning rows as well."""
+        tuning = [(part.name, part.tuning_logits) for part in parts]
+        found = Fitted(
             self.name,
-            [self.members[number]],
+            self.members,
             self._examples,
             self._device,
             self.info,
             self.tuning_rows,
             self.tuning_logits,
+            blend=blend,
+            parts=parts,
         )
+        found.tuning_logits = found._sum([(self.name, self.tuning_logits), *tuning])
+        return found
 
     def logits(self, rows: Rows, image_rows: Rows | None = None) -> Floats:
         """Logits of pairs.
@@ -113,6 +160,9 @@ class Fitted:
         """
         if self.constant is not None:
             return self._constant((len(rows),))
+        if self.blend is not None:
+            models = self._counted()
+            return self._sum([(model.name, model.logits(rows, image_rows)) for model in models])
         image_rows = rows if image_rows is None else image_rows
         text_lengths = self._examples.lengths("text")
         order = np.lexsort((text_lengths[rows], self._examples.lengths("image")[image_rows]))
@@ -138,6 +188,11 @@ class Fitted:
         a, b = len(text_rows), len(image_rows)
         if self.constant is not None:
             return self._constant((a, b))
+        if self.blend is not None:
+            models = self._counted()
+            return self._sum(
+                [(model.name, model.cross_logits(text_rows, image_rows)) for model in models]
+            )
         out: Floats | None = None
         total = len(self._networks())
         for model in self._networks():
@@ -152,6 +207,25 @@ class Fitted:
                         out[position, images] += logits / total
         assert out is not None, "no rows"
         return out
+
+    def _counted(self) -> list[Fitted]:
+        """What is added up."""
+        assert self.blend is not None
+        own = [self.network()] if self.name in self.blend.factors else []
+        return own + list(self.parts)
+
+    def _sum(self, logits: Sequence[tuple[str, Floats]]) -> Floats:
+        """Weighted sum of logits; of numbers to be predicted, of their distance to the mean."""
+        assert self.blend is not None
+        centre = self.members[0].centre
+        total: Floats | None = None
+        for name, given in logits:
+            factor = self.blend.factors.get(name, 0.0)
+            if factor:
+                own = np.float32(factor) * (given - np.float32(centre))
+                total = own if total is None else total + own
+        assert total is not None, "a blend has a model"
+        return total + np.float32(centre)
 
     def _networks(self) -> list[PairModel]:
         if self._built is None:

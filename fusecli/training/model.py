@@ -177,6 +177,10 @@ def attend(
     d = D // H
     weights_q, weights_k, weights_v = module.in_proj_weight.chunk(3)  # [D, D] each
     bias_q, _, bias_v = module.in_proj_bias.chunk(3)
+    if P == 1:
+        # All attention goes to the only image token, whatever the query asks.
+        values = F.linear(image, weights_v, bias_v)  # [N, 1, D]
+        return _finish(fusion, module.out_proj(values).expand(N, T, D), text)
     query = F.linear(text, weights_q, bias_q).view(N * T, H, d).transpose(0, 1)  # [H, N T, d]
     # Narrow products have their own cost: the difference has to be worth it.
     wide = 1.5 * (H * T * P * D + T * D * D) < P * D * D + T * P * D
@@ -201,7 +205,12 @@ def attend(
         context = attention.view(N, H, T, P) @ values  # [N, H, T, d]
         context = context.transpose(1, 2).reshape(N, T, D)
     # Attention weights sum to 1, so the bias of the values passes through unchanged.
-    fused: Tensor = module.out_proj(context + bias_v)
+    return _finish(fusion, module.out_proj(context + bias_v), text)
+
+
+def _finish(fusion: ImageTextFusion, fused: Tensor, text: Tensor) -> Tensor:
+    """The residual and the norm behind attention, where the fusion has them."""
     if fusion.config.residual:
         fused = fused + text
-    return fused if fusion.norm is None else fusion.norm(fused)
+    normed: Tensor = fused if fusion.norm is None else fusion.norm(fused)
+    return normed

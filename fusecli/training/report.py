@@ -11,7 +11,7 @@ from typing import Any
 from fusecli.errors import counted
 from fusecli.training.bootstrap import DRAWS, Interval
 from fusecli.training.interaction import Interaction
-from fusecli.training.results import PartResult
+from fusecli.training.results import ModelResult, PartResult
 from fusecli.training.shuffle import Shuffled
 from fusecli.training.verdict import interaction_sentences, plain, signed, verdict
 
@@ -107,6 +107,8 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
     """What the numbers say, in order: the verdict, seeds, seen texts, interaction."""
     found = verdict(result)
     fusion = result.model("fusion")
+    if fusion is not None and fusion.network is not None:
+        found.append(_sum_sentence(result, fusion))
     if fusion is not None and len(fusion.seeds) > 1:
         low, high = min(fusion.seeds), max(fusion.seeds)
         found.append(
@@ -128,6 +130,20 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
     if interaction is not None:
         found += interaction_sentences(interaction)
     return found
+
+
+def _sum_sentence(result: PartResult, fusion: ModelResult) -> str:
+    """What counts in the fusion's line, and what its network reaches without the others."""
+    assert fusion.network is not None
+    parts = ", ".join(
+        f"{100 * share:.0f} % {'its network' if name == fusion.name else name}"
+        for name, share in fusion.shares.items()
+    )
+    return (
+        f"the fusion of the table is a weighted sum: {parts}; its network alone gives "
+        f"{result.headline} {plain(fusion.network)}, and fuse and batch --weights take the network "
+        "alone"
+    )
 
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
@@ -167,6 +183,8 @@ def metrics_json(
                 "validation": _finite(model.validation),
                 "seeds": [_finite(value) for value in model.seeds],
                 "folds": [_finite(value) for value in model.folds],
+                "shares": model.shares,
+                "network": _finite(model.network),
                 "temperature": model.calibration.temperature,
                 "thresholds": list(model.calibration.thresholds),
                 "metrics": model.metrics,

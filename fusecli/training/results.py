@@ -16,6 +16,7 @@ from fusecli.training.targets import Task
 
 FUSION, TEXT, IMAGE, ADDITIVE = "fusion", "text only", "image only", "additive"
 CONCAT, MAJORITY = "concat + MLP", "majority"
+ORDER = (MAJORITY, TEXT, IMAGE, ADDITIVE, CONCAT, FUSION)  # of the table
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Measured:
         validation: the headline on the validation part, or None.
         seeds: the headline of the network of each seed alone; empty where there is one.
         folds: the headline on each fold; empty without folds.
+        shares: how much its own networks and other lines of the table count, of 1; empty where
+            it is its own networks alone.
+        network: the headline of its own networks alone, where others count; else None.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Measured:
     validation: float | None = None
     seeds: tuple[float, ...] = ()
     folds: tuple[float, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
+    network: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class ModelResult:
     """One line of the table.
 
     Attributes:
-        name, variant, validation, seeds, folds: as `Measured` has them.
+        name, variant, validation, seeds, folds, shares, network: as `Measured` has them.
         headline: the metric of the verdict with its interval.
         metrics: all others.
         calibration: how its logits become probabilities.
@@ -60,6 +66,8 @@ class ModelResult:
     headline: Interval
     metrics: Metrics
     calibration: Calibration
+    shares: dict[str, float] = field(default_factory=dict)
+    network: float | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,8 @@ def compare(
             interval(value, own),
             measure(model.flat, model.calibration),
             model.calibration,
+            model.shares,
+            model.network,
         )
         for model, value, own in zip(models, values, drawn, strict=True)
     ]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
 from fusecli.training.stored import Member
-from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODELS
+from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION, MODELS
 
 CHECKPOINTS = "checkpoints"
 _VERSION = 1
@@ -179,8 +180,10 @@ def hash_of(parts: Sequence[str]) -> str:
 def _member_meta(
     model: Fitted, member: Member, number: int, calibration: dict[str, Any]
 ) -> dict[str, Any]:
+    blend = {} if model.blend is None else {"blend": asdict(model.blend)}
     return {
-        "version": _VERSION,
+        **blend,
+        "version": MODEL_VERSION,
         "name": model.name,
         "number": number,
         "variant": model.info.variant,

@@ -16,7 +16,6 @@ from fusecli.training.flat import Flat, flatten
 from fusecli.training.results import Measured
 from fusecli.training.retrieval import candidates, recall
 from fusecli.training.shuffle import with_negatives
-from fusecli.training.side_by_side import choose_device
 from fusecli.training.targets import Targets
 
 Rows = NDArray[np.int64]
@@ -79,24 +78,24 @@ def measured(
         model.info.variant,
         validation_score(model, part.targets),
         seed_headlines(model, part),
+        shares=model.shares,
+        network=network_headline(model, part),
     )
+
+
+def network_headline(model: Fitted, part: Part) -> float | None:
+    """The headline of a line's own networks, where other lines count in it; else None."""
+    if model.shares.keys() <= {model.name}:
+        return None
+    return headline(part.flat(part.logits(model.network())))
 
 
 def seed_headlines(model: Fitted, part: Part) -> tuple[float, ...]:
     """The headline of the network of each seed alone; empty where there is only one."""
     if len(model.members) < 2:
         return ()
-    return tuple(headline(part.flat(part.logits(one))) for one in _each_seed(model, part))
-
-
-def _each_seed(model: Fitted, part: Part) -> list[Fitted]:
-    """The networks of a model one by one."""
-    device = choose_device(part.device)
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return [
-        Fitted(model.name, [member], part.examples, device, model.info, *nothing, tag=model.tag)
-        for member in model.members
-    ]
+    alone = (model.alone(number) for number in range(len(model.members)))
+    return tuple(headline(part.flat(part.logits(one))) for one in alone)
 
 
 def retrieval_of(models: Sequence[Fitted], part: Part) -> dict[str, dict[str, float | int]]:

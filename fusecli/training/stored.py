@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fusecli.fusion.config import FusionConfig
+from fusecli.training.blend import Blend
 from fusecli.training.candidates import ModelSpec
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.model import PairModel
@@ -103,3 +104,4 @@ class StoredModel:
     constant: NDArray[np.float32] | None
     calibration: dict[str, Any]
     tag: bool
+    blend: Blend | None = None

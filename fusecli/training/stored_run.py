@@ -21,15 +21,18 @@ from fusecli.errors import FeatureFileError, FuseError, UsageError, shortened
 from fusecli.features.file import open_features
 from fusecli.fusion.config import FusionConfig, shown
 from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
+from fusecli.training.blend import Blend, parts_of
 from fusecli.training.candidates import ModelSpec
 from fusecli.training.examples import ChannelStatistics
+from fusecli.training.results import ORDER
 from fusecli.training.standardise import unit_statistics
 from fusecli.training.stored import Member, StoredModel
 
 MODELS = "models"  # the folder of the other models
 HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
 MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models
-ORDER = ("majority", "text only", "image only", "additive", "concat + MLP", "fusion")
+# Of both. 1: every line of the table is its own networks alone; 2: other lines may count in it.
+MODEL_VERSION = 2
 
 _LARGEST_WIDTH = 1 << 20
 _LARGEST_NUMBER = 1e30  # temperature, centre and spread of labels
@@ -41,6 +44,10 @@ Tensors = dict[str, NDArray[np.float32]]
 
 class _WrongError(ValueError):
     """What is wrong with a file, as the end of a sentence."""
+
+
+class _NewerError(FeatureFileError):
+    """A file of a later version."""
 
 
 def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
@@ -93,11 +100,31 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
             constants.get(name),
             about[name]["calibration"],
             fusion.spec.tag,
+            _blend(path, about, name),
         )
         for name in ORDER
         if name in about
     ]
     return head, models
+
+
+def _blend(path: str, about: Mapping[str, Any], name: str) -> Blend | None:
+    """How much the networks of a line and the lines before it count in it."""
+    found = about[name].get("blend")
+    if found is None:
+        return None
+    possible = {name, *parts_of(name, about)}
+    shares, factors = (
+        (found.get("shares"), found.get("factors")) if isinstance(found, dict) else (None, None)
+    )
+    if not isinstance(shares, dict) or not isinstance(factors, dict) or not shares:
+        raise _damaged(path, f"what counts in {name!r} is {shown(found)}")
+    if shares.keys() != factors.keys() or not shares.keys() <= possible:
+        raise _damaged(path, f"in {name!r} other models count than can: {shown(sorted(factors))}")
+    numbers = [*shares.values(), *factors.values()]
+    if any(type(n) not in (int, float) or not 0 < n < _LARGEST_NUMBER for n in numbers):
+        raise _damaged(path, f"what counts in {name!r} is not above 0")
+    return Blend(shares, factors)
 
 
 def _model_files(folder: str) -> list[str]:
@@ -131,12 +158,20 @@ def _read(
     try:
         if not isinstance(meta, dict):
             raise _WrongError(f"its {key} is not an object")
+        version = _whole({"version": 1} | meta, "version", 1, 1 << 30)
+        if version > MODEL_VERSION:
+            raise _NewerError(
+                f"{path}: is of version {version}, and this fusecli reads up to {MODEL_VERSION}: "
+                "install the fusecli that has trained the run"
+            )
         for name, array in tensors.items():
             if not np.isfinite(array).all():
                 raise _WrongError(f"{shortened(name)} holds NaN or infinity")
         return meta, decode(tensors, meta)
     except _WrongError as error:
         raise _damaged(path, str(error)) from None
+    except _NewerError:
+        raise
     except FuseError as error:  # a fusion that cannot be
         raise _damaged(path, str(error)) from None
 

@@ -33,7 +33,7 @@ def random_bias(module):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize(("T", "P"), [(2, 40), (30, 3), (1, 1)])
+@pytest.mark.parametrize(("T", "P"), [(2, 40), (30, 3), (1, 1), (5, 1)])
 def test_attend_computes_what_the_module_computes(T, P, norm, masked):
     torch.manual_seed(3)
     fusion = ImageTextFusion(32, 4, image_dim=7, text_dim=5, residual=True, norm=norm)

@@ -9,7 +9,9 @@ import pytest
 
 from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.pair import PairOptions
+from fusecli.training.calibration import fit_temperature, log_loss
 from fusecli.training.fit import Quiet, fit
+from fusecli.training.flat import flatten
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.score import score_of
 from tests.training import generators
@@ -188,17 +190,36 @@ def test_seeds_are_averaged():
 
 def test_the_additive_line_is_never_below_one_side_on_validation():
     images, texts, labels = generators.text_only(120, np.random.default_rng(0), width=8)
-    fitted, _, split = trained(images, texts, generators.classes(labels), epochs=2)
+    targets = generators.classes(labels)
+    fitted, _, split = trained(images, texts, targets, epochs=2)
     additive = fitted["additive"]
-    one_side = {name: fitted[name].info for name in ("text only", "image only")}
-    for name, info in one_side.items():
-        assert additive.info.scores[name] == max(info.scores.values())
-    assert set(additive.info.scores) >= {"linear", "MLP", *one_side}
-    best = max(additive.info.scores.values())
-    assert additive.info.scores[additive.info.variant] == best
-    if additive.info.variant in one_side:  # the same networks, not trained again
-        own = fitted[additive.info.variant].logits(split.test)
-        np.testing.assert_array_equal(additive.logits(split.test), own)
+    sides = [fitted[name] for name in ("text only", "image only")]
+    models = {model.name: model for model in [*sides, additive.network()]}
+    rows = additive.tuning_rows
+
+    def loss(logits):
+        flat = flatten(targets.take(rows), logits, rows)
+        return log_loss(flat, fit_temperature(flat))
+
+    on_validation = loss(additive.tuning_logits)
+    assert on_validation <= min(loss(model.logits(rows)) for model in models.values()) + 1e-6
+    # It is the sum that it says.
+    assert additive.shares.keys() <= models.keys()
+    factors = additive.blend.factors
+    expected = sum(factor * models[name].logits(split.test) for name, factor in factors.items())
+    np.testing.assert_allclose(additive.logits(split.test), expected, rtol=1e-5, atol=1e-6)
+    assert set(additive.info.scores) >= {"linear", "MLP"}
+    assert additive.info.scores[additive.info.variant] == max(additive.info.scores.values())
+
+
+def test_only_auto_adds_other_models_to_the_fusion():
+    images, texts, labels = generators.text_only(120, np.random.default_rng(0), width=8)
+    targets = generators.classes(labels)
+    fitted, _, _ = trained(images, texts, targets, epochs=2, method="concat")
+    assert fitted["fusion"].shares == {}
+    fitted, _, _ = trained(images, texts, targets, epochs=2, method="auto")
+    assert "additive" in fitted["fusion"].shares
+    assert sum(fitted["fusion"].shares.values()) == pytest.approx(1)
 
 
 def test_the_score_that_stops_training_counts_weights():

@@ -162,6 +162,23 @@ def test_seeds_and_folds_are_told_apart_from_the_interval():
     assert metrics["models"][-1]["seeds"] == [0.78, 0.8, 0.83]
 
 
+def test_what_counts_in_the_fusion_and_what_its_network_gives_alone():
+    one = result(text_only=HELPS, additive=HELPS, image_only=HELPS)
+    shares = {"fusion": 0.6, "additive": 0.4}
+    one.models[-1] = model("fusion", shares=shares, network=0.71)
+    metrics = metrics_json(one, Facts("t", ("no", "yes"), {}))
+    assert metrics["verdict"][-1] == (
+        "the fusion of the table is a weighted sum: 60 % its network, 40 % additive; its network "
+        "alone gives AUC 0.710, and fuse and batch --weights take the network alone"
+    )
+    assert metrics["models"][-1]["shares"] == shares
+    assert metrics["models"][-1]["network"] == 0.71
+    one.models[-1] = model("fusion")
+    assert not any(
+        "weighted sum" in line for line in metrics_json(one, Facts("t", (), {}))["verdict"]
+    )
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_cannot_be_computed_is_null_in_the_json(value):
     one = result(text_only=(value, value, value))
