@@ -9,11 +9,15 @@ import torch
 from fusecli.fusion.config import METHODS as CONFIG_METHODS
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.torch_modules import ImageTextFusion, build_module
+from fusecli.pairs.pair import PairOptions
 from fusecli.training.baselines import AdditiveModel, ConcatMLP
+from fusecli.training.candidates import make_candidates
 from fusecli.training.examples import Batch, ChannelStatistics
 from fusecli.training.head import FusionHead, Noise, pool_tokens
 from fusecli.training.model import FusionModel, ModelShape, TorchBatch, attend
+from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.standardise import fold_fusion, fold_linear, unit_statistics
+from tests.training import generators
 
 
 def statistics(width, rng):
@@ -173,3 +177,29 @@ def test_patch_dropout_leaves_a_real_token_and_never_adds_one():
     assert bool(kept.any(dim=1).all())
     assert not bool((kept & ~mask).any())
     assert bool((kept.sum(dim=1) == 1).any())
+
+
+def spec_candidates(n, image, text, **options):
+    """What is trained for n pairs of features of such shapes, by family and name."""
+    rng = np.random.default_rng(0)
+    examples = generators.examples_of(rng.normal(size=(4, *image)), rng.normal(size=(4, *text)))
+    told = TrainOptions(PairOptions(), LabelOptions(), "run", device="cpu", **options)
+    found = make_candidates(examples, generators.classes([0, 1, 0, 1]), told, n)
+    return {(one.family, one.name): one for one in found}
+
+
+def test_few_pairs_of_wide_vectors_have_fewer_candidates_and_larger_batches():
+    few = spec_candidates(300, (1, 64), (1, 64))
+    assert [name for family, name in few if family == "fusion"] == ["attention", "bilinear"]
+    assert {one.recipe.batch_size for one in few.values()} == {64}
+    many = spec_candidates(1001, (1, 64), (1, 64))
+    names = [f"{name}{more}" for name in ("attention", "bilinear", "concat")
+             for more in ("", ", no input dropout")]  # fmt: skip
+    assert [name for family, name in many if family == "fusion"] == names
+    assert {one.recipe.batch_size for one in many.values()} == {32}
+    narrow = spec_candidates(300, (1, 63), (1, 64))
+    assert ("fusion", "concat") in narrow
+    tokens = spec_candidates(300, (5, 64), (1, 64))
+    assert {one.recipe.batch_size for one in tokens.values()} == {32}
+    said = spec_candidates(300, (1, 64), (1, 64), batch_size=16)
+    assert {one.recipe.batch_size for one in said.values()} == {16}
