@@ -96,7 +96,7 @@ class PairChecks:
             FuseError: why this pair cannot be fused; names the file.
         """
         read = self._reader.read(pair)
-        known = self._follows(read.shapes)
+        known = self._follows(read)
         diagnoses, notes = [*known.diagnoses], known.notes
         image, text = read.image_side, read.text_side
         if image.used_mask is not None or text.used_mask is not None:
@@ -105,6 +105,7 @@ class PairChecks:
             diagnoses = diagnose.of_pair(
                 read.shapes, self._spec.config, self._sides, *masks, in_batch=True
             )
+            diagnoses += diagnose.sequence_first_stacks(*read.stacks)
             notes = [*notes, *diagnose.used_masks(image.used_mask, text.used_mask)]
         if image.key is not None or text.key is not None:
             diagnoses += self._other_sides(read)
@@ -145,7 +146,8 @@ class PairChecks:
                 mask, side = context.used_mask, context.used_mask.side
                 refuse_empty_images(mask.rows, context.where, side, mask.if_inverted)
 
-    def _follows(self, shapes: PairShapes) -> _OfShapes:
+    def _follows(self, read: PairFeatures) -> _OfShapes:
+        shapes = read.shapes
         known = self._of_shapes.get(id(shapes))
         if known is not None:
             return known
@@ -153,7 +155,10 @@ class PairChecks:
         known = _OfShapes(
             shapes,
             result_tensors(shapes, spec.config, spec.direction, spec.pool),
-            diagnose.of_pair(shapes, spec.config, self._sides, None, None, in_batch=True),
+            [
+                *diagnose.of_pair(shapes, spec.config, self._sides, None, None, in_batch=True),
+                *diagnose.sequence_first_stacks(*read.stacks),
+            ],
             [Note("reading", note) for note in shapes.notes],
         )
         if len(self._of_shapes) > _KEPT_SHAPES:

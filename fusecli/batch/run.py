@@ -243,7 +243,8 @@ def _begin(
     if recorded is None:  # a run that fusecli 0.1.0 began there can still be finished
         _refuse_output_inside(options)
     spec, weights = resolve(options, source, source.total or 0, recorded)
-    found = diagnose.assumed_of_weights(weights.stored, spec.weights)
+    found = diagnose.swapped_names(options.pairs.images or "", options.pairs.texts or "")
+    found += diagnose.assumed_of_weights(weights.stored, spec.weights)
     for side in query_sides(spec.direction):
         found += diagnose.closed_gate(spec.gate, side)
     found += uniform_attention(spec, weights, source)

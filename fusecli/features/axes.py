@@ -214,8 +214,19 @@ def _rows_of_image(image: Axes, text: Axes, both: str, notes: list[str]) -> Axes
         )
         return Axes("image", "ND", image.shape, f"as many rows as text samples ({N})")
     if rows != 1:
+        also = ""
+        if text.letters == "NTD" and text.origin == "rank" and text.shape[1] == rows:
+            also = (
+                "say --text-axes TND --image-axes ND if the second axis of the text is that of the "
+                f"samples ({rows} of them, torch's layout without batch_first), "
+            )
+        elif N % rows == 0:
+            also = (
+                f"for {N // rows} texts of each image list every pair in a manifest with the "
+                "columns image,image_row,text,text_row, "
+            )
         raise ShapeError(
-            f"{both}: the text has {N} samples, the image {rows} rows: say --image-axes PD "
+            f"{both}: the text has {N} samples, the image {rows} rows: {also}say --image-axes PD "
             f"if they are the tokens of one image for all samples, or give {N} rows"
         )
     return image
@@ -225,6 +236,14 @@ def _other_counts(image: Axes, text: Axes) -> str:
     """Why two stacks do not belong together, and how they might be meant."""
     images, texts = image.samples or 1, text.samples or 1
     counts = f"the image has {images} samples, the text {texts}"
+    for axes, other in ((text, images), (image, texts)):
+        if axes.letters in ("NTD", "NPD") and axes.origin == "rank" and axes.shape[1] == other:
+            named = f"{axes.letters[1]}ND"
+            return (
+                f"{counts}, and the {axes.side} has {other} in its second axis: if that is the "
+                f"axis of samples (torch's layout without batch_first), say --{axes.side}-axes "
+                f"{named}"
+            )
     if is_sequence_first(image, text):
         return (
             f"{counts}, and both have {image.shape[1]} in their second axis: if that is the axis "
@@ -261,7 +280,7 @@ def _refuse_unclear_stack(image: Axes, text: Axes, both: str) -> None:
             f"{counts}: say --image-axes {maps[0]} for one feature map, or --image-axes NPD for "
             f"{images} images that share the text"
         )
-    if image.shape[1] == 1 and "N" not in text.letters:
+    if image.shape[1] == 1:
         raise ShapeError(
             f"{counts}: say --image-axes PND for {images} tokens of one image, or --image-axes "
             f"NPD for {images} images that share the text"
@@ -348,12 +367,16 @@ def _named_axes(side: Side, shape: tuple[int, ...], named: str, where: str) -> A
 
 def _refuse_pixels(side: Side, shape: tuple[int, ...], where: str) -> None:
     """Raises:
-    ShapeError: an image by rank has the shape of a picture, `[3, 224, 224]` or with samples before.
+    ShapeError: an image by rank has the shape of a picture, `[3, 224, 224]` or `[480, 640, 3]`, or
+        of a stack of them.
     """
-    square = shape[-3:-2] == (3,) and shape[-2:-1] == shape[-1:]
-    ranks = (3, MAX_RANK)
-    if side == "image" and len(shape) in ranks and square and shape[-1] >= _SMALLEST_PICTURE:
-        named = "NPD" if len(shape) == 3 else "NDHW"
+    if side != "image" or len(shape) not in (3, MAX_RANK):
+        return
+    first, second, third = shape[-3:]
+    channels_first = first == 3 and second == third >= _SMALLEST_PICTURE
+    channels_last = third in (1, 3) and min(first, second) >= _SMALLEST_PICTURE
+    if channels_first or channels_last:
+        named = "NPD" if len(shape) == 3 else "NDHW" if channels_first else "NHWD"
         raise ShapeError(
             f"{where}: {_shown(shape)} is the shape of the pixels of a picture: give what an "
             f"encoder makes of it, or say --image-axes {named} if these are features"

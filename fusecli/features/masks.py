@@ -32,6 +32,11 @@ _BYTE = 255  # what masks that were stored as pictures have for 1
 
 # DINOv2's `masks` are those of its training, true where a patch was hidden.
 _DINO = ("x_norm_", "x_prenorm")
+# Where the samples of tokens begin that lie one after the other; the last may be their end.
+_BEGINNING_NAMES = """
+    cu_seqlens cu_seq_lens cu_lens offset offsets ptr indptr splits row_splits boundaries starts
+"""
+_BEGINNINGS = frozenset(_BEGINNING_NAMES.split())
 _NEAR = 8  # tokens more or fewer that a class token and registers make
 
 
@@ -127,6 +132,7 @@ def choose_mask(
                 return file.tensors[key]
     if by_name_only or axes.tokens == 1:
         return None
+    _refuse_joined(file, features, axes)
     for key in file.tensors:
         if key == features or key in names or key in others:
             continue
@@ -234,6 +240,43 @@ def _is_turned(stored: StoredTensor, axes: Axes, N: int) -> bool:
     sizes = sorted(size for size in stored.shape if size != 1)
     wanted = [sorted(size for size in shape if size != 1) for shape in mask_shapes(axes, N)]
     return axes.tokens > 1 and sizes in wanted
+
+
+def _refuse_joined(file: FeatureFile, features: str | None, axes: Axes) -> None:
+    """Whether the tokens of several samples lie one after the other in `[tokens, width]`.
+
+    Raises:
+        FeatureFileError: a tensor beside them says so: lengths that add up to the tokens, or the
+            places where samples begin.
+    """
+    if features is None or axes.samples is not None or len(axes.shape) != 2:
+        return
+    for key, stored in file.tensors.items():
+        if len(stored.shape) != 1 or stored.shape[0] < 2 or key == features:
+            continue
+        meaning, name = mask_meaning(key), base_name(key)
+        is_lengths = meaning is not None and meaning.style == "lengths"
+        if not (is_lengths or name in _BEGINNINGS) or not _is_whole(stored):
+            continue
+        numbers = stored.read().astype(np.int64)
+        lengths = numbers
+        if not is_lengths:
+            ends = numbers[1:] if numbers[-1] == axes.tokens else [*numbers[1:], axes.tokens]
+            lengths = np.diff(ends, prepend=numbers[0])
+            if numbers[0] != 0:
+                continue
+        if lengths.sum() == axes.tokens and lengths.min() >= 0:
+            count, longest = len(lengths), int(lengths.max())
+            raise FeatureFileError(
+                f"{stored.where}: says that {features} {list(axes.shape)} holds the tokens of "
+                f"{count} samples one after the other: store them as {[count, longest, axes.width]}"
+                " with their lengths beside them (torch.nn.utils.rnn.pad_sequence(x.split(lengths),"
+                f" batch_first=True)), or say --{axes.side}-mask none if they are the tokens of one"
+            )
+
+
+def _is_whole(stored: StoredTensor) -> bool:
+    return stored.source.problem is None and np.dtype(_numpy_name(stored)).kind in "iu"
 
 
 def _is_near(stored: StoredTensor, axes: Axes, N: int, anything: bool) -> bool:

@@ -253,8 +253,20 @@ def check_row(side: Side, given: SideInput, samples: int) -> None:
     if given.row is not None and given.row >= samples:
         raise ShapeError(
             f"{given.stored.where}: has no {side}_row {given.row}: {list(given.stored.shape)} "
-            f"holds {samples} samples, rows 0 to {samples - 1}"
+            f"holds {samples} samples, rows 0 to {samples - 1}{_samples_elsewhere(side, given)}"
         )
+
+
+def _samples_elsewhere(side: Side, given: SideInput) -> str:
+    """Of a row that the second axis has and the first has not, as the end of a sentence."""
+    shape, row = given.stored.shape, given.row or 0
+    if len(shape) != 3 or row >= shape[1]:
+        return ""
+    token = "P" if side == "image" else "T"
+    return (
+        "; if the samples lie in its second axis (torch's layout without batch_first) say "
+        f"--{side}-axes {token}ND"
+    )
 
 
 def mask_beside(

@@ -37,6 +37,7 @@ def _other_sides(job: Job) -> list[Diagnosis]:
     return [
         *diagnose.other_side_named("image", image_key, image.where),
         *diagnose.other_side_named("text", text_key, text.where),
+        *diagnose.swapped_names(options.image, options.text),
     ]
 
 

@@ -74,12 +74,15 @@ class PairFeatures:
     Attributes:
         shapes: what the axes of both sides mean; one object for all pairs of the same shapes.
         image_side, text_side: what was read.
+        stacks: the axes of the whole tensors that rows are cut from, or None, of the image and of
+            the text.
         notes: which tensors of files of several were used, and which were not.
     """
 
     shapes: PairShapes
     image_side: SideFeatures
     text_side: SideFeatures
+    stacks: tuple[Axes | None, Axes | None] = (None, None)
     notes: Sequence[Note] = ()
 
     @property
@@ -178,6 +181,7 @@ class PairReader:
             shapes,
             self._side(inputs.image, shapes.image, known.image_flat, pair.image, image_mask, image),
             self._side(inputs.text, shapes.text, known.text_flat, pair.text, text_mask, text),
+            (matched.image_stack, matched.text_stack),
             notes,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,25 @@ def other_side_named(side: Side, key: str | None, where: str) -> list[Diagnosis]
             f"{where}: the file's tensor is called {key}, and it is used as the {side}",
             f"give the files in the order IMAGE TEXT, or say --{side}-key {key} if it is the "
             f"{side}",
+        )
+    ]
+
+
+def swapped_names(image: str, text: str) -> list[Diagnosis]:
+    """Both files or folders are named after the other side.
+
+    Args:
+        image, text: paths.
+    """
+    names = [os.path.basename(os.path.normpath(path)) for path in (image, text)]
+    if (side_named(names[0]), side_named(names[1])) != ("text", "image"):
+        return []
+    return [
+        Diagnosis(
+            "image-misnamed",
+            f"the image is read from {names[0]} and the text from {names[1]}, which sounds like "
+            "the other way round",
+            "give them in the order IMAGE TEXT",
         )
     ]
 
@@ -466,7 +486,13 @@ def transposed(axes: Axes, other_width: int) -> list[Diagnosis]:
 
 def sequence_first(shapes: PairShapes) -> list[Diagnosis]:
     """Stacks whose samples may lie in the second axis."""
-    image, text = shapes.image, shapes.text
+    return sequence_first_stacks(shapes.image, shapes.text)
+
+
+def sequence_first_stacks(image: Axes | None, text: Axes | None) -> list[Diagnosis]:
+    """The same of stacks whose rows are read one by one; None where no row is cut from one."""
+    if image is None or text is None:
+        return []
     if not is_sequence_first(image, text) or image.shape[1] == 1:
         return []
     tokens = image.shape[1]

@@ -1,9 +1,13 @@
 """What the axes of two files are taken to mean, what is said of it, and advice that is followed."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from fusecli import FuseOptions, MapOptions, fuse_files
 from fusecli.batch import BatchOptions, ReadOptions, run_batch
@@ -293,3 +297,137 @@ def test_a_batch_says_of_masks_and_layouts_what_a_job_says(tmp_path):
         )
     )  # fmt: skip
     assert ignored.notes == {"tensors-used: image": 2}  # it names the masks as not used
+
+
+# --------------------------------------------------------------------- mixed layouts, flat tokens
+
+
+def plainly_fused(cli, image, text, *options):
+    np.save("plain_image.npy", image)
+    np.save("plain_text.npy", text)
+    done = cli("fuse", "plain_image.npy", "plain_text.npy", "-o", "plain.npy", "-f", *options)
+    assert done.code == 0, done.err
+    return np.load("plain.npy")
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "advice"),
+    [
+        ((3, 49, 48), (7, 3, 32), ("--text-axes", "TND")),
+        ((49, 3, 48), (3, 7, 32), ("--image-axes", "PND")),
+        ((3, 48), (7, 3, 32), ("--text-axes", "TND", "--image-axes", "ND")),
+        ((6, 1, 48), (1, 7, 32), ("--image-axes", "PND")),
+    ],
+)
+def test_one_side_sequence_first_is_refused_and_the_advice_works(image, text, advice, folder, cli):
+    rng = np.random.default_rng(0)
+    x, t = (rng.standard_normal(shape).astype(np.float32) for shape in (image, text))
+    np.save("i.npy", x)
+    np.save("t.npy", t)
+    refused = cli("fuse", "i.npy", "t.npy", "-o", "o.npy")
+    assert refused.code == 1
+    assert not os.path.exists("o.npy")
+    assert f"say {' '.join(advice)}" in refused.err
+    followed = cli("fuse", "i.npy", "t.npy", "-o", "o.npy", *advice)
+    assert followed.code == 0, followed.err
+    if "PND" in advice:
+        x = x.swapaxes(0, 1)
+    if "TND" in advice:
+        t = t.swapaxes(0, 1)
+    options = ("--image-axes", "ND") if x.ndim == 2 else ()
+    np.testing.assert_allclose(np.load("o.npy"), plainly_fused(cli, x, t, *options), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(224, 224, 3), (480, 640, 3), (2, 224, 224, 3)])
+def test_pictures_with_channels_last_are_refused_as_pixels(shape, folder, cli):
+    np.save("i.npy", np.zeros(shape, np.float32))
+    np.save("t.npy", np.ones((7, 32), np.float32))
+    refused = cli("fuse", "i.npy", "t.npy")
+    assert refused.code == 1
+    assert "is the shape of the pixels of a picture" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("lengths", [6, 4, 5]),
+        ("num_tokens", [6, 4, 5]),
+        ("cu_seqlens", [0, 6, 10, 15]),
+        ("offsets", [0, 6, 10]),
+    ],
+)
+def test_tokens_of_several_samples_in_a_row_are_refused_and_the_advice_works(
+    name, numbers, folder, cli
+):
+    rng = np.random.default_rng(0)
+    flat = rng.standard_normal((15, 32)).astype(np.float32)
+    images = rng.standard_normal((3, 5, 48)).astype(np.float32)
+    np.save("i.npy", images)
+    save_file({"features": flat, name: np.array(numbers)}, "t.safetensors")
+    refused = cli("fuse", "i.npy", "t.safetensors", "-o", "o.npy")
+    assert refused.code == 1
+    assert "holds the tokens of 3 samples one after the other: store them as [3, 6, 32]" in (
+        refused.err
+    )
+    lengths = [6, 4, 5]
+    split = torch.from_numpy(flat).split(lengths)
+    padded = torch.nn.utils.rnn.pad_sequence(split, batch_first=True).numpy()
+    save_file({"features": padded, "lengths": np.array(lengths)}, "t.safetensors")
+    assert cli("fuse", "i.npy", "t.safetensors", "-o", "o.npy").code == 0
+    result = np.load("o.npy")
+    for sample, rows in enumerate(split):
+        wanted = plainly_fused(cli, images[sample], rows.numpy())
+        np.testing.assert_allclose(result[sample, : len(rows)], wanted, atol=1e-5)
+        assert not result[sample, len(rows) :].any()
+    save_file({"features": flat, name: np.array(numbers)}, "t.safetensors")
+    one = cli("fuse", "i.npy", "t.safetensors", "-o", "o.npy", "-f", "--text-mask", "none")
+    assert one.code == 0  # they are said to be the tokens of one text
+
+
+def test_rows_of_sequence_first_stacks_are_told_in_a_batch(folder, cli):
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((7, 3, 48)).astype(np.float32)
+    text = rng.standard_normal((5, 3, 32)).astype(np.float32)
+    np.save("i.npy", image)
+    np.save("t.npy", text)
+    rows = "".join(f"{row},i.npy,{row},t.npy,{row}\n" for row in range(3))
+    with open("m.csv", "w") as file:
+        file.write("id,image,image_row,text,text_row\n" + rows)
+    told = cli("batch", "--manifest", "m.csv", "-o", "out", "--json")
+    assert json.loads(told.out)["diagnoses"]["sequence-first"] == 3
+    assert "say --text-axes TND --image-axes PND" in told.err
+    advice = ("--text-axes", "TND", "--image-axes", "PND")
+    followed = cli("batch", "--manifest", "m.csv", "-o", "named", "--json", *advice)
+    assert "sequence-first" not in json.loads(followed.out)["diagnoses"]
+    for row in range(3):
+        wanted = plainly_fused(cli, image[:, row], text[:, row])
+        np.testing.assert_allclose(np.load(f"named/{row}.npy"), wanted, atol=1e-5)
+    with open("m.csv", "a") as file:
+        file.write("9,i.npy,2,t.npy,6\n")
+    beyond = cli("batch", "--manifest", "m.csv", "-o", "again")
+    assert "has no text_row 6: [5, 3, 32] holds 5 samples, rows 0 to 4" in beyond.err
+
+
+def test_a_row_that_only_the_second_axis_has_says_so(folder, cli):
+    np.save("i.npy", np.ones((3, 9, 48), np.float32))
+    np.save("t.npy", np.ones((7, 32), np.float32))
+    with open("m.csv", "w") as file:
+        file.write("id,image,image_row,text\na,i.npy,0,t.npy\nb,i.npy,5,t.npy\n")
+    done = cli("batch", "--manifest", "m.csv", "-o", "out")
+    assert done.code == 3
+    assert "say --image-axes PND" in done.err
+
+
+def test_files_and_folders_named_after_the_other_side_are_told(folder, cli):
+    rng = np.random.default_rng(0)
+    np.save("text_feats.npy", rng.standard_normal((7, 32)).astype(np.float32))
+    np.save("image_feats.npy", rng.standard_normal((6, 48)).astype(np.float32))
+    right = cli("fuse", "image_feats.npy", "text_feats.npy", "-o", "a.npy")
+    assert "other way round" not in right.err
+    swapped = cli("fuse", "text_feats.npy", "image_feats.npy", "-o", "b.npy")
+    assert "the image is read from text_feats.npy and the text from image_feats.npy" in swapped.err
+    for name in ("captions", "images"):
+        os.mkdir(name)
+        np.save(f"{name}/a.npy", np.ones((7, 32), np.float32))
+    assert "other way round" in cli("batch", "captions", "images", "-o", "out").err
+    assert "other way round" not in cli("batch", "images", "captions", "-o", "right").err
