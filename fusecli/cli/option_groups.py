@@ -6,7 +6,7 @@ says which (`show_default`). Groups are never compared or printed, and start-up 
 """
 
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -15,9 +15,21 @@ from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.maps.literals import BoxFormat, BoxUnits
 
 if TYPE_CHECKING:
+    from fusecli.features.pair_inputs import ReadOptions
     from fusecli.fusion.options import ModuleOptions
     from fusecli.maps.writer import MapOptions
     from fusecli.pairs.open import PairOptions
+
+
+def shared_values(library: type, *groups: OptionGroup) -> dict[str, Any]:
+    """The options that a data class of the library has a field of the same name for."""
+    names = {field.name for field in fields(library)}
+    return {
+        field.name: getattr(group, field.name)
+        for group in groups
+        for field in fields(group)  # type: ignore[arg-type] # `option_group` makes it a data class
+        if field.name in names
+    }
 
 
 def method_names() -> tuple[str, ...]:
@@ -84,16 +96,7 @@ class ManyPairs(OptionGroup):
         """These options as the library takes them."""
         from fusecli.pairs.open import PairOptions
 
-        return PairOptions(
-            images=self.images,
-            texts=self.texts,
-            manifest=self.manifest,
-            image_pattern=self.image_pattern,
-            text_pattern=self.text_pattern,
-            loose_ids=self.loose_ids,
-            strict_pairs=self.strict_pairs,
-            keyed=self.keyed,
-        )
+        return PairOptions(**shared_values(PairOptions, self))
 
 
 @option_group
@@ -215,6 +218,25 @@ class StoredMasks(OptionGroup):
                     f"--{side}-mask {given}: a batch takes masks from beside the features or from "
                     "--manifest; only 'none' is possible here"
                 )
+
+
+@option_group
+class PairsToRead(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
+    """Where many pairs are, and how they are read."""
+
+    def read_options(self) -> "ReadOptions":
+        """How features are read, as the library takes it.
+
+        Raises:
+            UsageError: a mask file is given.
+        """
+        from fusecli.features.pair_inputs import ReadOptions
+
+        self.check()
+        values = shared_values(ReadOptions, self)
+        # A mask is used unless the option says 'none', which is all it can say here.
+        masks = {name: values[name] is None for name in ("image_mask", "text_mask")}
+        return ReadOptions(**(values | masks))
 
 
 @option_group

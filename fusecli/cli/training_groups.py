@@ -4,35 +4,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from fusecli.cli.option_groups import ManyPairs, Reading, StoredMasks
 from fusecli.cli.options import OptionGroup, option_group, parse_bytes
 
 if TYPE_CHECKING:
-    from fusecli.features.pair_inputs import ReadOptions
     from fusecli.training.options import LabelOptions
 
 TaskName = Literal["classify", "multilabel", "regress", "tag", "match"]
-
-
-@option_group
-class TrainingPairs(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
-    """Where pairs are and how they are read."""
-
-    def read_options(self) -> "ReadOptions":
-        """How features are read, as the library takes it."""
-        from fusecli.features.pair_inputs import ReadOptions
-
-        self.check()
-        return ReadOptions(
-            image_key=self.image_key,
-            text_key=self.text_key,
-            image_axes=self.image_axes,
-            text_axes=self.text_axes,
-            image_mask=self.image_mask is None,
-            text_mask=self.text_mask is None,
-            allow_empty_image=self.allow_empty_image,
-            allow_nonfinite=self.allow_nonfinite,
-        )
 
 
 @option_group

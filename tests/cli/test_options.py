@@ -9,15 +9,16 @@ import pytest
 import typer
 
 from fusecli import FuseOptions, MapOptions, ModuleOptions
-from fusecli.batch import BatchOptions
+from fusecli.batch import BatchOptions, ReadOptions
 from fusecli.batch.literals import ON_ERROR
 from fusecli.cli import option_groups
-from fusecli.cli.commands import batch, fuse
+from fusecli.cli.commands import batch, fuse, train
 from fusecli.cli.options import Choices, parse_bytes, spread
 from fusecli.errors import UsageError
 from fusecli.features.writer import OUT_DTYPES
 from fusecli.fusion.options import DTYPES, ENGINES
 from fusecli.pairs.open import PairOptions
+from fusecli.training.options import TrainOptions
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,6 +98,8 @@ def test_closed_sets_are_those_of_the_library(alias: object, values: tuple[str, 
         (option_groups.Computing, FuseOptions),
         (option_groups.Computing, BatchOptions),
         (batch.Run, BatchOptions),
+        (option_groups.Reading, ReadOptions),
+        (train.Recipe, TrainOptions),
     ],
 )
 def test_options_have_the_names_and_defaults_of_the_library(group: type, library: type) -> None:
@@ -104,6 +107,19 @@ def test_options_have_the_names_and_defaults_of_the_library(group: type, library
     for field in dataclasses.fields(group):
         assert field.name in known
         assert field.default == known[field.name], field.name
+
+
+def test_every_option_of_reading_reaches_the_library() -> None:
+    given = {
+        "image_key": "a", "text_key": "b", "image_axes": "DP", "text_axes": "DT",
+        "allow_empty_image": True, "allow_nonfinite": True, "allow_integers": True,
+        "mask_style": "padding",
+    }  # fmt: skip
+    assert given.keys() == {field.name for field in dataclasses.fields(option_groups.Reading)}
+    read = option_groups.PairsToRead(**given, image_mask="none").read_options()
+    assert dataclasses.asdict(read) == given | {"image_mask": False, "text_mask": True}
+    with pytest.raises(UsageError, match="only 'none' is possible here"):
+        option_groups.PairsToRead(text_mask="m.npy").read_options()
 
 
 def test_every_field_of_a_group_has_help() -> None:

@@ -11,12 +11,11 @@ import typer
 from fusecli.batch.literals import OnError
 from fusecli.cli.option_groups import (
     Computing,
-    ManyPairs,
     ModuleOfJob,
+    PairsToRead,
     QuietJsonProgram,
-    Reading,
     Result,
-    StoredMasks,
+    shared_values,
 )
 from fusecli.cli.options import Choices, OptionGroup, option_group, parse_bytes
 from fusecli.cli.progress import Progress, print_path
@@ -34,11 +33,6 @@ def format_names() -> tuple[str, ...]:
 
 _FAILED_PAIRS = 3
 _OWN_CLUSTER = "local"  # the value of --ray without an address
-
-
-@option_group
-class BatchInput(Reading, StoredMasks, ManyPairs):  # a dataclass lists its last base first
-    """All of the input."""
 
 
 @option_group
@@ -180,7 +174,7 @@ class BatchComputing(Computing):
 
 
 def batch(
-    inputs: BatchInput,
+    inputs: PairsToRead,
     module: ModuleOfJob,
     result: BatchResult,
     run: Run,
@@ -232,56 +226,29 @@ def batch(
 
 
 def _batch_options(
-    inputs: BatchInput,
+    inputs: PairsToRead,
     module: ModuleOfJob,
     result: BatchResult,
     run: Run,
     computing: BatchComputing,
 ) -> "BatchOptions":
     """The options as the library takes them."""
-    from fusecli.batch import BatchOptions, ReadOptions, parse_shard
+    from fusecli.batch import BatchOptions, parse_shard
     from fusecli.batch.options import MAX_MEMORY, SHARD_SIZE
 
     assert result.output is not None
     size, memory = result.shard_size, computing.max_memory
-    return BatchOptions(
-        pairs=inputs.pair_options(),
-        output=result.output,
-        format=result.format,
-        pack=result.pack,
-        shard_size=SHARD_SIZE if size is None else parse_bytes(size, "--shard-size"),
-        switches=module.module_options(),
-        direction=result.direction,
-        pool=result.pool,
-        weights=module.weights,
-        seed=module.seed,
-        reading=ReadOptions(
-            image_key=inputs.image_key,
-            text_key=inputs.text_key,
-            image_axes=inputs.image_axes,
-            text_axes=inputs.text_axes,
-            image_mask=inputs.image_mask is None,
-            text_mask=inputs.text_mask is None,
-            allow_empty_image=inputs.allow_empty_image,
-            allow_nonfinite=inputs.allow_nonfinite,
-            allow_integers=inputs.allow_integers,
-            mask_style=inputs.mask_style,
-        ),
-        device=computing.device,
-        dtype=computing.dtype,
-        engine=computing.engine,
-        out_dtype=result.out_dtype,
-        on_error=run.on_error,
-        retry_failed=run.retry_failed,
-        force=run.force,
-        shard=None if run.shard is None else parse_shard(run.shard),
-        workers=computing.workers,
-        max_memory=MAX_MEMORY if memory is None else parse_bytes(memory),
-        ray=computing.ray_options(),
-        verify=run.verify,
-        prune=run.prune,
-        strict=run.strict,
-    )
+    values = shared_values(BatchOptions, module, result, run, computing)
+    values |= {
+        "pairs": inputs.pair_options(),
+        "reading": inputs.read_options(),
+        "switches": module.module_options(),
+        "shard_size": SHARD_SIZE if size is None else parse_bytes(size, "--shard-size"),
+        "shard": None if run.shard is None else parse_shard(run.shard),
+        "max_memory": MAX_MEMORY if memory is None else parse_bytes(memory),
+        "ray": computing.ray_options(),
+    }
+    return BatchOptions(**values)
 
 
 @contextlib.contextmanager

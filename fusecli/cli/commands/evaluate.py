@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from fusecli.cli.option_groups import QuietJsonProgram
+from fusecli.cli.option_groups import PairsToRead, QuietJsonProgram
 from fusecli.cli.options import OptionGroup, option_group
-from fusecli.cli.training_groups import LabelColumns, TrainingMachine, TrainingPairs
+from fusecli.cli.training_groups import LabelColumns, TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress
 
 
@@ -33,7 +33,7 @@ class Draws(OptionGroup):
 
 def evaluate(
     finished: FinishedRun,
-    inputs: TrainingPairs,
+    inputs: PairsToRead,
     labels: LabelColumns,
     draws: Draws,
     computing: TrainingMachine,

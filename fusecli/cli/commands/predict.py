@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar
 import typer
 
 from fusecli.cli.commands.evaluate import FinishedRun
-from fusecli.cli.option_groups import QuietProgram
+from fusecli.cli.option_groups import PairsToRead, QuietProgram
 from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.progress import print_path
-from fusecli.cli.training_groups import TrainingMachine, TrainingPairs
+from fusecli.cli.training_groups import TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress
 
 
@@ -28,7 +28,7 @@ class PredictionsFile(OptionGroup):
 
 def predict(
     finished: FinishedRun,
-    inputs: TrainingPairs,
+    inputs: PairsToRead,
     result: PredictionsFile,
     computing: TrainingMachine,
     program: QuietProgram,

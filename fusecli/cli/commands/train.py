@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from fusecli.cli.option_groups import Module, QuietJsonProgram
+from fusecli.cli.option_groups import (
+    Module,
+    PairsToRead,
+    QuietJsonProgram,
+    method_names,
+    shared_values,
+)
 from fusecli.cli.options import OptionGroup, option_group
 from fusecli.cli.progress import print_path
-from fusecli.cli.training_groups import LabelColumns, TrainingMachine, TrainingPairs
+from fusecli.cli.training_groups import LabelColumns, TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress
 
 if TYPE_CHECKING:
@@ -133,7 +139,7 @@ class TrainComputing(TrainingMachine):
 
 
 def train(
-    inputs: TrainingPairs,
+    inputs: PairsToRead,
     labels: LabelColumns,
     module: TrainModule,
     recipe: Recipe,
@@ -179,7 +185,7 @@ def train(
 
 
 def _train_options(
-    inputs: TrainingPairs,
+    inputs: PairsToRead,
     labels: LabelColumns,
     module: TrainModule,
     recipe: Recipe,
@@ -187,34 +193,19 @@ def _train_options(
     computing: TrainComputing,
 ) -> "TrainOptions":
     """The options as the library takes them."""
-    from fusecli.cli.option_groups import method_names
     from fusecli.fusion.options import check_choice
     from fusecli.training.options import TrainOptions
 
     assert result.output is not None
     check_choice("--method", module.method, (_AUTO, *method_names()))
     chosen = module.module_options()
-    return TrainOptions(
-        pairs=inputs.pair_options(),
-        labels=labels.label_options(inputs.strict_pairs),
-        output=result.output,
-        reading=inputs.read_options(),
-        method=module.method or _AUTO,
-        module=replace(chosen, method=None) if chosen.method == _AUTO else chosen,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        dropout=recipe.dropout,
-        patience=recipe.patience,
-        seed=recipe.seed,
-        seeds=recipe.seeds,
-        val_fraction=recipe.val_fraction,
-        test_fraction=recipe.test_fraction,
-        folds=recipe.folds,
-        device=computing.device,
-        dtype=computing.dtype,
-        max_memory=computing.max_bytes(),
-        resume=result.resume,
-        force=result.force,
-    )
+    values = shared_values(TrainOptions, recipe, result, computing)
+    values |= {
+        "pairs": inputs.pair_options(),
+        "labels": labels.label_options(inputs.strict_pairs),
+        "reading": inputs.read_options(),
+        "method": module.method or _AUTO,
+        "module": replace(chosen, method=None) if chosen.method == _AUTO else chosen,
+        "max_memory": computing.max_bytes(),
+    }
+    return TrainOptions(**values)
