@@ -7,10 +7,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fusecli.errors import FuseError, PairsError, UsageError, counted, shortened
+from fusecli.errors import (
+    FeatureFileError,
+    FuseError,
+    PairsError,
+    UsageError,
+    counted,
+    shortened,
+)
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.reader import PairFeatures, PairReader
+from fusecli.pairs.stamps import FileStamp, FileStamps
+from fusecli.report.diagnoses import swapped_names
 from fusecli.training.encode import (
     Tokens,
     make_targets,
@@ -29,6 +38,7 @@ from fusecli.training.labels import (
     task_said,
 )
 from fusecli.training.options import LabelOptions
+from fusecli.training.said import SaidOfPairs
 from fusecli.training.targets import Targets, Task
 
 Tell = Callable[[str], None]
@@ -38,30 +48,45 @@ MAX_MEMORY = 2 << 30  # of features in memory; above it they are read from the f
 
 
 class PairFiles:
-    """Pairs as `load_examples` reads them; notes how many text tokens lie in each file.
+    """Pairs as `load_examples` reads them.
 
     Args:
         pairs: in their order.
         options: how files are read.
+
+    Attributes:
+        ids: of the pairs.
+        stored: int64 `[N]`, text tokens in the file of each pair that was read, with padding.
+        said: what is to be said of the pairs that were read.
     """
 
     def __init__(self, pairs: Sequence[Pair], options: ReadOptions) -> None:
         self._pairs, self._reader = pairs, PairReader(options)
         self.ids: Sequence[str] = tuple(pair.id for pair in pairs)
-        self.stored = np.zeros(len(pairs), np.int64)  # text tokens with padding
+        self.stored = np.zeros(len(pairs), np.int64)
+        self.said = SaidOfPairs()
+        self._stamps: dict[int, list[FileStamp]] = {}  # of the files of pairs that were read
 
     def read(self, row: int) -> PairFeatures:
         """Both sides of a pair.
 
         Raises:
-            FuseError: it cannot be read; names the pair.
+            FuseError: it cannot be read, or a file was changed since it was read first; names
+                the pair.
         """
         pair = self._pairs[row]
         try:
+            before = self._stamps.setdefault(row, FileStamps().of(pair))
             features = self._reader.read(pair)
+            if FileStamps().of(pair) != before:
+                raise FeatureFileError(
+                    f"{pair.image.file} or {pair.text.file}: changed while the run reads it: run "
+                    "the command again once nobody writes to it"
+                )
         except FuseError as error:
             raise type(error)(f"pair {shortened(pair.id)!r}: {error}") from None
         self.stored[row] = len(features.text)
+        self.said.add(row, features)
         return features
 
 
@@ -118,6 +143,8 @@ def open_data(
     columns = _manifest_columns(options)
     pair_options = replace(options.pairs, extra_columns=columns, ending="")
     source = open_pairs(pair_options)
+    for diagnosis in swapped_names(options.pairs.images or "", options.pairs.texts or ""):
+        tell(f"warning: {diagnosis}")
     pairs = list(source)
     for note in source.notes:
         tell(f"note: {note}")
@@ -141,6 +168,8 @@ def open_data(
     examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read)
     for note in examples.notes:
         tell(f"note: {note}")
+    for line in files.said.lines():
+        tell(line)
     if labels is not None and tags:
         tokens = Tokens(examples.text_mask, files.stored)
         targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)

@@ -1,0 +1,84 @@
+"""What is to be said of the pairs that are read: counted by kind, one line a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+
+from fusecli.errors import counted
+from fusecli.features.axes import Side
+from fusecli.pairs.reader import PairFeatures, SideFeatures
+from fusecli.report import diagnoses as diagnose
+from fusecli.report.report import Diagnosis, Note
+
+_KINDS = 8  # of notes, until cases of one kind are counted together
+
+
+class SaidOfPairs:
+    """Notes and diagnoses of pairs, each pair counted once; several threads may add."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._seen: set[int] = set()
+        # By kind: how many pairs, and what is said of the first.
+        self._warnings: dict[str, tuple[int, str]] = {}
+        self._notes: dict[str, tuple[int, str]] = {}
+
+    def add(self, row: int, features: PairFeatures) -> None:
+        """Count what is to be said of one pair; a pair that was counted before is left out."""
+        with self._lock:
+            if row in self._seen:
+                return
+            self._seen.add(row)
+        found = _diagnoses(features)
+        notes = [Note("reading", note) for note in features.shapes.notes]
+        notes += diagnose.used_masks(features.image_side.used_mask, features.text_side.used_mask)
+        notes += features.notes
+        if not (found or notes):
+            return
+        with self._lock:
+            for code, message in _by_code(found).items():
+                _count(self._warnings, code, message)
+            for code, message in _by_code(notes).items():
+                few = code in self._notes or len(self._notes) < _KINDS
+                _count(self._notes, code if few else code.partition(":")[0], message)
+
+    def lines(self) -> list[str]:
+        """One line a kind, the more serious first: how many pairs, and what the first has."""
+        return [
+            f"{level}: {counted(number, 'pair')}: {first}"
+            for level, kinds in (("warning", self._warnings), ("note", self._notes))
+            for number, first in kinds.values()
+        ]
+
+
+def _by_code(found: Sequence[Diagnosis | Note]) -> dict[str, str]:
+    """The first of each code, in words."""
+    first: dict[str, str] = {}
+    for each in found:
+        first.setdefault(each.code, str(each))
+    return first
+
+
+def _count(kinds: dict[str, tuple[int, str]], code: str, message: str) -> None:
+    number, first = kinds.get(code, (0, message))
+    kinds[code] = number + 1, first
+
+
+def _diagnoses(features: PairFeatures) -> list[Diagnosis]:
+    shapes = features.shapes
+    found = [
+        *diagnose.same_row_counts(shapes.image, shapes.text, in_batch=True),
+        *diagnose.sequence_first_stacks(*features.stacks),
+        *diagnose.transposed(shapes.image, shapes.text.width),
+        *diagnose.transposed(shapes.text, shapes.image.width),
+    ]
+    for side in (features.image_side, features.text_side):
+        if side.rows.zero_rows or side.rows.inverted:
+            found += _of_rows(side, "image" if side is features.image_side else "text")
+    return found
+
+
+def _of_rows(side: SideFeatures, name: Side) -> list[Diagnosis]:
+    used = None if side.mask is None or side.used_mask is None else side.used_mask.found
+    return diagnose.of_rows(name, side.rows, used, side.where, "float32", in_batch=True)

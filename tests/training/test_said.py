@@ -1,0 +1,102 @@
+"""A training says of its pairs what a batch says: one line a kind, with a count."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fusecli.errors import FeatureFileError
+from fusecli.features.pair_inputs import ReadOptions
+from fusecli.pairs.open import open_pairs
+from fusecli.pairs.pair import PairOptions
+from fusecli.training.options import LabelOptions
+from fusecli.training.source import Data, PairFiles, SourceOptions, open_data
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    Path("texts").mkdir()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def write(count: int, image: dict[str, np.ndarray], T: int = 5) -> None:
+    lines = ["id,label"]
+    for index in range(count):
+        tensors = {key: value.copy() for key, value in image.items()}
+        save_file(tensors, f"images/{index}.safetensors")
+        np.save(f"texts/{index}.npy", noise(T, 16))
+        lines.append(f"{index},{'yes' if index % 2 else 'no'}")
+    Path("labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def opened(images: str = "images", texts: str = "texts") -> tuple[Data, list[str]]:
+    said: list[str] = []
+    pairs = PairOptions(images, texts)
+    source = SourceOptions(pairs, LabelOptions(file="labels.csv"), ReadOptions())
+    data = open_data(source, said.append, lambda done, total: None, said=False)
+    return data, said
+
+
+def test_masks_chosen_tensors_and_those_not_used_are_said() -> None:
+    hidden = noise(6, 24)
+    padding = np.arange(6) >= 4
+    tensors = {"last_hidden_state": hidden, "pooler_output": noise(24), "padding_mask": padding}
+    write(4, tensors)
+    data, said = opened()
+    assert said == [
+        "note: 4 pairs: images/0.safetensors[padding_mask] is used as the image mask "
+        "(1 is padding)",
+        "note: 4 pairs: images/0.safetensors: last_hidden_state [6, 24] is the image, "
+        "padding_mask [6] is the image mask; not used: pooler_output [24]",
+    ]
+    tokens, mask = data.examples.side("image", np.arange(4))
+    assert mask is None
+    assert np.array_equal(tokens, np.stack([hidden[:4]] * 4))
+
+
+def test_what_may_be_wrong_with_the_features_is_a_warning() -> None:
+    spoiled = noise(5, 24)
+    spoiled[:2] = 0
+    write(4, {"image": spoiled})
+    _, said = opened()
+    assert len(said) == 2
+    assert said[0].startswith("warning: 4 pairs: both files have 5 rows, read as tokens of one")
+    assert said[1].startswith(
+        "warning: 4 pairs: images/0.safetensors[image]: 2 of 5 image tokens are zero or nearly so"
+    )
+
+
+def test_nothing_is_said_of_plain_pairs() -> None:
+    write(4, {"image": noise(6, 24)})
+    assert opened()[1] == []
+
+
+def test_folders_named_after_the_other_side_are_told() -> None:
+    write(4, {"image": noise(6, 24)})
+    _, said = opened("texts", "images")
+    assert said[0].startswith("warning: the image is read from texts and the text from images")
+
+
+def test_a_file_that_is_changed_between_two_readings_is_an_error() -> None:
+    write(2, {"image": noise(6, 24)})
+    pairs = list(open_pairs(PairOptions("images", "texts")))
+    files = PairFiles(pairs, ReadOptions())
+    first = files.read(0)
+    assert np.array_equal(files.read(0).image, first.image)
+    np.save("texts/0.npy", noise(5, 16))
+    os.utime("texts/0.npy", ns=(0, time.time_ns() + 10**9))  # clocks of file systems are coarse
+    with pytest.raises(FeatureFileError, match=r"pair '0': .* changed while the run reads it"):
+        files.read(0)
+    files.read(1)
