@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fusecli.training.bootstrap import headline
+from fusecli.training.fitted import FitInfo
 from fusecli.training.flat import flatten
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "training_tasks.py"
@@ -63,3 +64,41 @@ def test_features_are_unnormalised_and_correlated(script):
 def test_every_task_is_in_the_list(script):
     assert "noise" in script.TASKS
     assert len(script.TASKS) == 12
+
+
+class Answers:
+    """A model that is right with a certain share of its answers."""
+
+    def __init__(self, name, targets, right):
+        self.name, self.info = name, FitInfo("given")
+        rng = np.random.default_rng(0)
+        said = np.where(rng.random(len(targets.values)) < right, targets.values, 1 - targets.values)
+        logits = 2 * np.eye(2)[said] + 0.5 * rng.standard_normal((len(said), 2))
+        self.all = logits.astype(np.float32)
+        self.tuning_rows = np.arange(40)
+        self.tuning_logits = self.all[:40]
+
+    def logits(self, rows):
+        return self.all[rows]
+
+
+def test_what_verdicts_say_is_counted(script, monkeypatch):
+    def fit(examples, targets, *_):
+        shares = {"text only": 0.5, "image only": 0.5, "additive": 0.85, "concat + MLP": 0.5}
+        return [
+            Answers(name, targets, right) for name, right in (shares | {"fusion": 0.85}).items()
+        ]
+
+    monkeypatch.setattr(script, "fit", fit)
+    monkeypatch.setattr(script, "TEST", 400)
+    monkeypatch.setattr(script, "LAYOUTS", {"pooled": script.Layout(5, 6, 1, (1, 1))})
+    row = script.run("additive", "pooled", 1000, 0, None)
+    # The additive model is the fusion: nothing to find, and intervals from 0 to 0 hold the truth.
+    assert (row.interaction, row.image, row.parts) == (0, 2, 2)
+    assert row.intervals == 4
+    assert 0 <= row.missed <= 2  # those against text only
+    monkeypatch.setattr(script, "_differences", lambda *_: dict.fromkeys(
+        ("text only", "additive"), script.Interval(0.1, 0.05, 0.15)
+    ))  # fmt: skip
+    row = script.run("additive", "pooled", 1000, 0, None)
+    assert (row.interaction, row.image, row.missed) == (2, 2, 4)
