@@ -111,8 +111,9 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
         found.append(_sum_sentence(result, fusion))
     if fusion is not None and len(fusion.seeds) > 1:
         low, high = min(fusion.seeds), max(fusion.seeds)
+        subject = "the fusion" if fusion.network is None else "the fusion's network"
         found.append(
-            f"one seed alone gives the fusion {result.headline} {plain(low)} to {plain(high)} "
+            f"one seed alone gives {subject} {result.headline} {plain(low)} to {plain(high)} "
             f"({len(fusion.seeds)} seeds); the table has the mean of their logits, "
             "predict and evaluate use it too; fuse and batch --weights take the network of the "
             "first seed"
