@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from fusecli.errors import counted
-from fusecli.training.blend import blend, parts_of
+from fusecli.training.blend import blend, parts_of, said_shares
 from fusecli.training.candidates import Candidate, make_candidates
 from fusecli.training.checkpoint import Checkpoints, EpochRecord
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows
@@ -197,8 +197,8 @@ class _Fitter:
         }
         # The sum begins with the simplest of them.
         found = blend(flats, parts[0] if own.name == FUSION else None)
-        shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in found.shares.items())
-        self.progress.note(f"{own.name}: {shares}")
+        if found.shares.keys() != {own.name}:
+            self.progress.note(f"{own.name}: {said_shares(own.name, found.shares)}")
         return own.with_parts(found, [models[name] for name in parts if name in found.shares])
 
     def _seeds(self, n: int) -> int:

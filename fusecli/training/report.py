@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusecli.errors import counted
+from fusecli.training.blend import said_shares
 from fusecli.training.bootstrap import DRAWS, Interval
 from fusecli.training.interaction import Interaction
 from fusecli.training.results import ModelResult, PartResult
@@ -136,10 +137,7 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
 def _sum_sentence(result: PartResult, fusion: ModelResult) -> str:
     """What counts in the fusion's line, and what its network reaches without the others."""
     assert fusion.network is not None
-    parts = ", ".join(
-        f"{100 * share:.0f} % {'its network' if name == fusion.name else name}"
-        for name, share in fusion.shares.items()
-    )
+    parts = said_shares(fusion.name, fusion.shares)
     return (
         f"the fusion of the table is a weighted sum: {parts}; its network alone gives "
         f"{result.headline} {plain(fusion.network)}, and fuse and batch --weights take the network "

@@ -119,6 +119,20 @@ def test_numbers_are_added_up_by_least_squares():
     assert list(blend(flats).factors.values()) == pytest.approx(wanted, abs=0.02)
 
 
+def test_of_very_many_rows_a_part_is_enough(monkeypatch):
+    flats = two_classes(6000, RNG(0), 0.6, 0.4)
+    whole = blend(flats)
+    seen = []
+    monkeypatch.setattr(blend_module, "_LARGEST", 4000)
+    fit = blend_module.fit_temperature
+    monkeypatch.setattr(
+        blend_module, "fit_temperature", lambda flat: seen.append(len(flat.group)) or fit(flat)
+    )
+    part = blend(flats)
+    assert seen == [2000, 2000]
+    assert part.shares == pytest.approx(whole.shares, abs=0.1)
+
+
 def flats_of(task):
     rng, n = RNG(0), 12
     if task == "classify":

@@ -174,7 +174,9 @@ def test_what_counts_in_the_fusion_and_what_its_network_gives_alone():
     assert metrics["models"][-1]["shares"] == shares
     one.models[-1] = model("fusion", shares=shares, network=0.71, seeds=(0.7, 0.72))
     seeds = metrics_json(one, Facts("t", ("no", "yes"), {}))["verdict"][-1]
-    assert seeds.startswith("one seed alone gives the fusion's network AUC 0.700 to 0.720 (2 seeds)")
+    assert seeds.startswith(
+        "one seed alone gives the fusion's network AUC 0.700 to 0.720 (2 seeds)"
+    )
     assert metrics["models"][-1]["network"] == 0.71
     one.models[-1] = model("fusion")
     assert not any(
