@@ -6,11 +6,12 @@ says which (`show_default`). Groups are never compared or printed, and start-up 
 """
 
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from fusecli.cli.options import Choices, OptionGroup, option_group, parse_bytes
+from fusecli.features.literals import MaskStyle
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.maps.literals import BoxFormat, BoxUnits
 
@@ -151,7 +152,7 @@ class Reading(Tensors):
         typer.Option("--allow-integers", help="Accept whole numbers without a scale as features."),
     ] = False
     mask_style: Annotated[
-        Literal["keep", "padding", "additive", "lengths"] | None,
+        MaskStyle | None,
         typer.Option(
             help="What masks hold whose names do not say it: 1 = real (keep), 1 = padding, 0 = "
             "real and large negatives (additive), or counts of real tokens (lengths).",

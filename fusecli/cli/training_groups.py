@@ -1,15 +1,14 @@
 """The options that train, evaluate and predict share."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.options import OptionGroup, option_group, parse_bytes
+from fusecli.training.literals import Task
 
 if TYPE_CHECKING:
     from fusecli.training.options import LabelOptions
-
-TaskName = Literal["classify", "multilabel", "regress", "tag", "match"]
 
 
 @option_group
@@ -40,7 +39,7 @@ class LabelColumns(OptionGroup):
         ),
     ] = None
     task: Annotated[
-        TaskName | None,
+        Task | None,
         typer.Option(
             help="What the labels are: a class, several classes (a|b), a number, a list with one "
             "tag a text token, or none (match: does the image belong to the text).",

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import field
-from typing import Literal
 
 from fusecli.errors import ShapeError, UsageError, shortened
+from fusecli.features.literals import Side as Side
 from fusecli.records import record
-
-Side = Literal["image", "text"]
 
 LARGEST_SIZE = 1 << 20  # wider than any encoder; keeps a hostile header from costing anything
 MAX_RANK = 4

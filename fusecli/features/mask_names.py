@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from fusecli.features.axes import Side
-
-MaskStyle = Literal["keep", "padding", "additive", "lengths"]
+from fusecli.features.literals import MaskStyle as MaskStyle
+from fusecli.features.literals import Side
 
 _IMAGE_WORDS = """
     image images img pixel pixels vision visual region regions patch patches box boxes bbox bboxes

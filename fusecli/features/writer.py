@@ -21,8 +21,9 @@ from fusecli.features.dtypes import from_float32, storage_type
 from fusecli.features.formats.base import OutputContents, TensorSink, bytes_of
 from fusecli.features.formats.npy import FORMAT as NPY
 from fusecli.features.formats.table import writable_format_of
+from fusecli.features.literals import OUT_DTYPES as OUT_DTYPES
+from fusecli.features.literals import OutDtype
 
-OUT_DTYPES = ("float32", "float16", "bfloat16")
 FUSED_KEY = "fused"
 ATTENTION_KEY = "attention"
 
@@ -43,7 +44,7 @@ class FeatureWriter:
         self,
         path: str,
         shape: tuple[int, ...],
-        dtype: str,
+        dtype: OutDtype,
         metadata: dict[str, Any],
         key: str = FUSED_KEY,
         further: Mapping[str, tuple[int, ...]] = {},

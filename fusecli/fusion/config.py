@@ -10,9 +10,9 @@ from typing import Any
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features.axes import LARGEST_SIZE
 from fusecli.fusion.layers import Layer
-from fusecli.fusion.literals import SIDES, Side
+from fusecli.fusion.literals import METHODS, SIDES, MethodName, Side
 from fusecli.fusion.method import Method
-from fusecli.fusion.methods import METHODS, method_named, methods_with
+from fusecli.fusion.methods import method_named, methods_with
 from fusecli.fusion.settings import FusionSettings
 from fusecli.records import record
 
@@ -75,7 +75,7 @@ class FusionConfig(FusionSettings):
         """The method, with its arithmetic."""
         return method_named(self.method)
 
-    def check_direction(self, direction: str, weights: str | None = None) -> None:
+    def check_direction(self, direction: Side, weights: str | None = None) -> None:
         """Whether one side's tokens can be the query side.
 
         Args:
@@ -88,7 +88,7 @@ class FusionConfig(FusionSettings):
         """
         self.check_directions([direction], weights)
 
-    def check_directions(self, sides: Sequence[str], weights: str | None = None) -> None:
+    def check_directions(self, sides: Sequence[Side], weights: str | None = None) -> None:
         """Whether tokens of all these sides can be the query side, one after the other.
 
         Args:
@@ -181,7 +181,7 @@ def option_of(name: str) -> str:
     return _OPTIONS.get(name, f"--{name.replace('_', '-')}")
 
 
-def refuse_foreign(method: str, given: Mapping[str, object]) -> None:
+def refuse_foreign(method: MethodName, given: Mapping[str, object]) -> None:
     """Raises:
     UsageError: a field of other methods is given; a switch that is off changes nothing.
     """

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Side = Literal["text", "image"]
+from fusecli.features.literals import OUT_DTYPES as OUT_DTYPES
+from fusecli.features.literals import OutDtype as OutDtype
+from fusecli.features.literals import Side as Side
+
+MethodName = Literal["attention", "concat", "sum", "transformer", "bilinear"]
 Direction = Literal["text", "image", "both"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-OutDtype = Literal["float32", "float16", "bfloat16"]
 Engine = Literal["auto", "numpy", "torch"]
 Pool = Literal["mean", "max", "first"]
 ScoreOrder = Literal["projected", "query", "key", "none"]
 ValueOrder = Literal["projected", "context", "output", "none"]
 
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
 SIDES: tuple[Side, ...] = get_args(Side)
 BOTH: Direction = "both"
 POOLS: tuple[Pool, ...] = get_args(Pool)

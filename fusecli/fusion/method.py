@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fusecli.fusion.base import Computing, Fusion, LoadWeights, Plan
 from fusecli.fusion.layers import Layer, linear
-from fusecli.fusion.literals import SIDES, Side
+from fusecli.fusion.literals import SIDES, MethodName, Side
 from fusecli.fusion.settings import FusionSettings, Sizes
 from fusecli.records import record
 
@@ -123,7 +123,7 @@ class Method(ABC):
         ways: the rows it has in `fusecli methods`.
     """
 
-    name: str
+    name: MethodName
     fields: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     engines: tuple[str, ...] = ("numpy", "torch")

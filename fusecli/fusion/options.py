@@ -18,13 +18,13 @@ from fusecli.fusion.config import (
     whole_numbers,
 )
 from fusecli.fusion.initial_weights import check_seed
-from fusecli.fusion.literals import BOTH, DTYPES, ENGINES, POOLS, SIDES
-from fusecli.fusion.methods import METHODS, method_named
+from fusecli.fusion.literals import BOTH, DTYPES, ENGINES, METHODS, POOLS, SIDES, MethodName
+from fusecli.fusion.methods import method_named
 from fusecli.records import record
 
 _FIELDS = {"dim": "embed_dim", "heads": "num_heads"}  # where an option has another name
 _NOT_FIELDS = ("weights_prefix",)
-_DEFAULT_METHOD = "attention"
+_DEFAULT_METHOD: MethodName = "attention"
 
 
 @record
@@ -42,7 +42,7 @@ class ModuleOptions:
     residual: bool | None = None
     norm: bool | None = None
     null_token: bool | None = None
-    method: str | None = None
+    method: MethodName | None = None
     gate: bool | None = None
     alpha: float | None = None
     layers: int | None = None

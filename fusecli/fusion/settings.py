@@ -6,6 +6,7 @@ so that it needs to know nothing of the other methods.
 
 from __future__ import annotations
 
+from fusecli.fusion.literals import MethodName, Side
 from fusecli.records import record
 
 
@@ -64,7 +65,7 @@ class FusionSettings:
     residual: bool = False
     norm: bool = False
     null_token: bool = False
-    method: str = "attention"
+    method: MethodName = "attention"
     gate: bool = False
     projected: bool = False
     alpha: float = 0.5
@@ -78,7 +79,7 @@ class FusionSettings:
         """d = D / H."""
         return self.embed_dim // self.num_heads
 
-    def side_dim(self, side: str) -> int:
+    def side_dim(self, side: Side) -> int:
         """Width of one side's features: Dt or Di."""
         return self.text_dim if side == "text" else self.image_dim
 

@@ -9,7 +9,7 @@ from itertools import islice, product
 
 from fusecli.features.formats.table import READABLE_ENDINGS
 from fusecli.pairs.ids import fold, loose_id
-from fusecli.pairs.pair import PairOptions, Unmatched
+from fusecli.pairs.pair import PairOptions, Unmatched, UnmatchedKind
 from fusecli.records import record
 
 LOOKED_AT = 2048  # names of each side
@@ -68,7 +68,7 @@ def advice(o: PairOptions, unmatched: Unmatched, keyed: bool) -> str:
     return _other_folder(o, images, texts) if not keyed else ""
 
 
-def _names(o: PairOptions, unmatched: Unmatched, side: str, keyed: bool) -> list[str]:
+def _names(o: PairOptions, unmatched: Unmatched, side: UnmatchedKind, keyed: bool) -> list[str]:
     """Names of one side as an id without a pattern would be: a path without the ending, a key."""
     root = o.texts if side == "text" and o.texts is not None else o.images
     found = [name for at, name in unmatched.first if at == side]

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from fusecli.errors import PairsError, UsageError
 from fusecli.features.formats.table import READABLE_ENDINGS
+from fusecli.features.literals import Side
 from fusecli.pairs.ids import loose_id
-from fusecli.pairs.pair import Pair, Place, Unmatched
+from fusecli.pairs.pair import Pair, Place, Unmatched, UnmatchedKind
 from fusecli.pairs.pattern import Pattern
 
 # Below every character of a file's name: `a`, then what is in the folder `a`, then `a-b`.
@@ -124,7 +125,7 @@ class Walk:
 
     def __init__(
         self,
-        side: str,
+        side: Side,
         root: str,
         pattern: Pattern,
         skipped: tuple[int, int] | None,
@@ -142,7 +143,7 @@ class Walk:
         self._endings = READABLE_ENDINGS if pattern.ending is None else (pattern.ending,)
         # What a file that does not fit is called, None to leave it to the other side; and the
         # pattern that may be meant for it.
-        self.odd: str | None = side
+        self.odd: UnmatchedKind | None = side
         self.other: Pattern | None = None
 
     def files(self, unmatched: Unmatched) -> Iterator[tuple[str, str]]:

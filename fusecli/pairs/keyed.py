@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fusecli.errors import PairsError, shortened
 from fusecli.features.mask_names import mask_meaning, owner_named
 from fusecli.pairs.ids import LONGEST_ID, loose_id, repeated
-from fusecli.pairs.pair import Pair, Place, Unmatched
+from fusecli.pairs.pair import Pair, Place, Unmatched, UnmatchedKind
 from fusecli.pairs.pattern import Pattern
 from fusecli.pairs.shards import keys_of
 
@@ -154,7 +154,7 @@ class _Role:
     """
 
     def __init__(
-        self, name: str, files: list[str], pattern: Pattern, keys: Keys, loose: bool
+        self, name: UnmatchedKind, files: list[str], pattern: Pattern, keys: Keys, loose: bool
     ) -> None:
         self.name, self.files, self._pattern, self._keys = name, files, pattern, keys
         self._loose = loose

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+# What can have no partner.
+UnmatchedKind = Literal["image", "text", "image mask", "text mask", "tensor", "file"]
 # Of what has no partner, as many are named as a person reads.
 _FIRST = 5
 
@@ -88,22 +90,22 @@ class Unmatched:
     """What has no partner: counted exactly, the first few by name.
 
     Attributes:
-        counts: by side, "image", "text", "image mask" or "text mask".
-        first: side and path (or id) of the first of each side.
-        kept: how many of each side are named at most.
+        counts: by kind.
+        first: kind and path (or id) of the first of each kind.
+        kept: how many of each kind are named at most.
         advice: how they would match, as the end of a sentence; "" where that is not known.
     """
 
-    counts: dict[str, int] = field(default_factory=dict)
-    first: list[tuple[str, str]] = field(default_factory=list)
+    counts: dict[UnmatchedKind, int] = field(default_factory=dict)
+    first: list[tuple[UnmatchedKind, str]] = field(default_factory=list)
     kept: int = _FIRST
     advice: str = ""
 
-    def add(self, side: str, name: str) -> None:
+    def add(self, kind: UnmatchedKind, name: str) -> None:
         """Count one more, and keep its name if it is one of the first."""
-        count = self.counts[side] = self.counts.get(side, 0) + 1
+        count = self.counts[kind] = self.counts.get(kind, 0) + 1
         if count <= self.kept:
-            self.first.append((side, name))
+            self.first.append((kind, name))
 
     @property
     def total(self) -> int:

@@ -11,7 +11,16 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.literals import Direction, Dtype, OutDtype, Pool, ScoreOrder, ValueOrder
+from fusecli.fusion.literals import (
+    Direction,
+    Dtype,
+    Engine,
+    MethodName,
+    OutDtype,
+    Pool,
+    ScoreOrder,
+    ValueOrder,
+)
 from fusecli.records import Values, keyword_dataclass
 
 Setting = bool | int | float | None
@@ -170,7 +179,7 @@ class ModulePart(Part):
         parameters: number of single weights.
     """
 
-    method: str
+    method: MethodName
     embed_dim: int
     num_heads: int | None
     head_dim: int | None
@@ -271,7 +280,7 @@ class ProvenancePart(Part):
     python: str
     machine: str
     libraries: dict[str, str]
-    engine: str
+    engine: Engine
     device: str
     dtype: Dtype
     threads: int

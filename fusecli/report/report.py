@@ -26,7 +26,7 @@ from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.tensor import FileBytes, StoredTensor
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.literals import Dtype
+from fusecli.fusion.literals import Dtype, Engine
 from fusecli.fusion.method import Stage
 from fusecli.records import open_record, record
 from fusecli.report.parts import (
@@ -191,7 +191,7 @@ def describe_module(
 
 
 def provenance(
-    engine: str, device: str, dtype: Dtype, threads: int, seed: int | None
+    engine: Engine, device: str, dtype: Dtype, threads: int, seed: int | None
 ) -> ProvenancePart:
     """What a result can be repeated with, besides the inputs and the weights."""
     libraries = {"numpy": np.__version__, "safetensors": safetensors.__version__}

@@ -8,11 +8,12 @@ from dataclasses import replace
 from fusecli.features.axes import PairShapes
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Side
 from fusecli.fusion.method import Stage, TokenSide
 
 
 def all_stages(
-    shapes: PairShapes, config: FusionConfig, plans: Mapping[str, Plan | None]
+    shapes: PairShapes, config: FusionConfig, plans: Mapping[Side, Plan | None]
 ) -> list[Stage]:
     """The stages of each query side, one after the other.
 
@@ -31,7 +32,7 @@ def all_stages(
 
 
 def stages(
-    shapes: PairShapes, config: FusionConfig, plan: Plan | None, direction: str = "text"
+    shapes: PairShapes, config: FusionConfig, plan: Plan | None, direction: Side = "text"
 ) -> list[Stage]:
     """The shape at every stage, and whether it is formed.
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from fusecli.fusion.config import FusionConfig
-from fusecli.fusion.literals import SIDES
+from fusecli.fusion.literals import SIDES, MethodName
 from fusecli.fusion.methods import method_named
 from fusecli.fusion.options import ModuleOptions
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows, Side
@@ -233,13 +233,13 @@ def fusion_configs(examples: Examples, options: TrainOptions, n: int) -> list[Fu
     if options.method != "auto":
         return [_config(options.method, module, examples)]
     general = ModuleOptions(dim=module.dim)  # what every method reads
-    methods = ["attention", "bilinear"]
+    methods: list[MethodName] = ["attention", "bilinear"]
     if n > _FEW_ROWS or not _wide(examples):
         methods.append("concat")
     return [_config(m, module if m == "attention" else general, examples) for m in methods]
 
 
-def _config(method: str, module: ModuleOptions, examples: Examples) -> FusionConfig:
+def _config(method: MethodName, module: ModuleOptions, examples: Examples) -> FusionConfig:
     given = {k: v for k, v in module.given.items() if k != "method"}
     defaults = method_named(method).training_fields(given, WIDTH, HEADS, examples.text_dim)
     return FusionConfig(

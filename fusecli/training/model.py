@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
+from fusecli.features.literals import Side
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.pair_module import PairFusion
 from fusecli.fusion.torch_modules import ImageTextFusion, build_module
@@ -71,7 +72,7 @@ class PairModel(nn.Module):
             self.register_buffer(f"{side}_scale", torch.from_numpy(scale))
             self.register_buffer(f"{side}_shift", torch.from_numpy(-statistics.mean * scale))
 
-    def standardise(self, side: str, x: Tensor, noise: Noise | None) -> Tensor:
+    def standardise(self, side: Side, x: Tensor, noise: Noise | None) -> Tensor:
         """Channels of mean 0 and spread 1; some of them dropped while training."""
         scale, shift = getattr(self, f"{side}_scale"), getattr(self, f"{side}_shift")
         kept = None if noise is None else noise.channel_scale(x)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from fusecli.errors import UsageError, refuse_empty_name
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import check_device_name
 from fusecli.fusion.options import ModuleOptions, check_choice
 from fusecli.pairs.pair import PairOptions
+from fusecli.training.literals import TrainDtype, TrainMethod
 from fusecli.training.targets import TASKS, Task
 
-AUTO = "auto"  # --method: the best of a few candidates on the inner validation part
-TRAIN_DTYPES = ("float32", "bfloat16")
+# --method: the best of a few candidates on the inner validation part.
+AUTO: Literal["auto"] = "auto"
+
+TRAIN_DTYPES: tuple[TrainDtype, ...] = get_args(TrainDtype)
 MOST_SEEDS = 64
 
 
@@ -72,7 +76,7 @@ class TrainOptions:
     labels: LabelOptions
     output: str
     reading: ReadOptions = field(default_factory=ReadOptions)
-    method: str = AUTO
+    method: TrainMethod = AUTO
     module: ModuleOptions = field(default_factory=ModuleOptions)
     epochs: int | None = None
     batch_size: int | None = None
@@ -86,7 +90,7 @@ class TrainOptions:
     test_fraction: float | None = None
     folds: int | None = None
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: TrainDtype = "float32"
     max_memory: int | None = None
     resume: bool = False
     force: bool = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.features.literals import Side
 from fusecli.training.bootstrap import headline
 from fusecli.training.flat import flatten
 from fusecli.training.model_protocol import Model
@@ -62,7 +63,7 @@ def shuffled_metric(
     targets: Targets,
     rows: Rows,
     groups: Rows,
-    side: str,
+    side: Side,
     seed: int,
     times: int = TIMES,
 ) -> Shuffled | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Task = Literal["classify", "multilabel", "regress", "tag", "match"]
+from fusecli.training.literals import Task as Task
+
 TASKS: tuple[Task, ...] = get_args(Task)
 
 IGNORED = -1  # a tag of a token that has none: padding, or null in the labels

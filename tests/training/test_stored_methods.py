@@ -57,7 +57,7 @@ def test_a_stored_network_gives_what_the_trained_one_gave(case, examples):
 
 def test_training_sets_width_heads_and_switches_where_options_do_not(examples):
     def config(method, **given):
-        (found,) = fusion_configs(examples, options(method, ModuleOptions(**given)))
+        (found,) = fusion_configs(examples, options(method, ModuleOptions(**given)), 24)
         return replace(found, image_dim=0, text_dim=0)
 
     assert (

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fusecli.features.formats.base import Buffers, Encode, bytes_of
 from fusecli.features.formats.table import WRITABLE_ENDINGS, writable_format_of
+from fusecli.features.literals import OutDtype
 
 __all__ = ["Buffers", "Encoder", "bytes_of"]
 
@@ -21,7 +22,7 @@ class Encoder:
         metadata: of files that have some.
     """
 
-    def __init__(self, dtype: str, metadata: dict[str, Any]) -> None:
+    def __init__(self, dtype: OutDtype, metadata: dict[str, Any]) -> None:
         self._encoders: dict[str, Encode] = {}
         for ending in WRITABLE_ENDINGS:
             found = writable_format_of(f"x{ending}")

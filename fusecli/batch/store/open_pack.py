@@ -12,6 +12,7 @@ from fusecli.batch.store.safe_folder import SafeFolder
 from fusecli.errors import OutputError
 from fusecli.features.dtypes import storage_type
 from fusecli.features.formats.safetensors import header_entry
+from fusecli.features.literals import OutDtype
 
 _COPIED = 16 << 20  # bytes at once
 
@@ -40,7 +41,7 @@ class OpenPack:
         staging: SafeFolder,
         descriptor: int,
         room: int,
-        dtype: str,
+        dtype: OutDtype,
         write_all: WriteAll,
     ) -> None:
         self.name, self.descriptor = name, descriptor

@@ -28,6 +28,7 @@ from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError
 from fusecli.features.atomic import not_written
 from fusecli.features.formats.safetensors_header import METADATA_KEY
+from fusecli.features.literals import OutDtype
 from fusecli.pairs.open import Pair
 
 _SMALLEST_ROOM = 4 << 10
@@ -48,7 +49,7 @@ class PackSink:
         self,
         folder: OutputFolder,
         size: int,
-        dtype: str,
+        dtype: OutDtype,
         metadata: dict[str, Any],
         tuning: Tuning,
     ) -> None:

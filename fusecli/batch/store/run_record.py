@@ -16,6 +16,7 @@ from fusecli.batch.store.journal import FORMAT
 from fusecli.errors import FuseError, OutputError, shortened
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 
 RECORD = "run.json"
 LARGEST_RECORD = 1 << 20  # bytes
@@ -42,9 +43,9 @@ class WeightsRecord:
 class ResultRecord:
     """What is written for a pair."""
 
-    direction: str
-    pool: str | None
-    dtype: str
+    direction: Direction
+    pool: Pool | None
+    dtype: OutDtype
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class ComputingRecord:
     """Where and in what is computed."""
 
     device: str
-    dtype: str
-    engine: str
+    dtype: Dtype
+    engine: Engine
     threads: int | None = None
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -13,15 +13,15 @@ from fusecli.cli.option_groups import (
     method_names,
     shared_values,
 )
-from fusecli.cli.options import OptionGroup, option_group
+from fusecli.cli.options import Choices, OptionGroup, option_group
 from fusecli.cli.progress import print_path
 from fusecli.cli.training_groups import LabelColumns, TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress
+from fusecli.training.literals import TrainDtype
 
 if TYPE_CHECKING:
     from fusecli.training.options import TrainOptions
 
-TrainDtype = Literal["float32", "bfloat16"]
 _AUTO = "auto"
 
 
@@ -31,10 +31,10 @@ class TrainModule(Module):
 
     method: Annotated[
         str | None,
+        Choices(lambda: (_AUTO, *method_names())),
         typer.Option(
-            metavar="METHOD",
-            help="auto, or a method of 'fusecli methods'. auto trains a few candidates and takes "
-            "the one that is best on the validation part.",
+            help="How to fuse; 'fusecli methods' compares them. auto trains a few candidates and "
+            "takes the one that is best on the validation part.",
             show_default="auto",
         ),
     ] = None
@@ -193,11 +193,9 @@ def _train_options(
     computing: TrainComputing,
 ) -> "TrainOptions":
     """The options as the library takes them."""
-    from fusecli.fusion.options import check_choice
     from fusecli.training.options import TrainOptions
 
     assert result.output is not None
-    check_choice("--method", module.method, (_AUTO, *method_names()))
     chosen = module.module_options()
     values = shared_values(TrainOptions, recipe, result, computing)
     values |= {

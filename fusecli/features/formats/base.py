@@ -10,6 +10,7 @@ from typing import IO, Any, Protocol
 from numpy.typing import NDArray
 
 from fusecli.errors import shortened
+from fusecli.features.literals import OutDtype
 from fusecli.features.tensor import StoredTensor
 from fusecli.records import record
 
@@ -41,7 +42,7 @@ class OutputContents:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    dtype: str
+    dtype: OutDtype
     metadata: dict[str, Any]
 
 
@@ -108,7 +109,7 @@ class WritableFormat(Format, Protocol):
     def has_keys(self) -> bool: ...
 
     @property
-    def dtypes(self) -> tuple[str, ...]: ...
+    def dtypes(self) -> tuple[OutDtype, ...]: ...
 
     def sink(self, file: IO[bytes], folder: str, contents: OutputContents) -> TensorSink:
         """What writes a file chunk by chunk.
@@ -119,7 +120,7 @@ class WritableFormat(Format, Protocol):
             contents: what it will hold.
         """
 
-    def encoder(self, dtype: str, metadata: dict[str, Any]) -> Encode:
+    def encoder(self, dtype: OutDtype, metadata: dict[str, Any]) -> Encode:
         """A function that makes whole files of small results.
 
         Args:

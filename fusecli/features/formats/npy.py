@@ -27,6 +27,7 @@ from fusecli.features.formats.base import (
     bytes_of,
     one_line,
 )
+from fusecli.features.literals import OutDtype
 from fusecli.features.tensor import (
     ByteSource,
     FileBytes,
@@ -71,7 +72,7 @@ class NpyFormat:
 
     called = "a .npy file"
     has_keys = False
-    dtypes = ("float32", "float16")
+    dtypes: tuple[OutDtype, ...] = ("float32", "float16")
 
     def recognises(self, handle: BufferedReader) -> bool:
         """As `Format.recognises`."""
@@ -86,7 +87,7 @@ class NpyFormat:
         """As `WritableFormat.sink`."""
         return NpySink(file, contents)
 
-    def encoder(self, dtype: str, metadata: dict[str, Any]) -> Encode:
+    def encoder(self, dtype: OutDtype, metadata: dict[str, Any]) -> Encode:
         """As `WritableFormat.encoder`."""
         header = lru_cache(_KEPT_HEADERS)(lambda shape: npy_header(shape, dtype))
 
@@ -120,7 +121,7 @@ class NpySink:
         pass
 
 
-def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: OutDtype) -> bytes:
     """The bytes before the numbers of a .npy file.
 
     Args:

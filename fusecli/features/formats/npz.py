@@ -25,6 +25,7 @@ from fusecli.features.formats.base import (
 )
 from fusecli.features.formats.limits import VARIABLE, read_limit
 from fusecli.features.formats.npy import npy_header, read_npy_header
+from fusecli.features.literals import OutDtype
 from fusecli.features.tensor import StoredTensor, Unreadable
 
 _KEPT_HEADERS = 4096
@@ -46,7 +47,7 @@ class NpzFormat:
 
     called = "a .npz archive"
     has_keys = True
-    dtypes = ("float32", "float16")
+    dtypes: tuple[OutDtype, ...] = ("float32", "float16")
 
     def recognises(self, handle: BufferedReader) -> bool:
         """As `Format.recognises`."""
@@ -76,7 +77,7 @@ class NpzFormat:
         """As `WritableFormat.sink`."""
         return NpzSink(file, folder, contents)
 
-    def encoder(self, dtype: str, metadata: dict[str, Any]) -> Encode:
+    def encoder(self, dtype: OutDtype, metadata: dict[str, Any]) -> Encode:
         """As `WritableFormat.encoder`."""
         header = lru_cache(_KEPT_HEADERS)(lambda shape: npy_header(shape, dtype))
 

@@ -33,6 +33,7 @@ from fusecli.features.formats.safetensors_header import (
     HeaderEntries,
     read_header,
 )
+from fusecli.features.literals import OutDtype
 from fusecli.features.tensor import (
     FileBytes,
     ManyTensors,
@@ -61,7 +62,7 @@ class SafetensorsFormat:
 
     called = "a sound .safetensors file"
     has_keys = True
-    dtypes = ("float32", "float16", "bfloat16")
+    dtypes: tuple[OutDtype, ...] = ("float32", "float16", "bfloat16")
 
     def recognises(self, handle: BufferedReader) -> bool:
         """As `Format.recognises`."""
@@ -80,7 +81,7 @@ class SafetensorsFormat:
         """As `WritableFormat.sink`."""
         return SafetensorsSink(file, contents)
 
-    def encoder(self, dtype: str, metadata: dict[str, Any]) -> Encode:
+    def encoder(self, dtype: OutDtype, metadata: dict[str, Any]) -> Encode:
         """As `WritableFormat.encoder`."""
         described = {"fusecli": json.dumps(metadata)}
         header = lru_cache(_KEPT_HEADERS)(lambda shapes: file_start(dict(shapes), dtype, described))
@@ -162,7 +163,7 @@ class SafetensorsSink:
 
 
 def file_start(
-    shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]], dtype: OutDtype, metadata: Mapping[str, str]
 ) -> bytes:
     """Everything before the numbers of a file whose tensors have one type.
 

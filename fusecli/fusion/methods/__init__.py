@@ -1,22 +1,21 @@
 """The fusion methods, one module for each.
 
 To add a method: write `fusecli/fusion/methods/NAME.py` with a `METHOD`, an instance of a
-`fusecli.fusion.method.Method`, and add NAME to `MethodName`. A method's module is imported when
-the method is used, so that this list costs nothing.
+`fusecli.fusion.method.Method`, and add NAME to `MethodName` in `fusecli/fusion/literals.py`. A
+method's module is imported when the method is used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from fusecli.errors import UsageError
+from fusecli.fusion.literals import METHODS as METHODS
+from fusecli.fusion.literals import MethodName
 
 if TYPE_CHECKING:
     from fusecli.fusion.method import Method
-
-MethodName = Literal["attention", "concat", "sum", "transformer", "bilinear"]
-METHODS: tuple[str, ...] = get_args(MethodName)
 
 
 def method_named(name: str) -> Method:
@@ -36,12 +35,12 @@ def all_methods() -> list[Method]:
     return [method_named(name) for name in METHODS]
 
 
-def methods_with(field: str) -> list[str]:
+def methods_with(field: str) -> list[MethodName]:
     """Names of the methods that read a field of `FusionSettings`."""
     return [method.name for method in all_methods() if field in method.fields]
 
 
-def no_attention(wanted: str, method: str) -> str:
+def no_attention(wanted: str, method: MethodName) -> str:
     """The error for what only methods with attention have.
 
     Args:
