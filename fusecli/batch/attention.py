@@ -72,13 +72,17 @@ def _entropy_ratio(spec: FusionSpec, weights: RunWeights, features: Features) ->
     formed: list[NDArray[np.float32]] = []
     image_mask = None if features.image_mask is None else features.image_mask[None]
     text_mask = None if features.text_mask is None else features.text_mask[None]
+    allowed = None if features.attention_mask is None else features.attention_mask[None]
     with one_thread_a_product(), np.errstate(all="ignore"):
         fusion = build_fusion(spec.config, weights.load, spec.config.sizes(1, T, P), computing)
         if fusion.plan is None or fusion.plan.scores == "none":
             return None
-        fusion.fuse(features.image[None], features.text[None], image_mask, text_mask, formed)
+        image, text = features.image[None], features.text[None]
+        fusion.fuse(image, text, image_mask, text_mask, formed, allowed)
     asking, answering = (text_mask, image_mask) if query == "text" else (image_mask, text_mask)
+    if query == "image" and allowed is not None:
+        allowed = allowed.swapaxes(1, 2)
     seen = diagnose.attention_statistics(
-        np.concatenate(formed), asking, answering, spec.config.null_token
+        np.concatenate(formed), asking, answering, spec.config.null_token, allowed
     )
     return None if seen is None else seen.entropy_ratio

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.batch.run_spec import FusionSpec
+from fusecli.errors import UsageError
 from fusecli.features.axes import PairShapes
 from fusecli.features.pair_inputs import ExpectedWidths, PairInputs, check_widths
 from fusecli.features.token_reader import refuse_empty_images
+from fusecli.fusion.methods import no_attention
 from fusecli.fusion.results import ResultTensor, query_sides, result_tensors
 from fusecli.pairs.pair import Pair
 from fusecli.pairs.reader import PairFeatures, PairReader, SideFeatures
 from fusecli.pairs.stamps import FileStamp, FileStamps, files_of
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis, Note
+
+if TYPE_CHECKING:
+    from fusecli.features.attention_mask import AttentionMask
 
 __all__ = [
     "Features",
@@ -42,6 +48,8 @@ class Features:
         tensors: of the result, with the shapes that the axes want.
         diagnoses: what may be wrong with the result, as far as the inputs tell.
         notes: what was assumed or used without being asked for.
+        attention_mask: bool `[T, P]`, true where a text token may attend to an image token; None
+            if all may.
     """
 
     image: NDArray[np.float32]
@@ -51,6 +59,7 @@ class Features:
     tensors: list[ResultTensor]
     diagnoses: list[Diagnosis]
     notes: list[Note] = field(default_factory=list)
+    attention_mask: NDArray[np.bool_] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -107,6 +116,11 @@ class PairChecks:
             )
             diagnoses += diagnose.sequence_first_stacks(*read.stacks)
             notes = [*notes, *diagnose.used_masks(image.used_mask, text.used_mask)]
+        attention_mask = None
+        if read.attention is not None:
+            attention_mask = self._allowed(read, read.attention, diagnoses)
+            note = read.attention.note
+            notes = [*notes, *([] if note is None else [Note("attention-mask-assumed", note)])]
         if image.key is not None or text.key is not None:
             diagnoses += self._other_sides(read)
         if read.notes:
@@ -121,7 +135,14 @@ class PairChecks:
                     axes.side, rows, found, side.where, self._spec.dtype, True
                 )
         return Features(
-            image.tokens, text.tokens, image.mask, text.mask, known.tensors, diagnoses, notes
+            image.tokens,
+            text.tokens,
+            image.mask,
+            text.mask,
+            known.tensors,
+            diagnoses,
+            notes,
+            attention_mask,
         )
 
     def close(self) -> None:
@@ -136,6 +157,30 @@ class PairChecks:
             *diagnose.other_side_named("image", image_key, image.where),
             *diagnose.other_side_named("text", text_key, text.where),
         ]
+
+    def _allowed(
+        self, read: PairFeatures, mask: AttentionMask, diagnoses: list[Diagnosis]
+    ) -> NDArray[np.bool_]:
+        """The attention mask of a pair, `[T, P]`; adds what it leaves to the query side.
+
+        Raises:
+            UsageError: the method has no attention.
+            ShapeError: a token of the query side may attend to nothing.
+        """
+        from fusecli.features.attention_mask import count_choices, refuse_empty
+
+        config = self._spec.config
+        if not config.how.gives_weights:
+            what = "the column attention_mask of a manifest"
+            raise UsageError(no_attention(what, config.method))
+        masks = _rows(read.image_side), _rows(read.text_side)
+        for query in self._sides:
+            choices = count_choices(mask, *masks, query)
+            if not self._spec.reading.allow_empty_image:
+                refuse_empty(mask, choices, 1)
+            diagnoses += diagnose.few_choices(choices, config)
+        (allowed,) = mask.rows(0, 1)
+        return np.asarray(allowed, np.bool_)
 
     def _refuse_empty(self, read: PairFeatures) -> None:
         if self._spec.reading.allow_empty_image:

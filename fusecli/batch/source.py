@@ -16,7 +16,7 @@ _WORDS = 8192  # 64-bit words that are summed up at once
 
 
 class Tokens(Protocol):
-    """The features of a pair, `[P, Di]` and `[T, Dt]`, and their masks."""
+    """The features of a pair, `[P, Di]` and `[T, Dt]`, and their masks, one of them `[T, P]`."""
 
     @property
     def image(self) -> NDArray[np.float32]: ...
@@ -26,12 +26,13 @@ class Tokens(Protocol):
     def image_mask(self) -> NDArray[np.bool_] | None: ...
     @property
     def text_mask(self) -> NDArray[np.bool_] | None: ...
+    @property
+    def attention_mask(self) -> NDArray[np.bool_] | None: ...
 
 
 def files_of(pair: Pair) -> list[str]:
     """The files a pair is read from, each once."""
-    places = (pair.image, pair.text, pair.image_mask, pair.text_mask)
-    return list(dict.fromkeys(place.file for place in places if place is not None))
+    return list(dict.fromkeys(place.file for place in pair.places if place is not None))
 
 
 def source_of(pair: Pair) -> int:
@@ -41,7 +42,7 @@ def source_of(pair: Pair) -> int:
     another folder, or through a link to their folder, are the same source.
     """
     text = ""
-    for place in (pair.image, pair.text, pair.image_mask, pair.text_mask):
+    for place in pair.places:
         if place is None:
             text += "\0\0"
             continue
@@ -69,7 +70,9 @@ def content_of(features: Tokens) -> int:
     is with a chance of about 2^-60. It is no defence against somebody who wants two inputs to
     look alike.
     """
-    parts = (features.image, features.text, features.image_mask, features.text_mask)
+    parts = [features.image, features.text, features.image_mask, features.text_mask]
+    if features.attention_mask is not None:
+        parts.append(features.attention_mask)
     text = ";".join(["none" if part is None else _summed(part) for part in parts])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 

@@ -233,7 +233,8 @@ class Fuser:
         """
         fusions, T = self._fusions(f), len(f.text)
         row_stable = all(fusion.row_stable for fusion in fusions)
-        if not row_stable or f.image_mask is not None or f.text_mask is not None:
+        masks = (f.image_mask, f.text_mask, f.attention_mask)
+        if not row_stable or any(mask is not None for mask in masks):
             return 0
         if self.spec.direction != "text" or self.spec.pool is not None:
             return T
@@ -263,7 +264,9 @@ class Fuser:
             rows[: len(f.text)] = f.text[:T]
         image_mask = None if first.image_mask is None else first.image_mask[None]
         text_mask = None if first.text_mask is None else first.text_mask[None]
-        made = fuse_chunk(fusions, self.spec.pool, PairChunk(image, text, image_mask, text_mask))
+        allowed = None if first.attention_mask is None else first.attention_mask[None]
+        chunk = PairChunk(image, text, image_mask, text_mask, allowed)
+        made = fuse_chunk(fusions, self.spec.pool, chunk)
         if T == 1 and len(made) == 1:
             return [[np.repeat(r, len(f.text), 0)] for r, f in zip(made[0], group, strict=True)]
         return [

@@ -210,8 +210,9 @@ class StoredMasks(OptionGroup):
 
         if self.attention_mask is not None:
             raise UsageError(
-                f"--attention-mask {self.attention_mask}: only `fusecli fuse` takes an attention "
-                "mask, for one pair or for a stack of pairs"
+                f"--attention-mask {self.attention_mask}: only `fusecli fuse` takes this option, "
+                "and `fusecli batch` a column attention_mask in --manifest; training takes no "
+                "attention mask"
             )
         for side, given in (("image", self.image_mask), ("text", self.text_mask)):
             if given not in (None, "none"):

@@ -7,7 +7,8 @@ where a token may not attend, `scaled_dot_product_attention` one that is true wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from fusecli.features.file import FeatureFile
 from fusecli.features.mask_names import MaskStyle, base_name, mask_meaning
 from fusecli.features.masks import LEAST_ADDITIVE, is_float, marks_of
 from fusecli.features.select import tensor_of
-from fusecli.features.tensor import StoredTensor
+from fusecli.features.tensor import InMemory, StoredTensor
 from fusecli.records import record
 
 Mask = NDArray[np.bool_]
@@ -90,7 +91,22 @@ def read_attention_mask(
         ShapeError: its shape is not that of the tokens.
         UsageError: the style is that of counts, or the name has two meanings.
     """
-    stored = _chosen(file, key)
+    return attention_mask_of(file, chosen_mask(file, key), shapes, style)
+
+
+def attention_mask_of(
+    file: FeatureFile, stored: StoredTensor, shapes: PairShapes, style: MaskStyle | None
+) -> AttentionMask:
+    """Read an attention mask that was chosen.
+
+    Args:
+        file: the open file.
+        stored: the mask in it.
+        shapes: of the job.
+        style: what the numbers of masks mean; None goes by the key's name and by the numbers.
+
+    Raises: as `read_attention_mask`.
+    """
     if style == "lengths":
         raise UsageError(
             f"--mask-style lengths: {stored.where} has a mark for each text and image token, and "
@@ -201,7 +217,51 @@ def _cut(mask: Mask, start: int, stop: int) -> Mask:
     return mask if len(mask) == 1 else mask[start:stop]
 
 
-def _chosen(file: FeatureFile, key: str | None) -> StoredTensor:
+def attention_mask_of_row(
+    file: FeatureFile,
+    stored: StoredTensor,
+    shapes: PairShapes,
+    rows: Sequence[tuple[int | None, int | None]],
+    style: MaskStyle | None,
+) -> AttentionMask:
+    """Read the attention mask of one pair; of a stack of masks only the pair's row.
+
+    Args:
+        file: the open file.
+        stored: the mask in it.
+        shapes: of the pair.
+        rows: of the image and of the text the row that is cut from a stack, and the samples of
+            that stack; None where the whole tensor is read.
+        style: as for `attention_mask_of`.
+
+    Raises:
+        ShapeError: both sides are rows of stacks of as many samples, and their rows differ.
+
+    Otherwise as `read_attention_mask`.
+    """
+    if stored.shape in ((shapes.T, shapes.P), (1, shapes.T, shapes.P)):
+        return attention_mask_of(file, stored, shapes, style)
+    stacked = len(stored.shape) > 2
+    own = {row for row, samples in rows if row is not None and stored.shape[:1] == (samples,)}
+    if stacked and len(own) > 1:
+        raise ShapeError(
+            f"{stored.where}: the attention mask {list(stored.shape)} has as many samples as both "
+            f"the image and the text, whose rows {' and '.join(map(str, sorted(own)))} differ: "
+            f"give the pair a mask {[shapes.T, shapes.P]} of its own"
+        )
+    if stacked and own:
+        (row,) = own
+        part = stored.raw_part(0, row, row + 1)
+        stored = replace(stored, shape=part.shape, nbytes=part.nbytes, source=InMemory(part))
+    return attention_mask_of(file, stored, shapes, style)
+
+
+def chosen_mask(file: FeatureFile, key: str | None) -> StoredTensor:
+    """The attention mask in a file.
+
+    Raises:
+        FeatureFileError: no such tensor, or several that could be meant.
+    """
     if key is not None:
         return tensor_of(file, key)
     if len(file.tensors) == 1:

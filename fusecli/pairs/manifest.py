@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from fusecli.errors import PairsError, UsageError, shortened
 from fusecli.features.formats.table import READABLE_ENDINGS, WRITABLE_ENDINGS
+from fusecli.features.select import file_and_key
 from fusecli.pairs.ids import LONGEST_ID, relative_path
 from fusecli.pairs.manifest_rows import Record, Row, csv_rows, jsonl_rows, parquet_rows
 from fusecli.pairs.pair import Pair, PairOptions, Place, Unmatched
@@ -96,11 +97,19 @@ class Manifest:
             id,
             Place(self._path(row.image), row.image_key or None, image_row),
             Place(self._path(row.text), row.text_key or None, text_row),
-            Place(self._path(row.image_mask), None) if row.image_mask else None,
-            Place(self._path(row.text_mask), None) if row.text_mask else None,
+            self._mask(row.image_mask),
+            self._mask(row.text_mask),
             row.output or None,
             record.extra,
+            self._mask(row.attention_mask),
         )
+
+    def _mask(self, named: str) -> Place | None:
+        """Where the mask lies that a row names as `FILE` or `FILE:KEY`."""
+        if not named:
+            return None
+        path = self._path(named)
+        return Place(*file_and_key(path)) if ":" in named else Place(path, None)
 
     def _row_number(self, name: str, text: str) -> int | None:
         if not text:

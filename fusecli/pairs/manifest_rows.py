@@ -21,9 +21,10 @@ class Row(NamedTuple):
         image, text: paths of the features.
         id: of the pair.
         output: where its result goes.
-        image_mask, text_mask: paths of the masks.
+        image_mask, text_mask: files of the masks, `FILE` or `FILE:KEY`.
         image_key, text_key: keys of the tensors in their files.
         image_row, text_row: samples of stacks, whole numbers from 0 as text.
+        attention_mask: file of which text token may attend to which image token, as for masks.
     """
 
     image: str
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     text_key: str
     image_row: str
     text_row: str
+    attention_mask: str
 
 
 COLUMNS = Row._fields

@@ -39,6 +39,7 @@ class Pair:
         output: relative path inside the output folder, where a manifest says one.
         extra: what a manifest says in the columns of `PairOptions.extra_columns`, in their
             order; "" where a row says nothing.
+        attention_mask: where it lies which text token may attend to which image token, or None.
     """
 
     id: str
@@ -48,6 +49,13 @@ class Pair:
     text_mask: Place | None
     output: str | None
     extra: tuple[str, ...] = ()
+    attention_mask: Place | None = None
+
+    @property
+    def places(self) -> tuple[Place | None, ...]:
+        """Where everything lies that the pair is read from; None for masks that it has not."""
+        four = (self.image, self.text, self.image_mask, self.text_mask)
+        return four if self.attention_mask is None else (*four, self.attention_mask)
 
 
 @dataclass(frozen=True)

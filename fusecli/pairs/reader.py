@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from fusecli.features.pair_inputs import (
 from fusecli.features.select import scale_keys
 from fusecli.features.token_reader import NEARLY_ZERO, RowStatistics, TokenReader
 from fusecli.pairs.pair import Pair, Place
+
+if TYPE_CHECKING:
+    from fusecli.features.attention_mask import AttentionMask
 
 # Squared lengths from here on are near the end of float32 and are looked at more closely.
 _LARGE = 1e38
@@ -77,6 +80,7 @@ class PairFeatures:
         stacks: the axes of the whole tensors that rows are cut from, or None, of the image and of
             the text.
         notes: which tensors of files of several were used, and which were not.
+        attention: which text token may attend to which image token; None if all may.
     """
 
     shapes: PairShapes
@@ -84,6 +88,7 @@ class PairFeatures:
     text_side: SideFeatures
     stacks: tuple[Axes | None, Axes | None] = (None, None)
     notes: Sequence[Note] = ()
+    attention: AttentionMask | None = None
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -177,12 +182,14 @@ class PairReader:
             image = _raw(inputs.image, matched.image_stack)
             text = _raw(inputs.text, matched.text_stack)
             notes = _notes(pair, inputs, image_mask, text_mask)
+            attention = self._attention(pair, inputs, matched) if pair.attention_mask else None
         return PairFeatures(
             shapes,
             self._side(inputs.image, shapes.image, known.image_flat, pair.image, image_mask, image),
             self._side(inputs.text, shapes.text, known.text_flat, pair.text, text_mask, text),
             (matched.image_stack, matched.text_stack),
             notes,
+            attention,
         )
 
     def _open(self, pair: Pair, stack: ExitStack) -> PairInputs:
@@ -259,6 +266,23 @@ class PairReader:
         if beside is None:
             return None
         return use_mask(beside, of_row, 1, "beside the features", given.row, stack_axes, style)
+
+    def _attention(
+        self, pair: Pair, inputs: PairInputs, matched: MatchedInputs
+    ) -> AttentionMask | None:
+        """The attention mask that the source of pairs names."""
+        from fusecli.features.attention_mask import attention_mask_of_row, chosen_mask
+
+        if pair.attention_mask is None:
+            return None
+        sides = (inputs.image, matched.image_stack), (inputs.text, matched.text_stack)
+        rows = [(given.row, None if axes is None else axes.samples) for given, axes in sides]
+        with ExitStack() as stack:
+            place = pair.attention_mask
+            part = any(row is not None for row, _ in rows)
+            file = self._files.open(place.file, place.key, stack, part)
+            stored, style = chosen_mask(file, place.key), self._options.mask_style
+            return attention_mask_of_row(file, stored, matched.shapes, rows, style)
 
     def _side(
         self,

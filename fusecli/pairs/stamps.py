@@ -34,5 +34,4 @@ class FileStamps:
 
 def files_of(pair: Pair) -> Iterable[str]:
     """The files a pair is read from, each once."""
-    places = (pair.image, pair.text, pair.image_mask, pair.text_mask)
-    return dict.fromkeys(place.file for place in places if place is not None)
+    return dict.fromkeys(place.file for place in pair.places if place is not None)

@@ -146,6 +146,11 @@ def open_data(
     for diagnosis in swapped_names(options.pairs.images or "", options.pairs.texts or ""):
         tell(f"warning: {diagnosis}")
     pairs = list(source)
+    if any(pair.attention_mask is not None for pair in pairs):
+        raise UsageError(
+            f"{options.pairs.manifest}: has a column attention_mask, and training takes no "
+            "attention masks: leave that column out"
+        )
     for note in source.notes:
         tell(f"note: {note}")
     if source.unmatched.total:

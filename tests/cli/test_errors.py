@@ -449,7 +449,7 @@ def test_a_batch_and_a_training_refuse_an_attention_mask(cli, folder):
         done = cli(*command, "--attention-mask", "am.npy")
         assert (done.code, done.err) == (
             2,
-            "error: --attention-mask am.npy: only `fusecli fuse` takes an attention mask, for one "
-            "pair or for a stack of pairs\n",
+            "error: --attention-mask am.npy: only `fusecli fuse` takes this option, and `fusecli "
+            "batch` a column attention_mask in --manifest; training takes no attention mask\n",
         )
         assert "--attention-mask" not in cli(command[0], "--help").out
