@@ -96,7 +96,7 @@ class OutputError(FuseError):
 
 
 class DiagnosisError(FuseError):
-    """--strict: the result would be written, but a diagnosis speaks against it."""
+    """--strict is given and there is a diagnosis: the result is not written."""
 
 
 class MissingExtraError(FuseError):

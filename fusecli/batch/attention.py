@@ -28,7 +28,7 @@ _WEIGHTS = 1 << 22  # attention weights that are formed for one pair at most
 def uniform_attention(
     spec: FusionSpec, weights: RunWeights, pairs: Iterable[Pair]
 ) -> list[Diagnosis]:
-    """Whether attention hardly depends on what asks, in the first pairs of all that there are.
+    """Whether attention hardly depends on the query, measured in the first pairs of the run.
 
     It is a diagnosis of the run: looking at every pair would take as long as fusing it. The same
     pairs are looked at whatever is left to do, on the CPU in float32, so that every part of a run

@@ -1,4 +1,4 @@
-"""One run: pairs in, results out, in order; the journal tells what is left to do."""
+"""One run: read pairs, write results in order; the journal tells which pairs are left."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run_batch(
 
     Args:
         options: what to do.
-        tell: receives notes and warnings for people, one line each, as they are known.
+        tell: receives notes and warnings, one line each, as soon as they are known.
         progress: receives pairs done and pairs in all.
         tuning: amounts that do not show in the results.
 
@@ -163,7 +163,8 @@ class _Run:
         self._total = -(-(source.total or 0) // (1 if shard is None else shard.of))
 
     def write_all(self, workers: Workers) -> None:
-        """Write what the workers give; where that is interrupted, also what they have done."""
+        """Write the results of the workers; after an interruption, also those that are done
+        already."""
         try:
             for results in workers:
                 self._write(results)
@@ -173,11 +174,11 @@ class _Run:
                     return
         except Exception:
             raise
-        except BaseException:  # a signal: nothing of what is done is thrown away
+        except BaseException:  # a signal: results that are done are not thrown away
             for results in workers.drain():
                 self._write(results)
             self._sink.commit()
-            # The signal may have come between the writing of results and their being counted.
+            # The signal may have come after results were written and before they were counted.
             seen = self.summary.skipped + self.summary.failed_before + self._journal.outcomes
             self._progress(min(self._total, seen), self._total)
             raise
@@ -228,7 +229,7 @@ def _refuse_output_inside(options: BatchOptions) -> None:
 def _begin(
     options: BatchOptions, folder: OutputFolder, source: PairSource
 ) -> tuple[FusionSpec, RunWeights, list[Diagnosis]]:
-    """Decide on the run and begin it; nothing is made before it is known that it can begin.
+    """Decide on the run and begin it; no file is created before all checks have passed.
 
     Returns:
         The run's spec and weights, and what may be wrong with all of its results.
@@ -320,7 +321,7 @@ def _workers(
 
 
 def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, tell: Tell) -> None:
-    """Say, or remove, what is left of pairs that are no longer among the inputs."""
+    """Report, or with --prune remove, results of pairs that are no longer among the inputs."""
     count = run.history.unseen if options.shard is None else 0
     if not count:
         return

@@ -1,4 +1,4 @@
-"""Which files, keys and rows a pair is read from, and what was in them, in a few bytes."""
+"""Fingerprints of a pair: of the files, keys and rows it is read from, and of its features."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _real_folder(folder: str) -> str:
 
 
 def forget_folders() -> None:
-    """Look at the real paths of folders anew: a run begins, maybe in another folder."""
+    """Forget the real paths of folders: a new run may begin in another folder."""
     _real_folder.cache_clear()
 
 

@@ -1,9 +1,11 @@
-"""The work itself: some pairs in, their fused rows or the reason why not out.
+"""Read and fuse some pairs: each gives its fused rows, or the reason why it failed.
 
-It knows neither journal nor output folder, so that it can run in a thread, or somewhere else.
-What comes out for a pair depends on that pair and the run's spec alone, to the last bit: not on
-its neighbours, on how pairs were grouped, on which of them failed, or on where a run was stopped.
-Pairs of equal shape are fused together where products are row-stable
+This module knows neither the journal nor the output folder, so that it can run in a thread
+or on another machine.
+
+The result of a pair depends only on that pair and on the run's spec, to the last bit: not
+on its neighbours, on how pairs were grouped, on which of them failed, or on where a run was
+stopped. Pairs of equal shape are fused together where products are row-stable
 (`fusion/backend/row_stable.py`), and one by one elsewhere.
 """
 
@@ -64,7 +66,7 @@ class Fuser:
         self._reader = PairFeaturesReader(spec, tuning)
         self._built: dict[tuple[Side, bool], Fusion] = {}
         self._building = Lock()
-        # Reading waits and may be done by many threads, products use all of a core.
+        # Reading mostly waits, so many threads may read; a product uses a whole core.
         self._cores = BoundedSemaphore(cores())
 
     def close(self) -> None:
@@ -72,11 +74,11 @@ class Fuser:
         self._reader.close()
 
     def undivided(self) -> AbstractContextManager[object]:
-        """While pairs are fused: numpy's products stay on the thread that calls them.
+        """Context manager in which numpy's products run on the thread that calls them.
 
-        Threads of its own would take the cores from the other workers, and the number of them
-        would show in the last bits. Torch, where one pair after the other is computed, has as
-        many as the run began with.
+        Numpy's own threads would take the cores from the other workers, and their number would
+        change the last bits of the results. Torch computes one pair after the other, and keeps the
+        number of threads that the run began with.
         """
         if self.spec.engine == "numpy":
             return one_thread_a_product()
@@ -85,7 +87,7 @@ class Fuser:
 
     @property
     def _torch_threads(self) -> int | None:
-        """Of the run's products, where torch computes them on the CPU."""
+        """The number of threads for products that torch computes on the CPU."""
         return self.spec.threads if self.spec.engine == "torch" else None
 
     def work(self, pairs: Sequence[Pair], budget: int, stop: Stop = lambda: False) -> list[Result]:
@@ -93,17 +95,17 @@ class Fuser:
 
         Args:
             pairs: at least one.
-            budget: bytes of results from which on the rest is left.
-            stop: asked between pairs; the rest is left when it says so.
+            budget: when the results take so many bytes, the remaining pairs are left.
+            stop: called between pairs; when it returns true, the remaining pairs are left.
 
         Returns:
-            One result for each of the pairs, or of the first of them; at least one, unless it
-            was to stop.
+            One result for each of the pairs, or for the first of them; at least one, unless `stop`
+            returned true.
 
         Raises:
             FuseError: what concerns the whole run: its weights or its device.
         """
-        if self._torch_threads is not None:  # a fusion that is built here takes them over
+        if self._torch_threads is not None:  # a fusion that is built in this block uses them
             set_torch_threads(self._torch_threads)
         until = time.monotonic() + self._tuning.window_seconds
 
@@ -138,7 +140,7 @@ class Fuser:
         return results
 
     def _again(self, pair: Pair) -> Result:
-        """A file was replaced while it was read: once more, and then say so."""
+        """Read a pair; read it a second time if a file was replaced meanwhile."""
         result = Result(pair, FileStamps().of(pair))
         features = self._read(result)
         if features is not None:
@@ -149,7 +151,7 @@ class Fuser:
         return result
 
     def _read(self, result: Result) -> Features | None:
-        """A pair's features; None with the reason in its result."""
+        """The features of a pair; None if they cannot be read: the result then holds the reason."""
         read = self._reader.read(result.pair, result.stamps)
         if isinstance(read, str):
             result.error = read
@@ -158,10 +160,10 @@ class Fuser:
         return read
 
     def _fuse(self, read: list[_Read], over: Stop) -> int:
-        """Fuse what was read into its results; gives the bytes they take.
+        """Fuse the pairs that were read, and return the bytes of their results.
 
-        What is done is taken out of `read`; what stays there, from the first pair on that there
-        was no time for, is to be done again.
+        Pairs that are done are removed from `read`. If time runs out, the others stay there
+        and are done again later.
         """
         taken = 0
         left = {id(result) for result, _ in read}
@@ -213,7 +215,7 @@ class Fuser:
                 result.error = "--strict: " + " | ".join(map(str, result.diagnoses))
 
     def _groups(self, read: list[_Read]) -> Iterator[tuple[int, list[_Read]]]:
-        """Pairs that are fused together, and with how many text rows each."""
+        """Groups of pairs that are fused together, each with its number of text rows."""
         groups: dict[tuple[object, int], list[_Read]] = {}
         for item in read:
             rows = self._text_rows(item[1])
@@ -226,10 +228,10 @@ class Fuser:
                 yield rows, group[start : start + step]
 
     def _text_rows(self, f: Features) -> int:
-        """With how many text rows a pair is fused; 0 for one that has to be by itself.
+        """The number of text rows with which a pair is fused; 0 for a pair that is fused alone.
 
-        A function of the pair alone: how a product is computed depends on its size. The few rows
-        of zeros that are added let texts of many lengths be fused together.
+        It depends only on the pair, because the way a product is computed depends on its size. A
+        few rows of zeros are added, so that texts of different lengths can be fused together.
         """
         fusions, T = self._fusions(f), len(f.text)
         row_stable = all(fusion.row_stable for fusion in fusions)

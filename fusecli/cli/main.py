@@ -49,8 +49,9 @@ class _Stdout(io.FileIO):
 def run() -> NoReturn:
     """Run the program in a process of its own.
 
-    What Python does for long-running programs costs a small job a seventh of its time: the
-    search for reference cycles after every 700 objects, and at the end taking all modules apart.
+    Two things that help long-running programs cost a small job a seventh of its time: the search
+    for reference cycles after every 700 objects, and the clean-up of all modules at the end. Both
+    are turned off.
     """
     gc.set_threshold(100_000)
     code: Any = 1
@@ -98,7 +99,7 @@ def _name_stdout() -> None:
     """Make failed writes to stdout raise `StdoutError`, and escape characters it cannot encode."""
     stdout = sys.stdout
     if stdout is not sys.__stdout__ or not isinstance(stdout, io.TextIOWrapper):
-        return  # somebody who calls `main` reads what is printed
+        return  # a test or another program has replaced stdout
     stdout.flush()
     raw = _Stdout(stdout.fileno(), "wb", closefd=False)
     sys.stdout = io.TextIOWrapper(

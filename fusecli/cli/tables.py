@@ -73,7 +73,7 @@ def print_report(report: Report) -> None:
     for diagnosis in report.diagnoses:
         print_line(console, "diagnosis", f"{diagnosis.message}; {diagnosis.remedy}")
     if not report.diagnoses:
-        print_line(console, "diagnosis", "nothing speaks against this result")
+        print_line(console, "diagnosis", "none: no sign that something is wrong")
 
 
 def print_inspection(found: Sequence[InspectedFile | InspectedFolder]) -> None:

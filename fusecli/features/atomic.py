@@ -1,4 +1,4 @@
-"""Files on disk: whole or not at all, and one wording of what cannot be written.
+"""Files on disk: complete or not there at all; and the one wording of write errors.
 
 A file is written under a temporary name in its own folder, flushed to the disk, and renamed.
 `publish_all` does this for several files of which all are to appear or none.
@@ -24,13 +24,13 @@ _COPIED = 1 << 20  # bytes at once
 
 
 def not_written(where: str, error: OSError) -> OutputError:
-    """What the system said about a file that cannot be written, as the user's error."""
+    """Turn the system's error about a file that cannot be written into a message for the user."""
     remedy = ": free space and run the same command again" if error.errno in _FULL else ""
     return OutputError(f"{where}: cannot be written: {error.strerror or error}{remedy}")
 
 
 def write_all(descriptor: int, buffers: Sequence[bytes | memoryview]) -> int:
-    """Write buffers one after the other, however the system cuts them.
+    """Write buffers one after the other, also if the system writes only a part at once.
 
     Returns:
         Bytes written.
@@ -94,10 +94,10 @@ def sync_folder(folder: str) -> None:
 
 
 class Staged:
-    """A file on its way: written first, and given where it belongs only by `publish`.
+    """A file that is being written; only `publish` puts it in its place.
 
-    Used as a context manager: leaving it without `publish` removes every trace. The file is
-    made by `begin`, inside the context, so that a signal at any moment finds it cleaned up.
+    Used as a context manager: leaving it without `publish` removes every trace. `begin` creates
+    the file, inside the context, so that it is removed whenever a signal comes.
 
     Args:
         shown: what errors call it.
@@ -114,7 +114,7 @@ class Staged:
         return self._handle
 
     def failed(self, error: OSError) -> OutputError:
-        """What the system said about this file, as the user's error."""
+        """Turn the system's error about this file into a message for the user."""
         return not_written(self._shown, error)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -129,7 +129,7 @@ class Staged:
             raise self.failed(error) from None
 
     def flush(self) -> None:
-        """Bring everything to the disk.
+        """Flush everything to the disk.
 
         Raises:
             OutputError: the disk is full, or failed.
@@ -141,7 +141,7 @@ class Staged:
             raise self.failed(error) from None
 
     def publish(self) -> None:
-        """Give the finished file where it belongs.
+        """Put the finished file in its place.
 
         Raises:
             OutputError: the folder or the disk does not allow it; an older file of that name
@@ -169,7 +169,7 @@ class Staged:
 
 
 class StagedFile(Staged):
-    """A file that appears under its name only when it is whole.
+    """A file that appears under its name only when it is complete.
 
     Args:
         path: the name it will have.
@@ -177,12 +177,12 @@ class StagedFile(Staged):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        # A link keeps pointing where it did: its target is what is replaced.
+        # A link stays a link: its target is replaced.
         self.path = os.path.realpath(path)
         self._folder = os.path.dirname(self.path)
-        # A name of its own for every run: two on one output do not meet.
+        # Every run has its own temporary name, so that two runs with one output do not collide.
         self.staged = os.path.join(self._folder, temporary_name())
-        self._older = os.path.join(self._folder, temporary_name())  # what is replaced, meanwhile
+        self._older = os.path.join(self._folder, temporary_name())  # the replaced file
         self._has_name = self._has_older = False
 
     def begin(self) -> StagedFile:
@@ -209,7 +209,7 @@ class StagedFile(Staged):
         """
         try:
             self._keep_older()
-            if os.name == "nt":  # which renames no open file
+            if os.name == "nt":  # where an open file cannot be renamed
                 self.handle.close()
             os.replace(self.staged, self.path)
             self._has_name = True
@@ -218,7 +218,7 @@ class StagedFile(Staged):
             raise self.failed(error) from None
 
     def rollback(self) -> None:
-        """Give the name back to the older file, or to nothing."""
+        """Give the name back to the older file, or remove the new file."""
         with contextlib.suppress(OSError):
             if self._has_name and self._has_older:
                 os.replace(self._older, self.path)
@@ -228,7 +228,7 @@ class StagedFile(Staged):
         self.settle()
 
     def settle(self) -> None:
-        """Let the older file go."""
+        """Remove the older file."""
         if self._has_older:
             with contextlib.suppress(OSError):
                 os.unlink(self._older)
@@ -254,7 +254,7 @@ class StagedFile(Staged):
 
 
 class StagedStdout(Staged):
-    """A file without a name, which is copied to stdout only when it is whole."""
+    """A file without a name, which is copied to stdout only when it is complete."""
 
     def __init__(self) -> None:
         super().__init__("stdout (held in $TMPDIR until it is whole)")
@@ -338,7 +338,7 @@ def publish_all(files: Sequence[Staged]) -> None:
 
 
 def check_target(path: str, force: bool, inputs: list[str], endings: tuple[str, ...]) -> None:
-    """Refuse an output that could not or should not be written, before any work.
+    """Before any work, refuse an output that cannot or should not be written.
 
     Args:
         path: where it would go; "-" is no file.

@@ -7,7 +7,7 @@ writes into the same folder later removes it if the owner is gone:
 
 1. Files of other hosts stay: their processes cannot be seen from here.
 2. If the process lives (same id and same start time), the file stays.
-3. If somebody holds the lock, the file stays. This covers a container or a host of the same
+3. If a process holds the lock, the file stays. This covers a container or a host of the same
    name whose processes cannot be seen from here.
 """
 

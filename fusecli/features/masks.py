@@ -1,6 +1,6 @@
-"""Masks: which tensor is one, what its numbers mean, and which tokens are real by it.
+"""Masks: which tensor is a mask, what its numbers mean, and which tokens it marks as real.
 
-Four conventions are in use, and a mask read by the wrong one turns a result round:
+Four conventions are in use. Read by the wrong one, a mask hides the real tokens:
 
     keep      1 or true is a real token, 0 is padding (tokenizers)
     padding   1 or true is padding (torch's key_padding_mask)
@@ -19,7 +19,7 @@ from fusecli.features.file import FeatureFile
 from fusecli.features.mask_names import MaskStyle, base_name, is_label, mask_meaning, owner_named
 from fusecli.features.tensor import StoredTensor
 
-# Names that are masks whatever their shape: one that does not fit is an error.
+# Tensors of these names are always masks: one whose shape does not fit is an error.
 _KNOWN: dict[Side, tuple[str, ...]] = {
     "image": ("image_mask", "image_attention_mask"),
     "text": ("text_mask",),
@@ -27,12 +27,12 @@ _KNOWN: dict[Side, tuple[str, ...]] = {
 _EITHER = "attention_mask"
 
 LEAST_ADDITIVE = -1e3  # what is added to a score to rule a token out is at most this
-_BYTE = 255  # what masks that were stored as pictures have for 1
+_BYTE = 255  # stands for 1 in masks that were stored as pictures
 
 
 # DINOv2's `masks` are those of its training, true where a patch was hidden.
 _DINO = ("x_norm_", "x_prenorm")
-# Where the samples of tokens begin that lie one after the other; the last may be their end.
+# Offsets of samples whose tokens are stored one after the other; the last may be the end.
 _BEGINNING_NAMES = """
     cu_seqlens cu_seq_lens cu_lens offset offsets ptr indptr splits row_splits boundaries starts
 """
@@ -43,7 +43,8 @@ _NEAR = 8  # tokens more or fewer that a class token and registers make
 def _named_masks(file: FeatureFile, by_id: str | None) -> list[str]:
     """Keys whose names say that they are masks, in the order of the file.
 
-    Looked for once a file: a file by pair id holds thousands of tensors, and each pair asks.
+    Computed once for each file: a file by pair id holds thousands of tensors, and every pair needs
+    the keys.
 
     Args:
         file: that is looked at.
@@ -91,7 +92,7 @@ def choose_mask(
         N: samples in them.
         text_only: both sides' features are in this file, as two tensors, and a bare
             `attention_mask` is the tokenizer's and so the text's.
-        style: what the numbers of masks mean whose names do not say it.
+        style: the meaning of the numbers, for masks whose names do not say it.
         by_name_only: the file holds tensors of many pairs: only what is named a mask of these
             features, or of all, and has the right shape is one.
 
@@ -235,7 +236,7 @@ def _style_by_shape(stored: StoredTensor, axes: Axes, N: int) -> str | None:
 def _is_turned(stored: StoredTensor, axes: Axes, N: int) -> bool:
     """Whether a tensor has a mask's sizes in another order or with further axes of size 1.
 
-    What is called a mask then is refused by its shape, not left out.
+    One that is called a mask is refused because of its shape, and not ignored.
     """
     sizes = sorted(size for size in stored.shape if size != 1)
     wanted = [sorted(size for size in shape if size != 1) for shape in mask_shapes(axes, N)]
@@ -298,7 +299,7 @@ def _is_near(stored: StoredTensor, axes: Axes, N: int, anything: bool) -> bool:
 
 
 def _columns(stored: StoredTensor, axes: Axes) -> str:
-    """What may be the matter with a mask of a few tokens more or fewer, for its message."""
+    """The likely reason why a mask has a few tokens more or fewer, for the message."""
     more = (stored.shape[-1] if stored.shape else 0) - axes.tokens
     if not 0 < abs(more) <= _NEAR or len(stored.shape) > 2:
         return ""
@@ -326,7 +327,7 @@ def _may_be_a_mask(stored: StoredTensor, key: str, axes: Axes, N: int) -> bool:
     if is_label(key) or stored.source.problem is not None:
         return False
     if len(stored.shape) == 1 and N > 1 and axes.tokens == N:
-        return False  # one number a sample, as likely as one a token
+        return False  # one number a sample is as likely as one a token
     values = marks_of(stored, stored.read())
     if not values.any() or values.all():
         return False
@@ -345,7 +346,7 @@ def _is_additive(stored: StoredTensor, values: NDArray[np.float32]) -> bool:
     low = values <= LEAST_ADDITIVE
     if not (is_float(stored) or low.any()):
         return False
-    zero = values == 0  # with none of them it rules out everything, which nobody means
+    zero = values == 0  # without any 0 the mask would leave out every token, which is never meant
     return bool((zero | low).all() and zero.any())
 
 

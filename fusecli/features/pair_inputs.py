@@ -30,7 +30,7 @@ from fusecli.features.select import (
 from fusecli.features.tensor import InMemory, StoredTensor
 from fusecli.records import open_record, record
 
-# How a mask is read whose name says something else than 1 for a real token.
+# Descriptions of masks in which 1 is not a real token.
 _HOW: dict[MaskStyle, str] = {
     "padding": " (1 is padding)",
     "lengths": " (counts of real tokens)",
@@ -46,8 +46,8 @@ class ReadOptions:
         image_key, text_key: keys of the tensors; None goes by the usual names.
         image_axes, text_axes: a letter for each axis; None goes by the number of axes.
         image_mask, text_mask: false ignores masks, stored beside the features or listed.
-        allow_empty_image: pairs without a real token to attend to pass.
-        allow_nonfinite: NaN and infinity pass.
+        allow_empty_image: accept pairs without a real token to attend to.
+        allow_nonfinite: accept NaN and infinity.
         allow_integers: whole numbers without a scale are features.
         mask_style: what the numbers of masks mean whose names do not say it.
     """
@@ -146,7 +146,7 @@ class UsedMask:
 
     @property
     def note(self) -> str | None:
-        """What a person is told of a mask that nobody asked for."""
+        """The note about a mask that no option named."""
         if self.found != "beside the features":
             return None
         meaning = None if self.stored.key is None else mask_meaning(self.stored.key)
@@ -155,7 +155,7 @@ class UsedMask:
 
     @property
     def if_inverted(self) -> str:
-        """What to do about a mask that marks padding with 1, as the end of a sentence."""
+        """The remedy for a mask that marks padding with 1, as the end of a sentence."""
         key = self.stored.key
         meaning = None if key is None else mask_meaning(key)
         if meaning is not None and meaning.style in ("padding", "lengths"):

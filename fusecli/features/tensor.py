@@ -29,7 +29,7 @@ _LONG_PIECE = 1 << 12
 class TensorSource(Protocol):
     """Where the numbers of a tensor come from.
 
-    The shape is handed in, so that the same numbers can be looked at as rows.
+    The shape is an argument, so that the same numbers can also be read as rows.
     """
 
     @property
@@ -77,7 +77,7 @@ class ByteSource(Protocol):
 
 
 class FileBytes:
-    """The bytes of an open file; the place in the file is not moved."""
+    """The bytes of an open file; reading does not move the position in the file."""
 
     sequential = False
 
@@ -222,7 +222,7 @@ class InMemory:
 
 @record
 class Unreadable:
-    """Something other than numbers. A file may hold it beside its features.
+    """A tensor that is not numbers; a file may hold it beside its features.
 
     Attributes:
         problem: why it is not read, as the end of a sentence.

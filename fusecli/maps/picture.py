@@ -48,7 +48,7 @@ def draw(view: AttentionView, ending: str) -> bytes:
     import matplotlib
 
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # not what somebody's matplotlibrc says
+        matplotlib.rcdefaults()  # not the settings of a user's matplotlibrc
         matplotlib.rcParams["svg.hashsalt"] = "fusecli"
         figure = _Page(view).figure()
         sink = io.BytesIO()

@@ -123,7 +123,7 @@ class MapOptions:
         return config.layers - 1 if self.layer is None else self.layer
 
     def note_on_layer(self, config: FusionConfig) -> str | None:
-        """What a person is told of a layer that nobody chose."""
+        """The note about a layer that no option chose."""
         layer = self.layer_of(config)
         wanted = self.attention is not None or self.drawn
         if not wanted or layer is None or self.layer is not None or config.layers == 1:
@@ -157,7 +157,7 @@ class MapSink:
         self._options, self._shape, self._sample = options, shape, sample
         self._writer: FeatureWriter | None = None
         if options.attention is not None:
-            # Rows that are to sum to 1 are not rounded further.
+            # No smaller type: the rows must sum to 1.
             self._writer = FeatureWriter(
                 options.attention, shape, "float32", metadata, ATTENTION_KEY
             )
@@ -219,7 +219,7 @@ class MapSink:
             self.kept = chunk.kept
         if self._writer is not None:
             for part in chunk.parts:
-                # One by one where bringing them into the file's order takes memory.
+                # One by one if it takes memory to bring them into the file's order.
                 for one in [part] if part.flags.c_contiguous else part:
                     self._writer.append(one)
 

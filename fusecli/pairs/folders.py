@@ -1,10 +1,9 @@
 """Two folders of feature files, matched by relative path without the ending.
 
-Both trees are walked at once, in the order of their ids, folder by folder, so that no more is
-held than the names of the folders that are open. What belongs to nobody is passed over: hidden
-files and folders (our own temporary files too), other endings, the output folder. Links are
-followed; one that leads back into a folder it lies in is not, and links upon links that lead to
-one folder in very many ways are refused.
+Both trees are walked at once, in the order of their ids, so that only the names in the open
+folders are in memory. Hidden files and folders (temporary files too), files with other endings,
+and the output folder are skipped. Links are followed; a link to a folder that contains it is
+skipped. Links that lead to one folder in very many ways are refused.
 """
 
 from __future__ import annotations
@@ -184,7 +183,8 @@ class Walk:
     def _open(
         self, folder: str, key: str, unmatched: Unmatched, above: list[_Opened], links: int
     ) -> _Opened:
-        """A folder and what is in it: nothing where it is one that it lies in, or the output's."""
+        """A folder and its contents; empty if it is the output folder or contains itself through a
+        link."""
         try:
             identity = _identity(folder)
             passed = identity == self._skipped or any(identity == a.identity for a in above)
@@ -259,7 +259,7 @@ class Walk:
         ]
 
     def _is_other(self, name: str) -> bool:
-        """Whether a file may be the other side's, where both lie in one folder."""
+        """Whether a file may belong to the other side, if both sides lie in one folder."""
         if self.other is None:
             return False
         by_path = "/" in self.other.text or "/" in self._pattern.text
@@ -268,7 +268,7 @@ class Walk:
 
 def _refuse_two_folders(listed: list[str], folder: str) -> None:
     """Raises:
-    PairsError: two folders have one place in the ids, so that their files are in no order.
+    PairsError: two folders have the same place among the ids, so that their files have no order.
     """
     last, earlier = "", ""
     for entry in listed:
@@ -291,7 +291,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """What a folder is, whatever leads to it."""
+    """Device and inode of a folder, which are the same through any link."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 

@@ -1,7 +1,7 @@
 """Safetensors files that hold features by id, walked shard by shard.
 
-Of the images no more is held than the keys of one shard. Where a text or a mask lies is held for
-all of them, as a hash and the number of its shard (12 bytes), since that may be any.
+Only the keys of one shard of the images are in memory. Texts and masks may lie in any shard, so
+all of them are kept, each as a hash and the number of its shard (12 bytes).
 """
 
 from __future__ import annotations
@@ -56,19 +56,20 @@ class Keyed:
         self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]), keys, loose)
         self._text_mask = _Role("text mask", texts, Pattern("", "", _MASKS[1]), keys, loose)
         self._indexed = (self._text, self._image_mask, self._text_mask)
-        # The files that hold something else, by the roles that their tensors can have.
+        # Files by the roles that their tensors can have.
         self._odd: list[tuple[str, tuple[_Role, ...]]] = []
-        # Of the file asked last, its keys, and what stands in them before their last dot.
+        # The keys of the file that was looked up last, and their parts before the last dot.
         self._features_of: tuple[str, set[str]] = ("", set())
         self._learn()
 
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
-        """The pairs; one after the other lies in the same two files as long as that can be."""
+        """The pairs, ordered so that neighbours lie in the same two files as far as possible."""
         used = [np.zeros(len(role.hashes), bool) for role in self._indexed]
         for number in range(len(self._image.files)):
             ids = self._image.ids(number)
             hashes = _hashes(ids)
-            # Per id the number of the file that holds its text and its masks, -1 for none.
+            # For each id, the number of the file that holds its text and of those with its masks;
+            # -1 for none.
             texts, image_masks, text_masks = (
                 role.find(hashes, seen) for role, seen in zip(self._indexed, used, strict=True)
             )
@@ -83,7 +84,7 @@ class Keyed:
                 image_mask = self._image_mask.place_found(id, image_masks[i])
                 text_mask = self._text_mask.place_found(id, text_masks[i])
                 yield Pair(id, image, text, image_mask, text_mask, None)
-        # A mask has a partner in its own features, whether these have one or not.
+        # A mask belongs to its own features, also if these have no partner.
         if len(self._text_mask.hashes):
             used[2] |= np.isin(self._text_mask.hashes, self._text.hashes)
         for role, seen in zip(self._indexed, used, strict=True):
@@ -158,7 +159,7 @@ class _Role:
     ) -> None:
         self.name, self.files, self._pattern, self._keys = name, files, pattern, keys
         self._loose = loose
-        self._key_of: tuple[int, dict[str, str]] = (-1, {})  # of the file that was asked last
+        self._key_of: tuple[int, dict[str, str]] = (-1, {})  # of the file that was looked up last
         self._learned: list[NDArray[np.int64]] = []  # hashes of the ids of a file
 
     def id_of(self, key: str) -> str | None:
@@ -196,7 +197,7 @@ class _Role:
         return len(ids)
 
     def sort(self) -> None:
-        """Make what was learned ready for `find`.
+        """Sort the collected ids for `find`.
 
         Raises:
             PairsError: two files hold one id.

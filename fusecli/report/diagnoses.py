@@ -91,7 +91,7 @@ def of_rows(
 
 
 def other_side_named(side: Side, key: str | None, where: str) -> list[Diagnosis]:
-    """A tensor that nobody chose and whose name says that it is the other side's.
+    """A tensor that no option chose, and whose name says that it belongs to the other side.
 
     Args:
         side: which side it is used as.
@@ -159,12 +159,13 @@ def inverted_mask(
 def one_image_token(
     shapes: PairShapes, config: FusionConfig, mask: Mask | None, query: Side = "text"
 ) -> list[Diagnosis]:
-    """With one key softmax is 1, whatever is asked; where the image asks, with one text token.
+    """With one key the softmax is 1 for every query; with the image as query side, with one text
+    token.
 
     Args:
         shapes: of the job.
         config: a residual, a null token or a gate mends it; other methods keep the text anyway.
-        mask: of the side that answers, bool `[N, P]` or `[1, P]`; it may leave one token of many.
+        mask: of the context side, bool `[N, P]` or `[1, P]`; it may leave one token of many.
         query: the query side.
     """
     if config.method != "attention" or config.null_token or config.residual or config.gate:
@@ -286,7 +287,8 @@ def uniform_attention(
     query: Side = "text",
     first_pairs: int | None = None,
 ) -> list[Diagnosis]:
-    """Attention that hardly depends on what asks. For initial weights it says that they are.
+    """Attention that hardly depends on the query. If the weights are initial ones, the message
+    says so.
 
     Args:
         entropy: mean entropy as a share of log P; None if there is nothing to weigh.
@@ -318,7 +320,8 @@ def uniform_attention(
 
 
 def nonfinite_result(nonfinite: int, numbers: int) -> list[Diagnosis]:
-    """NaN or infinity in the features that were let pass have spread into the result.
+    """NaN or infinity in the features, accepted with --allow-nonfinite, have spread into the
+    result.
 
     Args:
         nonfinite: numbers of the result that are NaN or infinity.
@@ -351,7 +354,7 @@ def heads_assumed(assumed: bool, config: FusionConfig, weights: str | None) -> l
 
 
 def guessed_grid(grid: str, tokens: int, photo: str) -> list[Diagnosis]:
-    """A photo under places that nobody named.
+    """A photo is drawn under a grid that no option named.
 
     Args:
         grid: rows and columns, such as 7x7.
@@ -406,7 +409,7 @@ def assumed_of_weights(stored: StoredModule | None, weights: str | None) -> list
 def zero_rows(
     side: Side, seen: RowStatistics, masked: bool, where: str, in_batch: bool = False
 ) -> list[Diagnosis]:
-    """Padding that nobody declared."""
+    """Padding without a mask."""
     if masked or not seen.zero_rows:
         return []
     remedy = f"pass the mask with --{side}-mask"

@@ -121,7 +121,7 @@ class InputPart(Part):
         axes: one letter each.
         axes_from: what named them.
         sizes: by letter.
-        sha256: of the file; None if nobody asked.
+        sha256: of the file; None if it was not asked for.
     """
 
     file: str
@@ -314,7 +314,7 @@ class InspectedTensor(Part):
     Attributes:
         as_image, as_text: the axes it would be read as, or None.
         problem: why it would not be read, or None.
-        stats: None if nobody asked; there is no such key then.
+        stats: None without --stats; the key is then left out.
     """
 
     key: str | None

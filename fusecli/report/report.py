@@ -149,8 +149,8 @@ def describe_plan(plan: Plan | None, image_asks: Plan | None) -> PlanPart | None
     """The report's entry for the order of products; None for methods without a choice.
 
     Args:
-        plan: of the (first) side that asks.
-        image_asks: of the image, where both ask.
+        plan: of the (first) query side.
+        image_asks: of the image, if both sides are query sides.
     """
     if plan is None:
         return None

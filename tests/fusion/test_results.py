@@ -268,7 +268,7 @@ def test_one_image_s_texts_of_one_token_need_no_scores():
     assert report.plan["image_asks"]["scores"] == "none"
 
 
-# --- what speaks against a result ------------------------------------------------------------
+# --- what may be wrong with a result ----------------------------------------------------------
 
 
 def codes(report):

@@ -237,7 +237,7 @@ def test_the_default_output_follows_the_query_side_and_the_type(options, output)
     assert os.path.exists(output)
 
 
-def test_strict_lets_a_result_pass_that_nothing_speaks_against():
+def test_strict_lets_a_result_without_a_diagnosis_pass():
     trained()
     fused, report = fuse(noise(4, DI), noise(5, DT), strict=True)
     assert codes(report) == []

@@ -17,12 +17,12 @@ from fusecli.errors import RayError
 from fusecli.features.formats.base import one_line
 from fusecli.fusion.backend.device import cores
 
-# What people say about it: to their clusters fusecli brings what Ray's own rules find.
+# Ray's own rules decide which code and which packages a cluster gets.
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _CONNECTING = 10.0  # seconds to reach an address
 
-# Where Ray's own processes die, Ray may end the process that they serve, past all of Python.
-# So a small one waits for it, says the last word and removes what Ray left behind.
+# If Ray's own processes die, Ray may end this process without running any more Python code.
+# So a small process watches this one, prints a last message and removes Ray's files.
 _WITNESS = """
 import os, shutil, signal, sys, time
 
@@ -55,7 +55,7 @@ _MARK = "FUSECLI_RAY_RUN"  # in the environment of Ray's processes that were sta
 
 
 def check_ray(on: RayOptions) -> None:
-    """See that there is a Ray before anything is written.
+    """Check that Ray is available before anything is written.
 
     Raises:
         RayError: it is not installed, or nothing answers at its address.
@@ -66,7 +66,7 @@ def check_ray(on: RayOptions) -> None:
 
 
 def worker_count(o: BatchOptions, resources: dict[str, float]) -> int:
-    """How many workers a run has: as many as are said, or as the cluster has room for.
+    """The number of workers of a run: as given, or as many as fit into the cluster.
 
     Raises:
         RayError: it has room for none.
@@ -127,7 +127,7 @@ def refuse_ended(ray: Any) -> None:
 
 @contextlib.contextmanager
 def _marked(mark: str) -> Iterator[None]:
-    """Inside, processes that are started can be told from all others."""
+    """Context manager that marks the processes that are started in it."""
     os.environ[_MARK] = mark
     try:
         yield
@@ -137,7 +137,8 @@ def _marked(mark: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _witnessed(logs: str, mark: str) -> Iterator[None]:
-    """Inside, an end of this process that Python does not see is said, and cleaned up after.
+    """Context manager: if this process ends without Python's knowledge, another prints a message
+    and cleans up.
 
     Args:
         logs: the folder of Ray's logs, "" where Ray was not started here.
@@ -170,7 +171,7 @@ def _initialize(ray: Any, settings: dict[str, Any]) -> None:
 
 
 def _imported(on: RayOptions) -> Any:
-    # A tool that reads people's features does not report to anybody.
+    # Turn off Ray's usage reports: users' data stays on this machine.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if on.address is None:
         # Decided when ray is imported: listen on this machine's own interface only.

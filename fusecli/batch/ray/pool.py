@@ -1,9 +1,10 @@
-"""The work of a run on Ray's workers: `worker.py` somewhere else, the journal and outputs here.
+"""The work of a run on Ray's workers: they run `worker.py`; this process writes the journal and
+the results.
 
-A worker is an actor: a process that holds the fusion. It is handed some pairs at once and gives
-their rows back through Ray's object store; this process takes them in the order of the pairs and
-is the only one that writes. A worker that ends, with its machine or alone, is replaced, and what
-it had in hand is done by another: a result is written once, whoever made it.
+A worker is an actor: a process that holds the fusion. It receives several pairs at once and
+returns their rows through Ray's object store. This process takes the rows in the order of the
+pairs, and only this process writes. If a worker or its machine ends, the worker is replaced and
+another worker does its pairs. Each result is written once.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from fusecli.errors import FuseError, RayError, shortened
 from fusecli.features.formats.base import one_line
 from fusecli.pairs.open import Pair
 
-_QUEUED = 2  # chunks a worker has in hand: one it works on, one that is there when it is done
-_AHEAD = 3  # chunks a worker that may wait for the one whose turn it is
-_MOST_PAIRS = 256  # of a chunk: its way costs about a millisecond
+_QUEUED = 2  # chunks that are assigned to a worker: the one it works on, and the next
+_AHEAD = 3  # chunks a worker that may be finished before it is their turn
+_MOST_PAIRS = 256  # of a chunk: sending it costs about a millisecond
 _FIRST_PAIRS = 8
 _MOST_BYTES = 16 << 20
 _LEAST_BYTES = 1 << 20
 _TRIES = 3  # a pair that ended so many workers is not tried again
 _MOST_LOSSES = 20  # workers lost one after the other; finding one bad pair of a chunk takes 12
-_PATIENCE = 10.0  # seconds without any result until it is said that nothing happens
-_STEP = 0.25  # seconds that Ray is waited for until it is asked whether to stop
+_PATIENCE = 10.0  # seconds without any result until the user is told
+_STEP = 0.25  # seconds of waiting for Ray before `stop` is called again
 _LOST = object()
 
 Tell = Callable[[str], None]
@@ -48,12 +49,12 @@ Stop = Callable[[], bool]
 
 @dataclass(eq=False)
 class _Chunk:
-    """Some pairs on their way.
+    """Pairs that are sent to a worker together.
 
     Attributes:
-        tries: how many workers have ended over them.
-        slot: number of the worker that has, or had, them in hand.
-        results: once they are there.
+        tries: how many workers have ended while they worked on it.
+        slot: number of the worker that it is, or was, assigned to.
+        results: of the pairs, when they are done.
     """
 
     pairs: list[Pair]
@@ -65,8 +66,8 @@ class _Chunk:
 class RayWorkers:
     """Results in the order of the pairs, made by Ray's workers.
 
-    Everything of Ray happens in a thread of its own. A signal is then an exception in this
-    thread's Python code, and never in the middle of Ray's, which ends in a SystemError there.
+    Ray is only called from a separate thread. A signal then raises an exception in Python code of
+    the main thread, and never inside Ray, where it would end in a SystemError.
 
     Args:
         options: of the run.
@@ -88,7 +89,7 @@ class RayWorkers:
             yield results
 
     def drain(self) -> Iterator[list[Result]]:
-        """Stop, and give what is done already, in the order of the pairs."""
+        """Stop, and yield the results that are done already, in the order of the pairs."""
         self._stop.set()
         return iter(self)
 
@@ -121,7 +122,7 @@ def worked_on_ray(
         Results as they come; nothing, now and then, while workers are waited for.
 
     Raises:
-        FuseError: Ray cannot be reached, its workers do not serve, or end again and again.
+        FuseError: Ray cannot be reached, or its workers cannot start or end again and again.
     """
     assert o.ray is not None
     first = list(islice(todo, 1))
@@ -139,7 +140,7 @@ def worked_on_ray(
 
 
 class Pool:
-    """The workers, and the chunks that wait for them or are in their hands.
+    """The workers, and the chunks that wait for them or are assigned to them.
 
     Args:
         ray: the library, connected.
@@ -164,8 +165,9 @@ class Pool:
         self._most = _AHEAD * size
         self._budget = min(_MOST_BYTES, max(_LEAST_BYTES, o.max_memory // self._most))
         self._order: list[_Chunk] = []  # all chunks, in the order of the pairs
-        self._waiting: deque[_Chunk] = deque()  # those that nobody has in hand
-        # By Ray's references: the chunk that a result is of, the number of a worker that begins.
+        self._waiting: deque[_Chunk] = deque()  # those that are assigned to no worker
+        # Keys are Ray's references: of results, with their chunk; of workers that start, with
+        # their number.
         self._in_hand: dict[Any, _Chunk] = {}
         self._beginning: dict[Any, int] = {}
         self._actors: list[Any] = [None] * size
@@ -179,7 +181,7 @@ class Pool:
         """Results in the order of the pairs; nothing, now and then, while workers are waited for.
 
         Raises:
-            FuseError: the workers do not serve, or end again and again.
+            FuseError: the workers cannot start, or end again and again.
         """
         size = _FIRST_PAIRS
         while True:
@@ -197,7 +199,7 @@ class Pool:
                     yield []
                 continue
             first = self._order.pop(0)
-            if len(results) < len(first.pairs):  # they are larger than was thought
+            if len(results) < len(first.pairs):  # they are larger than expected
                 self._put_back([_Chunk(first.pairs[len(results) :])], 0)
             taken = sum(result.nbytes for result in results)
             size = max(1, min(_MOST_PAIRS, self._budget // max(1, taken // len(results))))
@@ -214,12 +216,12 @@ class Pool:
         self._beginning[self._actors[slot].begin.remote()] = slot
 
     def _put_back(self, chunks: list[_Chunk], place: int) -> None:
-        """Chunks that are to be done next, and their place among all."""
+        """The chunks to do next, each with its position among all chunks."""
         self._order[place:place] = chunks
         self._waiting.extendleft(reversed(chunks))
 
     def _hand_out(self) -> None:
-        """Give the workers that serve what they can take."""
+        """Send chunks to the workers that are ready for more."""
         loads = dict.fromkeys(self._serving, 0)
         for chunk in self._in_hand.values():
             loads[chunk.slot] += 1
@@ -233,7 +235,7 @@ class Pool:
             self._in_hand[self._actors[slot].work.remote(chunk.pairs, self._budget)] = chunk
 
     def _wait(self) -> bool:
-        """Wait for any worker to begin or to be done with a chunk; false after a while."""
+        """Wait until a worker is ready or has finished a chunk; false if that takes too long."""
         under_way = [*self._in_hand, *self._beginning]
         ready: list[Any] = []
         for _ in range(int(_PATIENCE / _STEP)):
@@ -268,7 +270,7 @@ class Pool:
         return bool(ready)
 
     def _got(self, reference: Any, slot: int) -> Any:
-        """What a worker gave, or _LOST where there is no worker any more."""
+        """The value that a worker returned, or _LOST if the worker is gone."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference)
@@ -279,12 +281,12 @@ class Pool:
             raise RayError(
                 f"a Ray worker failed: {type(cause).__name__}: {one_line(cause)}"
             ) from None
-        except errors.RayError as error:  # it has ended, or what it made is gone with its machine
+        except errors.RayError as error:  # it has ended, or its results were lost with its machine
             self._replace(slot, error)
             return _LOST
 
     def _replace(self, slot: int, error: Exception) -> None:
-        """Start another worker; what the lost one had not begun goes back."""
+        """Start another worker; chunks that the lost one had not begun wait again."""
         self._losses += 1
         if self._losses == _MOST_LOSSES:
             raise RayError(
@@ -317,7 +319,7 @@ class Pool:
 
 
 def _reason(error: Exception) -> str:
-    """Of Ray's paragraphs the sentence that says what happened."""
+    """The sentence of Ray's long message that says what happened."""
     text = " ".join(str(error).split())
     found = re.search(r"Worker exit type: \w+|node.{0,80}(?:dead|died|terminated)", text)
     return found[0] if found else shortened(text, 200)

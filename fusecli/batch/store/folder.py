@@ -59,7 +59,7 @@ class OutputFolder:
         return os.path.join(self.path, *parts)
 
     def look(self) -> RunRecord | None:
-        """The record of an earlier run; makes nothing and waits for nobody.
+        """The record of an earlier run; creates nothing and waits for no lock.
 
         Raises:
             OutputError: the record is damaged, or the path is no folder.
@@ -85,7 +85,7 @@ class OutputFolder:
 
     def refuse_foreign(self) -> None:
         """Raises:
-        OutputError: there is something in the folder, and no run has put it there.
+        OutputError: the folder holds files that no run has written.
         """
         if os.path.isdir(self.path) and any(
             # A run that was killed while it wrote its record has left a temporary file.
@@ -98,11 +98,11 @@ class OutputFolder:
             )
 
     def holds_no_run(self) -> OutputError:
-        """The error for a folder in which nothing was begun."""
+        """The error for a folder that holds no run."""
         return OutputError(f"{self.path}: holds no run of `fusecli batch` (no {RECORD} in it)")
 
     def enter(self) -> None:
-        """Make the folder where there is none, and take the right to work in it.
+        """Create the folder if it does not exist, and lock it for this process.
 
         Raises:
             OutputError: somebody else works in it, or it cannot be written.
@@ -136,7 +136,7 @@ class OutputFolder:
             time.sleep(0.05)
 
     def record(self) -> RunRecord | None:
-        """What an earlier run, or another shard, wrote down; None for a new folder.
+        """The record that an earlier run or another shard wrote; None for a new folder.
 
         Raises:
             OutputError: the record is damaged.
@@ -179,7 +179,7 @@ class OutputFolder:
         return layout.journal_name(self.suffix)
 
     def begin_anew(self) -> None:
-        """Delete an earlier run: its results, its journals, what it was about to write.
+        """Delete an earlier run: its results, its journals and its temporary files.
 
         Raises:
             OutputError: the system does not allow it, or a file that the run has to write is
@@ -203,7 +203,8 @@ class OutputFolder:
 
     def _refuse_others_files(self, journals: list[str]) -> None:
         """Raises:
-        OutputError: a protected file, or one that no run has written, has a name of ours.
+        OutputError: a file that is protected, or that no run has written, has a name that this
+            run needs.
         """
         for name in (RECORD, layout.INDEX, self.journal_name):
             status = self.root.status(name)
@@ -226,7 +227,7 @@ class OutputFolder:
             )
 
     def begin(self, record: RunRecord, recorded: RunRecord | None) -> None:
-        """Write the record or hold this run against it, open the journal and the staging.
+        """Write the record, or compare this run with it; open the journal and the staging folder.
 
         Args:
             record: what this run computes.
@@ -276,7 +277,8 @@ class OutputFolder:
             staged.publish()
 
     def _delete_left_staging(self) -> None:
-        """Delete what killed processes of other parts were writing; nobody else works here."""
+        """Delete temporary files of killed processes of other shards; no other process works
+        here."""
         for name in self.hidden.names():
             same_parts = self.shard is not None and name.endswith(f"-of-{self.shard.of}")
             if (
@@ -289,7 +291,7 @@ class OutputFolder:
                     os.rmdir(name, dir_fd=self.hidden.descriptor)
 
     def finish(self) -> bool:
-        """Leave in good order.
+        """Finish the run: write out everything that is still open.
 
         Returns:
             Whether nobody else works here any more, every shard has finished, and this process
@@ -325,11 +327,11 @@ class OutputFolder:
             os.rmdir(layout.staging_name(self.suffix), dir_fd=self.hidden.descriptor)
 
     def leave(self) -> None:
-        """Give the locks back, and remove a staging folder that holds nothing."""
+        """Release the locks, and remove an empty staging folder."""
         self._stack.close()
 
     def failed(self, error: OSError, path: str) -> OutputError:
-        """What the system said about a file of the folder, as the user's error."""
+        """Turn an error of the system about a file of the folder into a message for the user."""
         return not_written(path, error)
 
 

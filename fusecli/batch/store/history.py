@@ -20,7 +20,7 @@ _KNOWN: tuple[Known, ...] = ("nothing", "done", "failed", "done", "nothing")
 
 @dataclass(frozen=True, slots=True)
 class PairState:
-    """What became of one pair.
+    """The latest known outcome of one pair.
 
     Attributes:
         known: "done", "failed", or "nothing".
@@ -44,8 +44,9 @@ class PreviousResults:
 
     Args:
         folder: the output folder.
-        journals: names of all journals in it, the older first where their lines do not tell.
-        is_valid: whether what a line says was done is still there.
+        journals: names of all journals in it, older ones first (for lines that have no run
+            number).
+        is_valid: whether the result that a line names still exists.
 
     Attributes:
         damaged: numbers of the lines of each journal that are damaged, where there are any.
@@ -97,7 +98,7 @@ class PreviousResults:
         return len(self._ids)
 
     def state(self, id: str) -> PairState:
-        """What became of a pair; marks it as seen."""
+        """The latest known outcome of a pair; marks the pair as seen."""
         if not len(self._ids):
             return PairState()
         wanted = np.uint64(fingerprint(id))
@@ -158,7 +159,7 @@ def _state(entry: Entry, is_valid: Callable[[Entry], bool]) -> int:
 
 
 def latest_entries(folder: SafeFolder, journals: list[str]) -> Iterator[Entry]:
-    """Of each id the latest line, in the order of the journals; holds 8 bytes a line.
+    """The latest line of each id, in the order of the journals; keeps 8 bytes a line in memory.
 
     Args:
         folder: the output folder.

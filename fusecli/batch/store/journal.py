@@ -1,9 +1,10 @@
 """The journal: one JSON line a pair, appended when its result is safe.
 
-A line that was torn by a stop is cut off before the next is written; what it said is done again.
-For every pair the latest line counts: that of the highest `run`, a number that every run takes one
-higher than it finds, and in one journal the last. Journals of fusecli 0.1.0 (format 1) have no
-such number; their lines are older than all others, and among them the times of the files decide.
+An incomplete last line is cut off before the next is written, and its pair is done again. For
+every pair the latest line counts: the one with the highest `run`, and the last one within a
+journal. Every run takes a number that is one higher than the highest it finds. Journals of fusecli
+0.1.0 (format 1) have no such number; their lines are older than all others, and among them the
+times of the files decide.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Entry:
         source: tells which files, keys and rows were read; 0 in journals that do not say it.
         content: tells the features that were read; 0 where it is not known.
         diagnoses: what may be wrong with the result, as `code: message`.
-        notes: what was assumed, or used without being asked for.
+        notes: what was assumed, or used though no option named it.
         removed: its result was removed, since the pair is no longer among the inputs.
         run: the number of the run that wrote the line; 0 in journals that do not say it.
     """
@@ -115,7 +116,7 @@ class Journal:
 
     Attributes:
         run: number of this run, written into every line.
-        outcomes: how many lines this run has written that say what became of a pair.
+        outcomes: number of lines of this run that say whether a pair is done or failed.
 
     Raises:
         OutputError: another process has it open, it is no journal, or it cannot be written.
@@ -140,7 +141,7 @@ class Journal:
             raise
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Write lines; they are there for a process that is killed right after.
+        """Write lines; they survive if this process is killed right after.
 
         Raises:
             OutputError: the disk is full, or a limit is reached.
@@ -157,7 +158,7 @@ class Journal:
         self.outcomes += sum(not entry.removed for entry in entries)
 
     def sync(self) -> None:
-        """Bring it to the disk.
+        """Flush it to the disk.
 
         Raises:
             OutputError: the disk is full, or failed.
@@ -172,7 +173,7 @@ class Journal:
         os.close(self._descriptor)
 
     def _mend(self) -> None:
-        """Cut off a last line that was torn."""
+        """Cut off an incomplete last line."""
         size = end = os.fstat(self._descriptor).st_size
         while end:
             start = max(0, end - (1 << 16))

@@ -1,4 +1,6 @@
-"""A pack under way: it is written, continued, given its header, read back, and named."""
+"""A pack that is being written: it can be continued, gets its header, is read back, and then gets
+its name.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ WriteAll = Callable[[int, Sequence[bytes | memoryview]], int]
 
 
 class OpenPack:
-    """A pack under way.
+    """A pack that is being written.
 
     Args:
         name: it will have.
@@ -62,11 +64,11 @@ class OpenPack:
         return at
 
     def take(self, entry: Entry) -> None:
-        """Note tensors whose numbers an earlier run wrote, as one line of its journal says.
+        """Note tensors whose numbers an earlier run wrote, from one line of its journal.
 
-        Lines come in their order. One that is told twice counts once; one that does not follow
-        the numbers before it, since a line between them is damaged, is left out; one that begins
-        earlier was written after the pack had been cut there, and replaces what followed.
+        Lines come in their order. A repeated line counts once. A line whose numbers do not follow
+        those before it is left out: a line between them is damaged. A line that begins earlier
+        was written after the pack had been cut there, and replaces what followed.
         """
         assert entry.at is not None
         if entry.shapes is None or self.places.get(entry.id) == entry.at:
@@ -99,7 +101,7 @@ class OpenPack:
         return len(self._entries)
 
     def cut(self) -> None:
-        """Drop what nothing is known of, and go on behind the rest."""
+        """Cut off numbers that the journal does not know, and continue after the others."""
         self._taken.clear()
         os.ftruncate(self.descriptor, self._room + self.end)
         os.lseek(self.descriptor, self._room + self.end, os.SEEK_SET)
@@ -122,7 +124,7 @@ class OpenPack:
         header = first + self._entries + b"}"
         header += b" " * (-len(header) % 8)
         if 8 + len(header) > self._room or self.end < 16 * self._room:
-            self._move(header, root)  # a small file is not to be mostly spaces
+            self._move(header, root)  # otherwise a small file would be mostly spaces
             return
         header += b" " * (self._room - 8 - len(header))
         os.lseek(self.descriptor, 0, os.SEEK_SET)

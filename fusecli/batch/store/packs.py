@@ -1,9 +1,9 @@
 """Results packed into safetensors files keyed by id, each whole or not at all.
 
-A pack grows under a temporary name, numbers first: room for its header is left in front. What
-has been flushed to the disk is noted in the journal with its place in the pack, so that a
-run that was stopped continues the pack where it was, to the same bytes. With its last tensor it
-gets its header, is read back, and then gets its name.
+A pack grows under a temporary name, numbers first: room for its header is left in front. Numbers
+that are on the disk are noted in the journal with their place in the pack. A run that was stopped
+continues the pack from there, and the bytes are the same. With its last tensor it gets its header,
+is read back, and then gets its name.
 
 Source of the format: the format section of the safetensors README.
 """
@@ -42,7 +42,7 @@ class PackSink:
         size: bytes of numbers from which on a pack is full.
         dtype: of the rows: "float32", "float16" or "bfloat16".
         metadata: of the files.
-        tuning: how often the disk is waited for.
+        tuning: how often data is flushed to the disk.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class PackSink:
         name = entry.output
         if name is None or entry.at is None:
             return False
-        # Lines of a pack that is gone must not be taken for those of the next.
+        # Lines about a pack that no longer exists must not be read as lines about the next one.
         self._number = max(self._number, pack_number(name, self._folder.suffix))
         if self._pack is not None and name == self._pack.name:
             return self._pack.places.get(entry.id) == entry.at
@@ -114,7 +114,7 @@ class PackSink:
         """Nothing, for the same reason."""
 
     def commit(self) -> None:
-        """Flush to the disk what was written, and then note it in the journal.
+        """Flush the written results to the disk, and then note them in the journal.
 
         Raises:
             OutputError: the folder or the disk does not take it.
@@ -130,7 +130,7 @@ class PackSink:
         self._flushed = time.monotonic()
 
     def finish(self) -> None:
-        """Close the last pack, and bring its name and the journal to the disk.
+        """Close the last pack, and flush its name and the journal to the disk.
 
         Raises:
             OutputError: the folder or the disk does not take it.
@@ -145,7 +145,7 @@ class PackSink:
             raise self._folder.failed(error, self._folder.path) from None
 
     def rollback(self) -> None:
-        """Leave a pack under way as it is: the next run goes on with it."""
+        """Keep an unfinished pack as it is: the next run continues it."""
         if self._pack is not None:
             self._pack.leave()
             self._pack = None
@@ -154,7 +154,7 @@ class PackSink:
         pack = self._pack
         if pack is not None:
             entry = len(pack.header_of(id, shapes))
-            # A tensor that was made again, because its inputs changed, needs another file.
+            # A tensor that is computed again, because its inputs changed, needs another file.
             full = pack.end + nbytes > self._size or id in pack.places
             if full or 8 + len(self._first) + pack.header_bytes + entry + 1 > self._room:
                 self.commit()

@@ -1,4 +1,4 @@
-"""How much of a file is read before its user is asked.
+"""Limits of what is read from a file without an option that allows more.
 
 A small file can claim, or unpack to, any size. Everything that is read before or besides the
 numbers that were asked for is bounded; the environment variable FUSECLI_READ_LIMIT raises the
