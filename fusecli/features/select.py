@@ -117,7 +117,7 @@ def _looks(stored: StoredTensor) -> str:
     problem = stored.source.problem
     if problem is None:
         return str(list(stored.shape))
-    is_a = re.match(r"(?:is|holds) ([^,:]+)", problem)
+    is_a = re.match(r"(?:is|holds) ([^,:]+?)(?: inside a PyTorch file)?[,:]", problem)
     return f"({is_a[1] if is_a else problem})"
 
 
@@ -188,6 +188,7 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     if either:
         return either[0]
     left = [name for name in left if not _base(name).endswith(_NO_FEATURES)]
+    left = [name for name in left if file.tensors[name].source.problem is None] or left
     if len(left) == 1:
         return left[0]
     raise FeatureFileError(

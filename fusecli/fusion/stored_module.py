@@ -88,6 +88,8 @@ def module_of(
     heads_assumed, question, remedy = False, "", ""
     if config is None:
         recognised, method = _recognised(weights, options.method, image_dim)
+        if options.method is None and not method.gives_weights:
+            _refuse_attention(weights, method.name)
         has_heads = "num_heads" in method.fields
         heads_assumed = has_heads and options.heads is None
         fields = recognised.fields
@@ -207,6 +209,23 @@ def _checked_sources(weights: WeightsFile, config: FusionConfig) -> dict[str, tu
             "which would be left out of the arithmetic"
         )
     return sources
+
+
+def _refuse_attention(weights: WeightsFile, method: str) -> None:
+    """A state dict that looks like a method without attention must not hold attention.
+
+    Raises:
+        WeightsError: it does, in a layer of another name.
+    """
+    for key in weights.shapes():
+        layer, _, last = key.rpartition(".")
+        if last in ("in_proj_weight", "q_proj_weight"):
+            raise WeightsError(
+                f"{weights.name}: its text_proj and image_proj are those of a {method}, and it "
+                f"holds the weights of an attention, {shortened(key)}, which would be left out: "
+                f"call that layer attention (now {layer or 'without a name'}), or say --method "
+                f"{method}"
+            )
 
 
 def _unused(

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 # Boxes that need no size of the image come first.
 _NAMES = (
     "normalized_boxes", "normalized_bbox", "normalized_bboxes", "norm_boxes", "norm_bbox",
-    "norm_bb", "boxes", "bbox", "bboxes", "box", "image_boxes", "image_bbox", "image_bboxes",
+    "norm_bb", "visual_pos",  # the last is LXMERT's
+    "boxes", "bbox", "bboxes", "box", "image_boxes", "image_bbox", "image_bboxes",
     "region_boxes", "bounding_boxes", "pred_boxes", "rois",
 )  # fmt: skip
 _WIDTHS = ("image_w", "image_width", "img_w", "img_width")

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Sequence
 from itertools import islice, product
 
 from fusecli.features.formats.table import READABLE_ENDINGS
+from fusecli.features.mask_names import mask_meaning
 from fusecli.pairs.ids import fold, loose_id
 from fusecli.pairs.pair import PairOptions, Unmatched, UnmatchedKind
+from fusecli.pairs.shards import looks_keyed
 from fusecli.records import record
 
 LOOKED_AT = 2048  # names of each side
 _MARKS = "._-"
+_NUMBERED = re.compile(r"[#._-]\d{1,3}$")  # behind the id of an image: the number of its text
 _IMAGES = "image images img imgs photo pixel visual vision patches regions"
 _TEXTS = "text texts txt caption captions question questions sentence"
 _IMAGE_WORDS, _TEXT_WORDS = frozenset(_IMAGES.split()), frozenset(_TEXTS.split())
@@ -57,6 +60,10 @@ def advice(o: PairOptions, unmatched: Unmatched, keyed: bool) -> str:
         )
     if o.image_pattern is not None:
         return ""
+    if not keyed and o.keyed is False:
+        for folder in (o.images, o.texts):
+            if folder is not None and looks_keyed(folder):
+                return f"; {folder} holds tensors by id: leave --no-keyed out"
     if not (images and texts):
         return _of_one_side(o, images, texts, odd, keyed)
     if not o.loose_ids and not set(map(loose_id, images)).isdisjoint(map(loose_id, texts)):
@@ -65,7 +72,29 @@ def advice(o: PairOptions, unmatched: Unmatched, keyed: bool) -> str:
         return f"; their names end differently: say {patterns}"
     if not o.loose_ids and (patterns := _patterns(images, texts, loose=True)):
         return f"; their names end differently: say {patterns} --loose-ids"
-    return _other_folder(o, images, texts) if not keyed else ""
+    if not keyed and (folder := _other_folder(o, images, texts)):
+        return folder
+    for several, names, ids in (("texts", texts, images), ("images", images, texts)):
+        if {_NUMBERED.sub("", name) for name in names} & set(ids):
+            one = "image" if several == "texts" else "text"
+            return (
+                f"; they look like several {several} of one {one}: list every pair in a manifest "
+                "with the columns image,text"
+            )
+    return ""
+
+
+def of_masks(unmatched: Unmatched) -> str:
+    """What to do about files that look like masks, as the end of a sentence; "" for no such."""
+    for side, name in unmatched.first:
+        folder, file = os.path.split(name)
+        names = os.path.basename(folder), os.path.splitext(file)[0]
+        if side in ("image", "text", "file") and any(map(mask_meaning, filter(None, names))):
+            return (
+                f"; {name} looks like a mask: masks in files of their own are used where a "
+                "manifest lists them (columns image_mask and text_mask)"
+            )
+    return ""
 
 
 def _names(o: PairOptions, unmatched: Unmatched, side: UnmatchedKind, keyed: bool) -> list[str]:
@@ -185,4 +214,12 @@ def _other_folder(o: PairOptions, images: list[str], texts: list[str]) -> str:
             if ids & set(others):
                 return f"; their folders differ: give {os.path.join(str(root), below)} instead"
             below = os.path.dirname(below)
+    below, other = (
+        os.path.commonpath([os.path.dirname(name) for name in names]) for names in (images, texts)
+    )
+    if below and other:
+        ours = {os.path.relpath(name, below) for name in images}
+        if ours & {os.path.relpath(name, other) for name in texts}:
+            folders = os.path.join(str(o.images), below), os.path.join(str(o.texts), other)
+            return f"; their folders differ: give {folders[0]} and {folders[1]} instead"
     return ""

@@ -195,6 +195,9 @@ def _check_type(type: Any, name: str, file: str, types: Any) -> None:
     number |= name not in COLUMNS and (types.is_floating(value) or types.is_boolean(value))
     if not (text or types.is_null(value) or whole or number):
         expected = "whole numbers" if name in _ROWS else "text"
+        lists = types.is_list(value) or types.is_large_list(value)
+        if name in COLUMNS and (lists or types.is_fixed_size_list(value)):
+            expected += ", the path of a file: save the numbers with numpy.save, and name the files"
         raise PairsError(f"{file}: column {name} holds {type}, expected {expected}")
 
 

@@ -6,7 +6,7 @@ import os
 
 from fusecli.errors import PairsError, UsageError, counted
 from fusecli.features.formats.table import READABLE_ENDINGS
-from fusecli.pairs.advice import LOOKED_AT, advice
+from fusecli.pairs.advice import LOOKED_AT, advice, of_masks
 from fusecli.pairs.folders import Folders
 from fusecli.pairs.ids import fold, relative_path
 from fusecli.pairs.keyed import Keyed
@@ -52,8 +52,9 @@ def open_pairs(options: PairOptions) -> PairSource:
 def _advise(options: PairOptions, source: PairSource, listing: Listing) -> None:
     """Say how names would match, where most have no partner."""
     unmatched = source.unmatched
+    unmatched.advice = of_masks(unmatched)
     both = min(unmatched.counts.get("image", 0), unmatched.counts.get("text", 0))
-    if not unmatched.total or source.total > both:
+    if not unmatched.total or source.total > both or unmatched.advice:
         return
     first = unmatched
     if len(unmatched.first) < unmatched.total:
@@ -79,9 +80,11 @@ def _listing(o: PairOptions) -> Listing:
             raise PairsError(f"{path}: no such file or folder")
     keyed = [_is_keyed(path, o.keyed) for path in (o.images, texts)]
     if keyed[0] != keyed[1]:
+        side = "text" if keyed[1] else "image"
         raise UsageError(
             f"{(o.images, texts)[keyed[1]]}: holds tensors by id and {(o.images, texts)[keyed[0]]} "
-            "is a folder of one file a sample: give two of a kind, or say --keyed or --no-keyed"
+            f"is a folder of one file a sample: list the pairs in a manifest with the columns "
+            f"image,text,{side}_key, or give two of a kind (--keyed and --no-keyed say which)"
         )
     return _keyed(o, o.images, texts) if keyed[0] else _folders(o, o.images, texts)
 

@@ -235,3 +235,15 @@ def test_what_is_left_out_is_called_what_it_is(cli: Callable) -> None:
     result, said = fused(cli, "image.pt", "text.npy")
     assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS))
     assert "not used: ragged (a nested tensor), thin (a sparse tensor)" in said
+
+
+def test_numpy_arrays_in_a_pytorch_file_are_named(cli: Callable) -> None:
+    np.save("text.npy", TEXTS)
+    torch.save({"image_features": IMAGES, "epoch": 3}, "image.pt")
+    refused = cli("fuse", "image.pt", "text.npy", "-o", "out.npy")
+    assert refused.code == 1
+    assert "image.pt[image_features]: is a numpy array inside a PyTorch file" in refused.err
+    torch.save({"x": torch.from_numpy(IMAGES), "rng": IMAGES}, "image.pt")
+    result, said = fused(cli, "image.pt", "text.npy")
+    assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS))
+    assert "x [3, 6, 48] is the image; not used: rng (a numpy array)" in said

@@ -177,3 +177,17 @@ def test_weights_that_are_whole_numbers_are_refused(dtype):
     torch.save(state, "w.pt")
     with pytest.raises(FeatureFileError, match=r"w.pt\[attention.in_proj_weight\]: holds \w+"):
         load_module("w.pt", heads=2)
+
+
+@pytest.mark.parametrize("layer", ["attn", "cross.attn"])
+def test_an_attention_under_another_name_is_not_left_out_and_the_advice_works(layer):
+    module = randomize(build_module(FusionConfig(8, 2, Di, Dt)))
+    state = module.state_dict()
+    renamed = {key.replace("attention.", f"{layer}."): value for key, value in state.items()}
+    for options in ({}, {"heads": 2}):
+        with pytest.raises(WeightsError, match=rf"call that layer attention \(now {layer}\)"):
+            fuse(renamed, **options)
+    assert_near(fuse(state, heads=2)[0], forward(module))
+    with pytest.raises(UsageError, match="--heads"):
+        fuse(renamed, method="sum", heads=2)
+    assert "attn.in_proj_weight" in " ".join(fuse(renamed, method="sum")[2].notes)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fusecli.errors import FeatureFileError, PairsError
+from fusecli.errors import FeatureFileError, PairsError, UsageError
 from fusecli.features.file import open_features
 from fusecli.pairs.open import PairOptions, open_pairs
 
@@ -192,3 +192,51 @@ def test_backslashes_are_named() -> None:
         open_features("images\\a.npy")
     with pytest.raises(FeatureFileError, match=r"no such file$"):
         open_features("images/a.npy")
+
+
+def test_folders_whose_last_parts_differ_are_both_named() -> None:
+    files("a", "val/1", "val/2")
+    files("b", "test/1", "test/2")
+    said = refusal(PairOptions("a", "b"))
+    assert said.endswith("; their folders differ: give a/val and b/test instead")
+    assert [pair.id for pair in open_pairs(PairOptions("a/val", "b/test"))] == ["1", "2"]
+
+
+def test_several_texts_of_an_image_need_a_manifest_which_works() -> None:
+    files("a", "1", "2")
+    files("b", "1#0", "1#1", "2#0")
+    said = refusal(PairOptions("a", "b"))
+    assert said.endswith("they look like several texts of one image: list every pair in a manifest"
+                         " with the columns image,text")  # fmt: skip
+    Path("m.csv").write_text("image,text\n" + "".join(
+        f"a/{name[0]}.npy,b/{name}.npy\n" for name in ("1#0", "1#1", "2#0")))  # fmt: skip
+    assert open_pairs(PairOptions(manifest="m.csv")).total == 3
+
+
+def test_files_of_masks_in_a_folder_of_features_are_told_apart() -> None:
+    files("a", "1", "2", "1_mask", "masks/2")
+    files("b", "1", "2")
+    source = open_pairs(PairOptions("a", "b"))
+    assert source.total == 2
+    assert "a/1_mask.npy looks like a mask: masks in files of their own are used where a" in str(
+        source.unmatched
+    )
+    files("c", "1", "2", "3")
+    assert "looks like a mask" not in str(open_pairs(PairOptions("c", "b")).unmatched)
+
+
+def test_a_folder_of_tensors_by_id_is_not_matched_by_its_file_names() -> None:
+    Path("packs").mkdir()
+    files("a", "1", "2")
+    save_file({"1": X, "2": X}, "packs/fused-00001.safetensors")
+    index = '{"weight_map": {"1": "fused-00001.safetensors", "2": "fused-00001.safetensors"}}'
+    Path("packs/fused.safetensors.index.json").write_text(index)
+    said = refusal(PairOptions("a", "packs", keyed=False))
+    assert said.endswith("; packs holds tensors by id: leave --no-keyed out")
+    with pytest.raises(UsageError, match="in a manifest with the columns image,text,text_key"):
+        open_pairs(PairOptions("a", "packs"))
+    rows = "".join(f"a/{id}.npy,packs/fused-00001.safetensors,{id}\n" for id in "12")
+    Path("m.csv").write_text("image,text,text_key\n" + rows)
+    assert open_pairs(PairOptions(manifest="m.csv")).total == 2
+    with pytest.raises(FeatureFileError, match="it is the index of a folder of tensors by id: gi"):
+        open_features("packs/fused.safetensors.index.json")

@@ -481,3 +481,18 @@ def test_only_a_part_of_a_manifest_is_read(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(rows, "_lines", counted)
     next(iter(source))
     assert len(read) == 2
+
+
+def test_a_column_of_lists_in_parquet_says_what_is_expected(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = {"image": ["i.npy"], "text": ["t.npy"], "image_mask": [[1, 1, 0]]}
+    parquet.write_table(pyarrow.table(table), "m.parquet")
+    with pytest.raises(
+        PairsError, match=r"column image_mask holds list<.*>, expected text, the path of a file: sa"
+    ):
+        open_pairs(PairOptions(manifest="m.parquet"))
+    parquet.write_table(pyarrow.table({**table, "image_mask": ["m.npy"]}), "m.parquet")
+    (pair,) = open_pairs(PairOptions(manifest="m.parquet"))
+    assert pair.image_mask is not None
+    assert pair.image_mask.file == "m.npy"

@@ -138,6 +138,11 @@ def _kind(start: bytes) -> tuple[str, str] | None:
             "convert it: python -c \"import numpy; numpy.save('NEW.npy', "
             f'numpy.loadtxt({{file!r}}{option}, ndmin=2))"',
         )
+    if _JSON.match(start) and b'"weight_map"' in start:
+        return (
+            "the index of a folder of tensors by id",
+            "give that folder to fusecli batch, or one of its files with --image-key or --text-key",
+        )
     if _JSON.match(start):
         return "JSON text", "save its numbers with numpy.save"
     if len(start) == _LOOKED_AT and not any(start):

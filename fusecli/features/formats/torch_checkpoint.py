@@ -242,6 +242,11 @@ def _numbers(
 ) -> TensorSource:
     storage = tensor.storage
     if storage is None:
+        if tensor.kind == "numpy":
+            return Unreadable(
+                "is a numpy array inside a PyTorch file, where fusecli reads tensors: save it with "
+                "torch.from_numpy, or with numpy.savez"
+            )
         remedy = _REMEDIES.get(tensor.kind, "save it as one")
         return Unreadable(f"is a {tensor.kind} tensor, expected a dense one: {remedy}")
     nbytes = math.prod(tensor.shape) * _itemsize(tensor.dtype)

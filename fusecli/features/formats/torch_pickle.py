@@ -77,7 +77,8 @@ class DescribedTensor:
         offset: of its first number, counted in numbers.
         shape, stride: of its axes, counted in numbers.
         negated: its numbers are the negatives of those stored.
-        kind: "dense", or what it is instead: "sparse", "quantized", "nested", "meta".
+        kind: "dense", or what it is instead: "sparse", "quantized", "nested", "meta", or "numpy"
+            for a numpy array.
     """
 
     storage: StorageRef | None
@@ -261,6 +262,8 @@ def _called(name: str, a: tuple[Any, ...]) -> Any:
     }
     if last in kinds and name.startswith("torch."):
         return DescribedTensor(None, _dtype_in(a), 0, _shape_in(last, a), (), False, kinds[last])
+    if last == "_reconstruct" and name.startswith("numpy."):
+        return DescribedTensor(None, "float32", 0, (), (), False, "numpy")
     return OtherObject(name)
 
 
