@@ -1,4 +1,4 @@
-"""Pairs read for one run of a batch: checked against its module, and what is to be said of them."""
+"""Read the pairs of a batch: check them against the module, and collect diagnoses and notes."""
 
 from __future__ import annotations
 

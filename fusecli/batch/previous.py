@@ -1,4 +1,4 @@
-"""Which pairs a run has to do, going by what earlier runs did and by what the inputs are now."""
+"""Decide which pairs a run has to do, from the results of earlier runs and the present inputs."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def resolve(
         options: of the run.
         pairs: all of them, from the first.
         total: how many there are.
-        recorded: what an earlier part of the run wrote down; what the options leave open is
-            taken from it.
+        recorded: the record that an earlier part of the run wrote; it fills in what the options
+            leave open.
 
     Raises:
         FuseError: the options, the weights or the first pairs are not usable.
@@ -47,7 +47,7 @@ def resolve(
         shapes = _first_shapes(options, pairs)
         sizes = _typical(shapes, total)
         widths = shapes[0].image.width, shapes[0].text.width
-    else:  # as the run began, whatever comes first now
+    else:  # as when the run began, also if other pairs come first now
         sizes = recorded.chosen_for.N, recorded.chosen_for.T, recorded.chosen_for.P
         widths = recorded.module.image_dim, recorded.module.text_dim
     weights = _weights(options, widths)
@@ -78,7 +78,7 @@ def resolve(
         strict=options.strict,
     )
     if options.ray is not None and spec.device != "cpu":
-        return replace(spec, engine="torch"), weights  # this machine may not have what workers have
+        return replace(spec, engine="torch"), weights  # workers may have another device
     return _resolved(spec, weights), weights
 
 
@@ -115,7 +115,7 @@ def _usual_shapes(headers: PairReader, pairs: Iterable[Pair]) -> list[PairShapes
             first = first or FuseError(f"{pair.image.file}: cannot be read: {error.strerror}")
     if not shapes and first is not None:
         raise type(first)(f"none of the first pairs can be read, the first because of {first}")
-    # One pair of other widths among them fails like any other; it does not decide.
+    # A single pair of other widths fails alone; it does not decide for all.
     widths = Counter((s.image.width, s.text.width) for s in shapes)
     usual = max(widths, key=lambda pair: widths[pair])
     return [s for s in shapes if (s.image.width, s.text.width) == usual]
@@ -140,11 +140,12 @@ def _resolved(spec: FusionSpec, weights: RunWeights) -> FusionSpec:
     """The same with the engine and device that "auto" stands for here, and torch's threads."""
     if spec.engine == "auto" or spec.device == "auto":
         query = query_sides(spec.direction)[0]
-        # What is tried out here is kept for the work, which is done under the same condition.
+        # Results of the probe are reused by the work, which runs under the same conditions.
         with one_thread_a_product():
             one_token = spec.sizes[2 if query == "text" else 1] == 1
             fusion = spec.build(query, one_token, weights)
-        # Which of several equal devices computes is no matter: jobs of an array see other numbers.
+        # The number of a device is left out: jobs of an array may see the same kind under another
+        # number.
         device = fusion.device.partition(":")[0]
         spec = replace(spec, engine=fusion.engine, device=device)
     elif spec.device != "cpu":

@@ -91,7 +91,7 @@ class Summary:
             self.notes[code] += 1
 
     def _code(self, note: Note) -> str:
-        """By what a note is counted; cases of one kind are told apart while they are few."""
+        """What notes are counted by: the code, or only its kind if there are many codes."""
         if note.code in self.notes or len(self.notes) < _CASES:
             return note.code
         return note.code.partition(":")[0]
@@ -106,7 +106,7 @@ class Summary:
         return json.dumps(data, indent=2) + "\n"
 
     def lines(self) -> list[str]:
-        """What a person reads at the end."""
+        """The lines that are printed at the end."""
         lines = []
         for diagnosis in self.examples:
             count = self.diagnoses[diagnosis.code]

@@ -1,4 +1,5 @@
-"""Whole numbers that stand for others: a scale, and a zero point, beside them in the file."""
+"""Quantized features: whole numbers with a scale, and maybe a zero point, beside them in the
+file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensor of a file is meant, and what is said of the others."""
+"""Choose the tensor of a file that holds the features, and note which others are not used."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def file_and_key(named: str) -> tuple[str, str | None]:
 
 
 def notes_on_tensors(file: FeatureFile, used: Mapping[str, str]) -> list[str]:
-    """What a person is told of a file of several tensors: which were taken, which were not.
+    """The note about a file of several tensors: which were taken, and which were not.
 
     Args:
         file: the file.
@@ -122,7 +122,7 @@ def _looks(stored: StoredTensor) -> str:
 
 
 def note_on_scale(stored: StoredTensor) -> list[str]:
-    """What a person is told of features that were whole numbers with a scale."""
+    """The note about features that were whole numbers with a scale."""
     source = stored.source
     if not isinstance(source, Dequantized):
         return []

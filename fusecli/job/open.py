@@ -1,4 +1,4 @@
-"""What one job is: the opened files, and everything that is decided from their headers."""
+"""Open the files of one job, and decide everything that follows from their headers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     check_options(options, output)
     check_targets(options, output, force=True)
     if options.device not in ("auto", "cpu"):
-        resolve_device(options.device)  # before any work
+        resolve_device(options.device)  # fail early
     inputs = _open_inputs(options, stack)
     shapes = match_inputs(inputs, options.reading).shapes
     config, weights, seed, stored = _choose_config(options, shapes, inputs.text.where, stack)
@@ -132,7 +132,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         options, config, shapes, (image.reader.mask, text.reader.mask), stack
     )
     drawing = None
-    if options.maps.drawn:  # nothing of drawing is imported where nothing is drawn
+    if options.maps.drawn:  # import the drawing code only if something is drawn
         from fusecli.maps.selection import prepare_drawing
 
         drawn = image.reader.mask, text.reader.mask
@@ -157,7 +157,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         None if boxes is None else f"regions: {boxes.how}",
     )
     notes += [note for note in assumed if note is not None]
-    # Last, so that what is wrong with the inputs is not hidden by an earlier run's result.
+    # Checked last, so that an existing result does not hide errors of the inputs.
     check_targets(options, output, options.force)
     return Job(
         options=options,
@@ -264,7 +264,7 @@ def _find_mask(
 
 
 def _notes_on_mask_files(files: dict[Side, FeatureFile], masks: list[UsedMask | None]) -> list[str]:
-    """Of files of several tensors that options name for masks: which was taken, which not."""
+    """Notes on mask files with several tensors: which tensor was taken, and which were not."""
     notes: list[str] = []
     for mask in masks:
         file = None if mask is None else files.get(mask.side)
@@ -280,7 +280,7 @@ def _attention_mask(
     masks: tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None],
     stack: ExitStack,
 ) -> tuple[AttentionMask | None, list[Choices]]:
-    """Which text token may attend to which image token, and what that leaves each query token.
+    """The attention mask, and how many context tokens it leaves to each query token.
 
     Args:
         options: names it.

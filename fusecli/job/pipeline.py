@@ -1,4 +1,4 @@
-"""Take the chunks of a stack through reading, computing and writing at the same time, in order."""
+"""Read, compute and write the chunks of a stack at the same time, in order."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ from fusecli.report.report import (
 if TYPE_CHECKING:
     from fusecli.maps.view import AttentionView
 
-# Attention weights looked at for their entropy: enough for a mean, cheap beside the job.
+# Number of attention weights whose entropy is measured: enough for a mean, and cheap.
 _WEIGHTS_LOOKED_AT = 1 << 22
 
 
@@ -227,7 +227,7 @@ def _compute(
             seen = _look(job, first, chunk)
         weights: list[NDArray[np.float32]] = []
         wanted = maps.chunk(start, stop, job.shapes.T, *masks, chunk.attention_mask)
-        # One pair gives its weights as it is fused.
+        # With one pair, the weights come from the fusion itself.
         looked_at = N == 1 and first.plan is not None
         rows = fuse_chunk(fusions, pool, chunk, weights if looked_at else wanted)
         if weights:

@@ -87,7 +87,7 @@ class _Frame:
 
     Attributes:
         width, height: of the image in pixels, or None if nothing says them.
-        source: who says so, in words.
+        source: where this size comes from, in words.
     """
 
     width: float | None

@@ -56,7 +56,7 @@ def draw(view: AttentionView, ending: str) -> bytes:
     return sink.getvalue()
 
 
-# Whatever holds a date or a version is left out.
+# Dates and versions are left out, so that the bytes stay the same.
 _METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
@@ -87,7 +87,7 @@ class _Page:
         from fusecli.maps.text_layout import Lettering
 
         self.view, self.scale = view, Scale.of(view.placed)
-        self.blank = not np.isfinite(view.placed).any()  # then a scale would be of nothing
+        self.blank = not np.isfinite(view.placed).any()  # a scale of no numbers would be empty
         self.painter = Painter(self.scale)
         self.title, self.strong = Lettering(11, bold=True), Lettering(9)
         self.label, self.small = Lettering(_label_size(view)), Lettering(8)
@@ -178,7 +178,8 @@ class _Page:
 
     @property
     def _named(self) -> int:
-        """Every which row of the matrix is named: all, or as many as fit where rows are thin."""
+        """The step between labelled rows of the matrix: 1, or more where rows are too thin for all
+        labels."""
         return math.ceil(self.label.height / _row_height(len(self.view.labels)))
 
     def _labels(self, room: float) -> list[str]:

@@ -143,7 +143,7 @@ class Manifest:
 def _default_id(row: Row) -> str:
     """The text's path without its ending, and the key and the row if there are any.
 
-    A text that serves several rows of a stack of images is told apart by the image's row.
+    If one text belongs to several rows of a stack of images, the image's row is part of the name.
     """
     stem, ending = os.path.splitext(row.text)
     if ending.lower() not in READABLE_ENDINGS:

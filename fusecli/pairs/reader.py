@@ -36,7 +36,7 @@ from fusecli.pairs.pair import Pair, Place
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask
 
-# Squared lengths from here on are near the end of float32 and are looked at more closely.
+# Squared lengths above this are near the end of float32: they are left to the slower way.
 _LARGE = 1e38
 _KEPT_SHAPES = 4096
 
@@ -310,7 +310,8 @@ class PairReader:
 
 
 def _plain_rows(tokens: NDArray[np.float32]) -> RowStatistics | None:
-    """The lengths where nothing is to be said of them, in a third of the time; else None."""
+    """A fast path, in a third of the time: the lengths, if none of them needs a second look; else
+    None."""
     squares = np.einsum("td,td->t", tokens, tokens)
     largest = float(np.maximum.reduce(squares))
     # NaN fails both comparisons.

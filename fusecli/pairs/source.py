@@ -1,4 +1,4 @@
-"""One pass through a source before the work begins: errors, duplicates, how many."""
+"""Go through a source once before the work begins: find errors and duplicates, and count pairs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fusecli.pairs.pair import Listing, Pair, Unmatched
 class PairSource:
     """Pairs in one stable order, the same on every machine, made as they are asked for.
 
-    Making one goes through it once, so that a run begins knowing what it is to do: what is wrong
-    with the source is raised here, and no two pairs have one id or one output file.
+    The constructor goes through all pairs once. It raises errors of the source before a run
+    begins, and ensures that no two pairs have the same id or the same output file.
 
     Args:
         listing: what lists the pairs.
@@ -42,8 +42,8 @@ class PairSource:
     def _survey(self) -> int:
         """Count the pairs and refuse two of one id or output; holds 16 bytes a pair.
 
-        Python's hash of a text is keyed anew in every process: nobody can make a manifest of
-        texts that hash alike, and those that do by chance are compared in a second pass.
+        Python's hash of a string has another key in every process, so that a manifest cannot be
+        made to collide on purpose. Ids that collide by chance are compared in a second pass.
         """
         count, ids, outputs = 0, Hashes(), Hashes()
         for pair in self._listing.pairs(self.unmatched):

@@ -11,7 +11,7 @@ import typer
 from fusecli import FuseOptions, MapOptions, ModuleOptions
 from fusecli.batch import BatchOptions, ReadOptions
 from fusecli.batch.literals import ON_ERROR
-from fusecli.cli import option_groups
+from fusecli.cli import option_groups, pair_groups, training_groups
 from fusecli.cli.commands import batch, fuse, train
 from fusecli.cli.options import Choices, parse_bytes, spread
 from fusecli.errors import UsageError
@@ -91,8 +91,8 @@ def test_closed_sets_are_those_of_the_library(alias: object, values: tuple[str, 
     ("group", "library"),
     [
         (option_groups.Module, ModuleOptions),
-        (option_groups.AttentionMaps, MapOptions),
-        (option_groups.ManyPairs, PairOptions),
+        (fuse.AttentionMaps, MapOptions),
+        (pair_groups.ManyPairs, PairOptions),
         (fuse.FuseInput, FuseOptions),
         (fuse.FuseResult, FuseOptions),
         (option_groups.Computing, FuseOptions),
@@ -116,16 +116,17 @@ def test_every_option_of_reading_reaches_the_library() -> None:
         "mask_style": "padding",
     }  # fmt: skip
     assert given.keys() == {field.name for field in dataclasses.fields(option_groups.Reading)}
-    read = option_groups.PairsToRead(**given, image_mask="none").read_options()
+    read = pair_groups.PairsToRead(**given, image_mask="none").read_options()
     assert dataclasses.asdict(read) == given | {"image_mask": False, "text_mask": True}
     with pytest.raises(UsageError, match="only 'none' is possible here"):
-        option_groups.PairsToRead(text_mask="m.npy").read_options()
+        pair_groups.PairsToRead(text_mask="m.npy").read_options()
 
 
 def test_every_field_of_a_group_has_help() -> None:
     groups = [
         value
-        for value in vars(option_groups).values()
+        for module in (option_groups, pair_groups, training_groups, batch, fuse, train)
+        for value in vars(module).values()
         if isinstance(value, type) and dataclasses.is_dataclass(value)
     ]
     assert len(groups) > 10

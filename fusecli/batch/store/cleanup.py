@@ -22,8 +22,8 @@ def delete_results(
 ) -> None:
     """Delete the results and packs that journals name.
 
-    A journal is a file like any other: what it names outside the folder stays, and so does what
-    is no regular file, or protected.
+    A journal may have been changed by others. Paths outside the folder, protected files and
+    anything but regular files stay.
 
     Raises:
         OSError: a file cannot be removed.

@@ -55,7 +55,7 @@ class FileSink:
         return relative_path(pair.id, self._ending) if pair.output is None else pair.output
 
     def is_valid(self, entry: Entry) -> bool:
-        """Whether a line of an earlier run may count; files are looked for one by one."""
+        """Whether a journal line of an earlier run may be used; `exists` checks the files later."""
         return True
 
     def exists(self, pair: Pair, size: int) -> bool:
@@ -107,7 +107,7 @@ class FileSink:
             self.commit()
 
     def commit(self) -> None:
-        """Let everything that was written appear, and note it in the journal.
+        """Give all written files their final names, and note them in the journal.
 
         Raises:
             OutputError: the folder or the disk does not take it.
@@ -132,7 +132,7 @@ class FileSink:
         self._bytes, self._committed = 0, time.monotonic()
 
     def finish(self) -> None:
-        """Let the last results appear, and bring names and journal to the disk.
+        """Give the last files their final names, and flush names and journal to the disk.
 
         Raises:
             OutputError: the folder or the disk does not take them.
@@ -151,7 +151,7 @@ class FileSink:
         folder.journal.sync()
 
     def rollback(self) -> None:
-        """Remove what has not appeared."""
+        """Remove files that have not got their final names."""
         for name, _ in self._staged:
             with contextlib.suppress(OSError):
                 self._folder.staging.unlink(name)

@@ -1,8 +1,8 @@
 """Folders used through their descriptors: links in them are never followed.
 
 An output folder may be shared or downloaded, and somebody may have put links into it. Every name
-is looked up relative to an open descriptor, so that nothing outside the folder is read, written
-or removed, whatever is exchanged meanwhile.
+is looked up relative to an open descriptor, so that nothing outside the folder is read, written or
+removed, also if names are exchanged meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEPT_FOLDERS = 128  # descriptors of result folders that stay open
 
 
 class InTheWayError(OutputError):
-    """Something that is no file of ours has the name that is wanted."""
+    """The name is taken by something that fusecli did not write."""
 
 
 class SafeFolder:
@@ -97,7 +97,8 @@ class SafeFolder:
         raise InTheWayError(f"{self.join(name)}: is {kind}; expected a {wanted}: remove it")
 
     def status(self, name: str) -> os.stat_result | None:
-        """What has a name, without following a link; None for nothing."""
+        """The status of the entry with this name, without following a link; None if there is
+        none."""
         try:
             return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -129,7 +130,7 @@ class SafeFolder:
         os.rename(name, new, src_dir_fd=self.descriptor, dst_dir_fd=to.descriptor)
 
     def sync(self) -> None:
-        """Bring the folder's names to the disk.
+        """Flush the folder's names to the disk.
 
         Raises:
             OSError: the disk failed.

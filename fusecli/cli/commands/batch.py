@@ -12,12 +12,11 @@ from fusecli.batch.literals import OnError
 from fusecli.cli.option_groups import (
     Computing,
     ModuleOfJob,
-    PairsToRead,
     QuietJsonProgram,
     Result,
-    shared_values,
 )
 from fusecli.cli.options import Choices, OptionGroup, option_group, parse_bytes
+from fusecli.cli.pair_groups import PairsToRead, shared_values
 from fusecli.cli.progress import Progress, print_path
 
 if TYPE_CHECKING:

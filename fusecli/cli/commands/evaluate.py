@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from fusecli.cli.option_groups import PairsToRead, QuietJsonProgram
+from fusecli.cli.option_groups import QuietJsonProgram
 from fusecli.cli.options import OptionGroup, option_group
+from fusecli.cli.pair_groups import PairsToRead
 from fusecli.cli.training_groups import LabelColumns, TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress
 

@@ -3,15 +3,13 @@
 import os
 import stat
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import (
-    AttentionMaps,
-    AttentionMaskFile,
-    ChunkedComputing,
-    MaskFiles,
+    Computing,
     ModuleOfJob,
     QuietJsonProgram,
     Reading,
@@ -19,14 +17,171 @@ from fusecli.cli.option_groups import (
     Result,
     Strictness,
 )
-from fusecli.cli.options import OptionGroup, option_group
+from fusecli.cli.options import OptionGroup, option_group, parse_bytes
 from fusecli.cli.progress import Progress, print_about, print_path
+from fusecli.maps.literals import BoxFormat, BoxUnits
 
 if TYPE_CHECKING:
     from fusecli.maps.view import AttentionView
+    from fusecli.maps.writer import MapOptions
 
 _TABLE = "table"  # the value of --report without a file name
 _SMALL_BYTES = 1 << 19  # of features: some 0.3 billion multiply-adds at most
+
+
+@option_group
+class MaskFiles(OptionGroup):
+    """Masks of a single pair of files."""
+
+    heading: ClassVar[str] = "Input"
+    image_mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:KEY]",
+            help="Mask of the image tokens: 1 = real, 0 = padding. 'none' ignores a mask stored "
+            "beside the features.",
+        ),
+    ] = None
+    text_mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:KEY]",
+            help="Mask of the text tokens: 1 = real, 0 = padding. 'none' ignores a mask stored "
+            "beside the features.",
+        ),
+    ] = None
+
+
+@option_group
+class AttentionMaskFile(OptionGroup):
+    """The attention mask of a single pair of files."""
+
+    heading: ClassVar[str] = "Input"
+    attention_mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:KEY]",
+            help="Which text token may attend to which image token, [T, P] or [N, T, P]: 1 = may; "
+            "or 0 = may and a large negative number = may not. --mask-style padding: 1 = may not.",
+        ),
+    ] = None
+
+
+@option_group
+class AttentionMaps(OptionGroup):
+    """Attention weights as files and pictures; see `MapOptions` in the library."""
+
+    heading: ClassVar[str] = "Attention maps"
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the attention weights, [T, P], averaged over the heads, to a .npy, .npz or "
+            ".safetensors file.",
+        ),
+    ] = None
+    per_head: Annotated[
+        bool,
+        typer.Option(
+            "--per-head", help="With --attention: write the weights of every head, [H, T, P]."
+        ),
+    ] = False
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the attention to a .png, .svg or .pdf file. Needs matplotlib (the extra "
+            "'plot').",
+        ),
+    ] = None
+    show: Annotated[
+        bool, typer.Option("--show", help="Draw the attention in the terminal, on stderr.")
+    ] = False
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Which pair of a stack is drawn, counted from 0.",
+            show_default="0",
+        ),
+    ] = None
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Whose attention is shown, with --method transformer, counted from 0.",
+            show_default="the last",
+        ),
+    ] = None
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GRID",
+            help="How the image tokens lie in the picture: 14x14, 14x14+1 with one token before "
+            "the grid, or none.",
+            show_default="a square, with or without a class token before it",
+        ),
+    ] = None
+    image_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The photo that --plot lays the attention over."),
+    ] = None
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:KEY]",
+            help="A box for each image token, [P, 4], where image tokens are regions; 'none' "
+            "ignores boxes beside the features.",
+            show_default="boxes or bbox beside the features",
+        ),
+    ] = None
+    box_format: Annotated[
+        BoxFormat | None,
+        typer.Option(
+            help="What the numbers of a box are: corners, or a corner or the centre with width "
+            "and height.",
+            show_default="told by the numbers",
+        ),
+    ] = None
+    box_units: Annotated[
+        BoxUnits | None,
+        typer.Option(
+            help="Whether boxes are in pixels or in shares of the image's size.",
+            show_default="told by the numbers",
+        ),
+    ] = None
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The text's tokens, which name the rows: a .txt file with one a line, a .json "
+            "list, or FILE.json:NAME for one of several lists.",
+        ),
+    ] = None
+
+    def map_options(self) -> "MapOptions":
+        """These options as the library takes them."""
+        from fusecli.maps.writer import MapOptions
+
+        return MapOptions(**asdict(self))
+
+
+@option_group
+class ChunkedComputing(Computing):
+    """As `Computing`, for a stack that is read in slices."""
+
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="How much of a stack may be in memory at once: 500M, 2G.",
+            show_default="96M a core",
+        ),
+    ] = None
+
+    def max_bytes(self) -> int | None:
+        """The bound in bytes, or None."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory)
 
 
 @option_group

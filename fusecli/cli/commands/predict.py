@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar
 import typer
 
 from fusecli.cli.commands.evaluate import FinishedRun
-from fusecli.cli.option_groups import PairsToRead, QuietProgram
+from fusecli.cli.option_groups import QuietProgram
 from fusecli.cli.options import OptionGroup, option_group
+from fusecli.cli.pair_groups import PairsToRead
 from fusecli.cli.progress import print_path
 from fusecli.cli.training_groups import TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress

@@ -8,12 +8,11 @@ import typer
 
 from fusecli.cli.option_groups import (
     Module,
-    PairsToRead,
     QuietJsonProgram,
     method_names,
-    shared_values,
 )
 from fusecli.cli.options import Choices, OptionGroup, option_group
+from fusecli.cli.pair_groups import PairsToRead, shared_values
 from fusecli.cli.progress import print_path
 from fusecli.cli.training_groups import LabelColumns, TrainingMachine
 from fusecli.cli.training_progress import TrainingProgress

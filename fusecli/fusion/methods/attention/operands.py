@@ -1,4 +1,5 @@
-"""The weights as one order of products wants them: folded, scaled, per head, and placed.
+"""The weights as one order of products needs them: folded, scaled, split by head, and on the
+device.
 
 Two facts save work beyond the order (exact in real arithmetic, letters in `features/axes.py`):
 
@@ -64,7 +65,7 @@ class Matrices:
 
 @record
 class Operands:
-    """The weights as one plan wants them, where they are computed with.
+    """The weights as one plan needs them, on the device that computes.
 
     Attributes:
         config, plan: what they were made for.
@@ -134,7 +135,7 @@ def prepare(
     else:
         formed["value"] = _product(Wo, V) if plan.fold_output else V
         formed["value_bias"] = v_bias if null else None
-        if plan.fold_output:  # what it gives is the result, so the output bias is its own
+        if plan.fold_output:  # its product is the result, so it includes the output bias
             formed["value_bias"] = formed["out_bias"]
     if plan.values == "output":
         formed["out_heads"] = Wo.reshape(D, H, d).transpose(1, 2, 0)  # [H, d, D]
@@ -161,7 +162,7 @@ def prepare(
     if uses_projected_text(config, plan):
         formed["text"], formed["text_bias"] = weights["text_proj.weight"], weights["text_proj.bias"]
     if uses_projected_image(plan):
-        formed["image"] = Wi  # its bias is in those behind it
+        formed["image"] = Wi  # its bias is folded into the layers behind it
     if config.norm:
         formed["norm"], formed["norm_bias"] = weights["norm.weight"], weights["norm.bias"]
     placed = {

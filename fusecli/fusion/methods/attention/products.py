@@ -156,7 +156,7 @@ def _out(operands: Operands, context: Array, arrays: ArrayBackend) -> Array:
 
 
 def _groups(image: Array) -> Iterator[slice]:
-    """Samples whose images stay in the cache between the scores and the values."""
+    """Number of samples whose images stay in the cache between the scores and the values."""
     n, P, Di = image.shape
     step = max(2, _GROUP_BYTES // (4 * P * Di))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
@@ -165,7 +165,7 @@ def _groups(image: Array) -> Iterator[slice]:
 def _score_side(
     operands: Operands, image: Array, text: Array, q: Array, k: Array, arrays: ArrayBackend
 ) -> tuple[Array, Array, Array | None]:
-    """What is multiplied to scores, each with samples first, and a bias of the scores."""
+    """The two factors of the scores, each with samples first, and the bias of the scores."""
     matrices, plan = operands.matrices, operands.plan
     n, T, P = text.shape[0], text.shape[1], image.shape[1]
     H, d = operands.config.num_heads, operands.config.head_dim
