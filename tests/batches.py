@@ -83,8 +83,9 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """`fusecli batch` in a process of its own, with small steps."""
     command = [sys.executable, "-c", PROGRAM.format(more=more), "batch", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, **(pipes | options))
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    process: subprocess.Popen[bytes] = subprocess.Popen(command, **settings)
+    return process
 
 
 def write_pairs(count: int, first: int = 0, P: int = 49, T: int = 12, D: int = 64) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,10 +75,12 @@ def without_privileges() -> None:
 def program() -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """`program("fuse", ...)`: the command line in a process of its own; bytes in, bytes out."""
 
-    def run(*args: str | bytes, **options: object) -> subprocess.CompletedProcess[bytes]:
-        settings: dict[str, object] = {"capture_output": True, "timeout": 50, **options}
+    def run(*args: str | bytes, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        settings: dict[str, Any] = {"capture_output": True, "timeout": 50, **options}
         settings["env"] = os.environ | dict(settings.get("env") or {})
-        return subprocess.run([sys.executable, "-m", "fusecli", *args], **settings)
+        done: subprocess.CompletedProcess[bytes]
+        done = subprocess.run([sys.executable, "-m", "fusecli", *args], **settings)
+        return done
 
     return run
 

@@ -23,4 +23,5 @@ class PlainImageTextFusion(nn.Module):
             image = image.expand(text.shape[0], -1)  # [T, D], T times the same
         image = image.unsqueeze(1)
         fused, _ = self.attention(query=text, key=image, value=image)
-        return fused.squeeze(1)
+        result: Tensor = fused.squeeze(1)
+        return result

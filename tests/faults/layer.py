@@ -114,10 +114,11 @@ class Layer:
     def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         where = self.where(path, dir_fd)
         if where is None:
-            return self.real["open"](path, flags, mode, dir_fd=dir_fd)
+            opened: int = self.real["open"](path, flags, mode, dir_fd=dir_fd)
+            return opened
         self.count("open", where)
         new = bool(flags & os.O_CREAT) and not os.path.lexists(where)
-        descriptor = self.real["open"](path, flags, mode, dir_fd=dir_fd)
+        descriptor: int = self.real["open"](path, flags, mode, dir_fd=dir_fd)
         self._opened(descriptor, where, new, bool(flags & os.O_TRUNC))
         return descriptor
 
@@ -284,7 +285,8 @@ class Layer:
                 "supports_follow_symlinks": set(os.supports_follow_symlinks)}  # fmt: skip
         for functions in kept.values():
             functions |= {new[n] for n, real in self.real.items() if n in new and real in functions}
-        with mock.patch.multiple(os, **{n: new[n] for n in names}, **kept), mock.patch.multiple(
+        replaced: dict[str, Any] = {n: new[n] for n in names} | kept
+        with mock.patch.multiple(os, **replaced), mock.patch.multiple(
             builtins, open=self._open_object
         ), mock.patch.multiple(io, open=self._open_object), mock.patch.multiple(
             _io, open=self._open_object

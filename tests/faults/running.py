@@ -38,10 +38,7 @@ def run(*args: str) -> Outcome:
             main(list(args))
         sys.stdout.flush()
         sys.stderr.flush()
-    texts = [
-        stream.buffer.getvalue().decode("utf-8", "surrogateescape")  # type: ignore[attr-defined]
-        for stream in (out, err)
-    ]
+    texts = [stream.buffer.getvalue().decode("utf-8", "surrogateescape") for stream in (out, err)]
     return Outcome(int(stopped.value.code or 0), *texts)
 
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,16 @@ BOMB = 600 << 20
 IMAGE = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)
 TEXT = np.linspace(1, -1, 32, dtype=np.float32).reshape(4, 8)
 CONFIG = FusionConfig(embed_dim=8, num_heads=2)
+Make = Callable[[], list[str]]  # writes a file, and returns the arguments of `fuse`
+
 CASES: list[object] = []
 LARGE: list[object] = []  # these promise gigabytes: run in a process of their own, with a limit
 
 
-def hostile(says: str, large: bool = False) -> Callable[[Callable], Callable]:
+def hostile(says: str, large: bool = False) -> Callable[[Make], Make]:
     """Add a case: what the error must say, as a regular expression."""
 
-    def add(make: Callable) -> Callable:
+    def add(make: Make) -> Make:
         (LARGE if large else CASES).append(pytest.param(make, says, id=make.__name__))
         return make
 
@@ -72,7 +75,7 @@ def header(shape: object = (3, 8), descr: object = "<f4", fortran: object = Fals
     return f"{{'descr': {descr!r}, 'fortran_order': {fortran!r}, 'shape': {shape!r}, }}"
 
 
-def saved(array: np.ndarray, **options: object) -> list[str]:
+def saved(array: np.ndarray, **options: Any) -> list[str]:
     """A hostile image that numpy wrote."""
     np.save("hostile.npy", array, **options)
     return as_image("hostile.npy")
@@ -90,11 +93,13 @@ def safetensors(head: object, data: bytes = IMAGE.tobytes(), length: int | None 
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def entry(shape: object = (3, 8), start: int = 0, stop: int = 96, dtype: str = "F32") -> dict:
+def entry(
+    shape: object = (3, 8), start: int = 0, stop: int = 96, dtype: str = "F32"
+) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
-def torch_bytes(value: object, **options: object) -> bytes:
+def torch_bytes(value: object, **options: Any) -> bytes:
     sink = io.BytesIO()
     torch.save(value, sink, **options)
     return sink.getvalue()
