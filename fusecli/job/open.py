@@ -212,7 +212,9 @@ def _choose_config(
         stack.enter_context(weights.file)
         stored = module_of(weights, options.switches, shapes.image.width)
         return stored.config, weights, weights.seed, stored
-    swapped = "; if its axes are swapped say --text-axes DT" if shapes.text.letters == "TD" else ""
+    letters = shapes.text.letters
+    named = letters.replace("TD", "DT")
+    swapped = f"; if its axes are swapped say --text-axes {named}" if "TD" in letters else ""
     where = f"text {text} {list(shapes.text.shape)}"
     config, seed = initial_config(
         options.switches, options.seed, shapes.image.width, shapes.text.width, where, swapped

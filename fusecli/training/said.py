@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Lock
 
+import numpy as np
+
 from fusecli.errors import counted
 from fusecli.features.axes import Side
 from fusecli.pairs.reader import PairFeatures, SideFeatures
@@ -15,11 +17,15 @@ _KINDS = 8  # of notes, until cases of one kind are counted together
 
 
 class SaidOfPairs:
-    """Notes and diagnoses of pairs, each pair counted once; several threads may add."""
+    """Notes and diagnoses of pairs, each pair counted once; several threads may add.
 
-    def __init__(self) -> None:
+    Args:
+        n: how many pairs there are.
+    """
+
+    def __init__(self, n: int) -> None:
         self._lock = Lock()
-        self._seen: set[int] = set()
+        self._seen = np.zeros(n, np.bool_)
         # By kind: how many pairs, and what is said of the first.
         self._warnings: dict[str, tuple[int, str]] = {}
         self._notes: dict[str, tuple[int, str]] = {}
@@ -27,9 +33,9 @@ class SaidOfPairs:
     def add(self, row: int, features: PairFeatures) -> None:
         """Count what is to be said of one pair; a pair that was counted before is left out."""
         with self._lock:
-            if row in self._seen:
+            if self._seen[row]:
                 return
-            self._seen.add(row)
+            self._seen[row] = True
         found = _diagnoses(features)
         notes = [Note("reading", note) for note in features.shapes.notes]
         notes += diagnose.used_masks(features.image_side.used_mask, features.text_side.used_mask)

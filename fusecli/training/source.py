@@ -18,7 +18,7 @@ from fusecli.errors import (
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.reader import PairFeatures, PairReader
-from fusecli.pairs.stamps import FileStamp, FileStamps
+from fusecli.pairs.stamps import FileStamps
 from fusecli.report.diagnoses import swapped_names
 from fusecli.training.encode import (
     Tokens,
@@ -64,8 +64,9 @@ class PairFiles:
         self._pairs, self._reader = pairs, PairReader(options)
         self.ids: Sequence[str] = tuple(pair.id for pair in pairs)
         self.stored = np.zeros(len(pairs), np.int64)
-        self.said = SaidOfPairs()
-        self._stamps: dict[int, list[FileStamp]] = {}  # of the files of pairs that were read
+        self.said = SaidOfPairs(len(pairs))
+        # Of the files of each pair that was read, as a hash: 0 for one that was not.
+        self._stamps = np.zeros(len(pairs), np.int64)
 
     def read(self, row: int) -> PairFeatures:
         """Both sides of a pair.
@@ -76,9 +77,9 @@ class PairFiles:
         """
         pair = self._pairs[row]
         try:
-            before = self._stamps.setdefault(row, FileStamps().of(pair))
+            self._stamps[row] = self._stamps[row] or _hash_of(pair)
             features = self._reader.read(pair)
-            if FileStamps().of(pair) != before:
+            if _hash_of(pair) != self._stamps[row]:
                 raise FeatureFileError(
                     f"{pair.image.file} or {pair.text.file}: changed while the run reads it: run "
                     "the command again once nobody writes to it"
@@ -88,6 +89,11 @@ class PairFiles:
         self.stored[row] = len(features.text)
         self.said.add(row, features)
         return features
+
+
+def _hash_of(pair: Pair) -> int:
+    """64 bits, not 0, that tell size and time of change of a pair's files."""
+    return hash(tuple(FileStamps().of(pair))) or 1
 
 
 @dataclass(frozen=True)

@@ -431,3 +431,18 @@ def test_files_and_folders_named_after_the_other_side_are_told(folder, cli):
         np.save(f"{name}/a.npy", np.ones((7, 32), np.float32))
     assert "other way round" in cli("batch", "captions", "images", "-o", "out").err
     assert "other way round" not in cli("batch", "images", "captions", "-o", "right").err
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((64, 7), "DT"), ((3, 64, 7), "NDT")])
+def test_a_text_whose_axes_are_swapped_is_refused_and_the_advice_works(shape, axes, folder, cli):
+    rng = np.random.default_rng(0)
+    text = rng.standard_normal(shape).astype(np.float32)
+    image = rng.standard_normal((*shape[:-2], 6, 48)).astype(np.float32)
+    np.save("i.npy", image)
+    np.save("t.npy", text)
+    refused = cli("fuse", "i.npy", "t.npy", "-o", "o.npy")
+    assert refused.code == 1
+    assert f"if its axes are swapped say --text-axes {axes}" in refused.err
+    assert cli("fuse", "i.npy", "t.npy", "-o", "o.npy", "--text-axes", axes).code == 0
+    wanted = plainly_fused(cli, image, text.swapaxes(-1, -2))
+    np.testing.assert_allclose(np.load("o.npy"), wanted, atol=1e-5)
