@@ -242,7 +242,12 @@ def _statistics(tensors: Tensors, mean: str, std: str, width: int) -> ChannelSta
     for name in (mean, std):
         if name not in tensors or tensors[name].shape != (width,):
             raise _WrongError(f"{name} [{width}] is not there")
-    return ChannelStatistics(tensors.pop(mean), tensors.pop(std))
+    found = ChannelStatistics(tensors.pop(mean), tensors.pop(std))
+    with np.errstate(all="ignore"):
+        usable = np.isfinite(1 / found.std) & np.isfinite(found.mean / found.std)
+    if not (usable & (found.std > 0)).all():
+        raise _WrongError(f"{std} holds a spread that is not above 0")
+    return found
 
 
 def _member(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,16 @@ import pytest
 
 from fusecli.errors import FuseError
 from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
+from fusecli.training.encode import Tokens, make_targets, may_be_tags
 from fusecli.training.evaluate import _learnt
+from fusecli.training.label_checks import doubts, refuse_unreadable
+from fusecli.training.labels import labels_of_file
+from fusecli.training.options import LabelOptions
 from fusecli.training.run_folder import RunFolder
 from fusecli.training.train import _read, stored_lines
 from tests.faults.running import run
 from tests.faults.test_fuzz import TURNS, bounds, check, mutated
-from tests.faults.training import TRAIN
+from tests.faults.training import TRAIN, N
 
 MODELS = ("weights.safetensors", "models/text-only.safetensors", "models/majority.safetensors")
 
@@ -128,3 +133,69 @@ def test_metrics_of_a_finished_run_are_whole_or_the_run_is_done_again(folder_of_
     record.unlink()
     os.mkfifo(record)
     assert _read(str(record)) is None
+
+
+TAGS = "id,label,group,split,weight\n" + "".join(
+    f"{n:02},{'a|b' if n % 3 else 'c'},g{n // 2},{('train', 'val', 'test')[n % 3]},{n % 4}.5\n"
+    for n in range(N)
+)
+LABELS = {
+    "classes.csv": "id,label\n" + "".join(f"{n:02},{('yes', 'no')[n % 2]}\n" for n in range(N)),
+    "numbers.csv": "id,label,weight\n" + "".join(f"{n:02},{n / 7},1\n" for n in range(N)),
+    "several.csv": TAGS,
+    "tags.jsonl": "".join(
+        json.dumps({"id": f"{n:02}", "label": ["a", "bcd"[n % 3]], "group": n // 2}) + "\n"
+        for n in range(N)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_tables_of_labels(folder_of_run: Path, name: str) -> None:
+    """As `train` and `evaluate` read them, and some through the command line."""
+    ids = [f"{n:02}" for n in range(N)]
+    data, chance, said, used = LABELS[name].encode(), random.Random(name), list[str](), 0
+    evaluate = ("evaluate", "run", "images", "texts", "--labels", name, "--quiet")
+    for turn in range(TURNS):
+        damaged = mutated(data, chance)
+        if turn % 50 == 0:
+            check(Path(name), damaged, evaluate, (0, 1, 2))
+        Path(name).write_bytes(damaged)
+        with bounds():
+            try:
+                labels = labels_of_file(LabelOptions(name), ids, said.append)
+                refuse_unreadable(labels)
+                rows = len(labels.rows)
+                tokens = None
+                if may_be_tags(labels, None):
+                    tokens = Tokens(np.ones((rows, 2), bool), np.full(rows, 2))
+                targets = make_targets(labels, None, tokens)
+                said += doubts(labels, targets.names)
+                assert len(targets.values) == rows
+                used += 1
+            except FuseError as error:
+                said.append(str(error))
+    assert used
+    assert said
+    assert all("\n" not in line for line in said)
+
+
+@pytest.mark.parametrize("name", MODELS[:2])
+def test_numbers_of_a_finished_run(folder_of_run: Path, name: str) -> None:
+    """Parameters and the statistics of the features: predictions are numbers, or there are none."""
+    record, chance = Path("run", name), random.Random(f"numbers {name}")
+    data = record.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    odd = np.array([0, -1, 1e-45, 1e-30, 1e10, 3e38, np.nan, np.inf], np.float32)
+    args = ("predict", "run", "images", "texts", "-o", "said.csv", "--quiet")
+    refused = 0
+    for _ in range(TURNS // 10):
+        Path("said.csv").unlink(missing_ok=True)
+        numbers = np.frombuffer(data[start:], np.float32).copy()
+        numbers[chance.randrange(len(numbers))] = chance.choice(odd)
+        check(record, data[:start] + numbers.tobytes(), args, (0, 1))
+        if Path("said.csv").exists():
+            assert not {"nan", "inf"} & set(re.split(r"\W+", Path("said.csv").read_text()))
+        else:
+            refused += 1
+    assert refused
