@@ -3,6 +3,10 @@
 LONGEST_LINE = 2000  # characters of an error; names and values in files can be megabytes long
 
 
+# What numpy says of arrays that no machine could hold.
+_TOO_LARGE = ("Maximum allowed dimension exceeded", "array is too big")
+
+
 def printable(text: str) -> str:
     """Text on one line, whatever a file's name or key contains."""
     return "".join(
@@ -58,6 +62,8 @@ def out_of_memory(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return text or "an allocation failed"
+    if isinstance(error, ValueError) and text.startswith(_TOO_LARGE):
+        return "an array of so many numbers is not possible"
     lower = text.lower()
     phrases = ("out of memory", "can't allocate memory", "not enough memory")
     if isinstance(error, RuntimeError) and any(phrase in lower for phrase in phrases):

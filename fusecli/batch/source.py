@@ -32,7 +32,7 @@ class Tokens(Protocol):
 
 def files_of(pair: Pair) -> list[str]:
     """The files a pair is read from, each once."""
-    return list(dict.fromkeys(place.file for place in pair.places if place is not None))
+    return pair.files
 
 
 def source_of(pair: Pair) -> int:

@@ -191,6 +191,9 @@ class StagedFile(Staged):
         Raises:
             OutputError: the folder does not allow it.
         """
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            what = "directory" if os.path.isdir(self.path) else "device or pipe"
+            raise OutputError(f"{self._shown}: is a {what}, expected a file")
         sweep(self._folder)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         try:

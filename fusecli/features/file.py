@@ -6,6 +6,7 @@ format; `formats/table.py` lists them.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -181,6 +182,8 @@ def open_regular(name: str) -> BufferedReader:
         hint = ": its path holds backslashes, write it with /" if windows else ""
         raise FeatureFileError(f"{name}: no such file{hint}") from None
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENXIO:  # a socket
+            raise FeatureFileError(_no_regular_file(name)) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise FeatureFileError(f"{name}: cannot be opened: {reason}") from None
     mode = os.fstat(descriptor).st_mode
@@ -188,10 +191,15 @@ def open_regular(name: str) -> BufferedReader:
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise FeatureFileError(f"{name}: is a directory, expected a file")
-        raise FeatureFileError(
-            f"{name}: is not a regular file; a pipe can be given as '-' (.npy on stdin)"
-        )
+        raise FeatureFileError(_no_regular_file(name))
     return BufferedReader(_Named(open(descriptor, "rb", buffering=0), name))
+
+
+def _no_regular_file(name: str) -> str:
+    return (
+        f"{name}: is not a regular file but a pipe, a socket or a device: save what it gives in a "
+        "file first"
+    )
 
 
 class _Named(RawIOBase):

@@ -57,6 +57,11 @@ class Pair:
         four = (self.image, self.text, self.image_mask, self.text_mask)
         return four if self.attention_mask is None else (*four, self.attention_mask)
 
+    @property
+    def files(self) -> list[str]:
+        """The files that it is read from, each once."""
+        return list(dict.fromkeys(place.file for place in self.places if place is not None))
+
 
 @dataclass(frozen=True)
 class PairOptions:

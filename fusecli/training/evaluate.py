@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, PairsError, ShapeError, UsageError, counted
+from fusecli.errors import FeatureFileError, PairsError, ShapeError, UsageError, counted, shortened
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
 from fusecli.features.pair_inputs import ReadOptions
@@ -24,9 +24,10 @@ from fusecli.training.examples import Examples, Side
 from fusecli.training.fitted import Fitted
 from fusecli.training.interaction import Interaction, take_apart
 from fusecli.training.metrics import require_sklearn
-from fusecli.training.options import LabelOptions
+from fusecli.training.options import LARGEST_NUMBER, LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
+from fusecli.training.run_folder import files_of_run
 from fusecli.training.score_part import Part, network_headline, retrieval_of, seed_headlines
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
@@ -134,6 +135,10 @@ def evaluate_run(
         FuseError: the run, the pairs or the labels cannot be used.
     """
     check_device_name(options.device)
+    if not 0 <= options.seed <= LARGEST_NUMBER:
+        raise UsageError(
+            f"--seed must be from 0 to {LARGEST_NUMBER:,}, found {shortened(str(options.seed))}"
+        )
     require_sklearn()
     run = open_run(options.run)
     if options.labels.task is not None:
@@ -270,6 +275,8 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     run = open_run(options.run)
     source = SourceOptions(options.pairs, None, options.reading, options.max_memory)
     data = open_data(source, tell, progress.reading)
+    data.inputs.check(options.output)
+    files_of_run(options.run, (SPLIT,)).check(options.output)
     refuse_other_widths(options.run, run.models, data.examples)
     stored = next(model for model in run.models if model.name == FUSION)
     fusion = next(m for m in run.bind(data.examples, options.device) if m.name == FUSION)

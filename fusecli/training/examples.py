@@ -7,6 +7,7 @@ does not import torch.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,6 +101,14 @@ class Pooled:
         return self.text if side == "text" else self.image
 
 
+def _machine_memory() -> int:
+    """Bytes of memory that the machine has; 1 TB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
+
+
 class _Packed:
     """Distinct samples of one side, their tokens one after the other.
 
@@ -110,6 +119,7 @@ class _Packed:
     """
 
     def __init__(self, width: int, capacity: int) -> None:
+        capacity = min(capacity, _machine_memory())  # no system reserves more
         self.tokens: Floats = np.empty((max(1, capacity // (4 * width)), width), np.float32)
         self.starts: list[int] = []
         self.used = 0

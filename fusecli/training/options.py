@@ -17,6 +17,7 @@ from fusecli.training.targets import TASKS, Task
 AUTO: Literal["auto"] = "auto"
 
 TRAIN_DTYPES: tuple[TrainDtype, ...] = get_args(TrainDtype)
+LARGEST_NUMBER = 2**31 - 1  # of epochs, pairs in a batch, and the like
 MOST_SEEDS = 64
 
 
@@ -115,6 +116,8 @@ class TrainOptions:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{option} must be at least {least}, found {value}")
+            if value is not None and value > LARGEST_NUMBER:
+                raise UsageError(f"{option} must be at most {LARGEST_NUMBER:,}, found {value}")
         if self.seeds is not None and self.seeds > MOST_SEEDS:
             raise UsageError(f"--seeds must be at most {MOST_SEEDS}, found {self.seeds}")
         if self.lr is not None and not 0 < self.lr < float("inf"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +24,7 @@ from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
 from fusecli.features.formats.safetensors import file_start
+from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.weights_file import METADATA_KEY, RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
@@ -51,6 +54,30 @@ class RunFolder:
         self._results = tuple(results)
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self.identity = json.loads(self._identity)
+
+    def check(self, inputs: ProtectedFiles) -> None:
+        """Look at everything that a run may replace or delete, before it does.
+
+        Raises:
+            OutputError: it is an input, or a link or a pipe stands where a file or a folder of
+                the run has its place: a folder that others write to could lead elsewhere.
+        """
+        for path in _paths(str(self.path), self._results):
+            try:
+                status = os.lstat(path)
+            except (OSError, ValueError):
+                continue
+            inputs.check(path)
+            folder = os.path.basename(path) in (MODELS, CHECKPOINTS)
+            expected = "folder" if folder else "file"
+            if stat.S_ISLNK(status.st_mode):
+                raise OutputError(
+                    f"{path}: is a link, which is not followed in a run's folder; expected a "
+                    f"{expected}: remove it"
+                )
+            if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+                raise OutputError(f"{path}: is {kind}; expected a {expected}: remove it")
 
     def begin(self, resume: bool = False, force: bool = False) -> bool:
         """Make the folder, or find the run that is to go on.
@@ -153,6 +180,27 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for name in (MODELS, CHECKPOINTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def files_of_run(path: str, results: Sequence[str] = ()) -> ProtectedFiles:
+    """The files of a run that is read, which nothing may be written over.
+
+    Args:
+        path: of the run's folder.
+        results: names of files in it besides weights, models and record.
+    """
+    return ProtectedFiles(lambda: _paths(path, results))
+
+
+def _paths(folder: str, results: Sequence[str]) -> list[str]:
+    """Everything in a run's folder that is of the run, whether it is there or not."""
+    found = [os.path.join(folder, name) for name in (RUN_RECORD, RUN_WEIGHTS, *results)]
+    for name in (MODELS, CHECKPOINTS):
+        inner = os.path.join(folder, name)
+        found.append(inner)
+        if os.path.isdir(inner) and not os.path.islink(inner):
+            found += [os.path.join(inner, each) for each in os.listdir(inner)]
+    return found
 
 
 def file_name(model: str, number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from fusecli.errors import (
     shortened,
 )
 from fusecli.features.pair_inputs import ReadOptions
+from fusecli.features.protected import ProtectedFiles
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.reader import PairFeatures, PairReader
 from fusecli.pairs.stamps import FileStamps
@@ -103,10 +104,12 @@ class Data:
     Attributes:
         examples: their features.
         targets: their labels; None for `predict`.
+        inputs: the files that they come from, which no command may change.
     """
 
     examples: Examples
     targets: Targets | None
+    inputs: ProtectedFiles
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,19 @@ def open_data(
         targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)
         if said:
             _say_task(labels, targets, task, tell)
-    return Data(examples, targets)
+    return Data(examples, targets, _inputs(options, pairs))
+
+
+def _inputs(options: SourceOptions, pairs: Sequence[Pair]) -> ProtectedFiles:
+    named = [options.pairs.manifest, options.pairs.images, options.pairs.texts]
+    named.append(options.labels.file if options.labels is not None else None)
+
+    def names() -> Iterator[str]:
+        yield from (name for name in named if name is not None)
+        for pair in pairs:
+            yield from pair.files
+
+    return ProtectedFiles(names)
 
 
 def _say_task(labels: Labels, targets: Targets, task: Task | None, tell: Tell) -> None:

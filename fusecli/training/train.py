@@ -104,6 +104,7 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     source = SourceOptions(options.pairs, options.labels, options.reading, options.max_memory)
     data = open_data(source, notes, progress.reading)
     run = _Run(options, data, notes, progress)
+    run.folder.check(data.inputs)
     if run.folder.begin(options.resume, options.force):
         stored = _read(os.path.join(options.output, METRICS))
         if stored is not None and (run.folder.path / RUN_WEIGHTS).exists():

@@ -9,6 +9,7 @@ for a whole file, and the next run completes to the same bytes and leaves nothin
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ import numpy as np
 import pytest
 
 from fusecli.batch.store import files
+from fusecli.batch.store.layout import INDEX
 from fusecli.features import atomic
 from tests.batches import journal, left_behind, make_pairs
 from tests.faults.layer import Layer
 from tests.faults.running import contents, owners_die, run
 from tests.faults.test_batch_faults import BATCH, LAYOUTS, results
 
-KEPT = ("all", "nothing", "half", "zeros", "journal")  # of data that was not synced
+# Of data that was not synced; "journal": all of the journal, and of the others nothing, or zeros.
+KEPT = ("all", "nothing", "half", "zeros", "journal", "journal, zeros")
 
 
 @dataclass
@@ -108,13 +111,13 @@ class Disk:
             target = here / os.path.relpath(path, root)
             target.parent.mkdir(parents=True, exist_ok=True)
             one = kept
-            if kept == "journal":  # the others' data took longer
-                one = "all" if "journal" in path else "nothing"
+            if kept.startswith("journal"):  # the others' data took longer
+                one = "all" if "journal" in path else kept.partition(", ")[2] or "nothing"
             target.write_bytes(self.content(number, one))
 
 
-def recorded(args: tuple[str, ...]) -> tuple[Layer, Disk]:
-    """A run, and the disk before it."""
+def recorded(args: tuple[str, ...], code: int = 0) -> tuple[Layer, Disk]:
+    """A run that ends with this code, and the disk before it."""
     layer, disk = Layer(Path()), Disk()
     for here, _, names in os.walk("out"):
         disk.names.append(("mkdir", os.path.join(layer.root, here)))
@@ -127,8 +130,16 @@ def recorded(args: tuple[str, ...]) -> tuple[Layer, Disk]:
     disk.durable_names = len(disk.names)
     with layer.installed():
         done = run(*args)
-    assert done.code == 0, done
+    assert done.code == code, done
     return layer, disk
+
+
+def at_the_end(layer: Layer, disk: Disk) -> None:
+    """Make the folder as a power cut right after the run may leave it."""
+    for call in layer.calls:
+        if call.event is not None:
+            disk.change(call.event)
+    disk.write(layer.root, Path(), disk.durable_names, "nothing")
 
 
 def states(layer: Layer, disk: Disk, every: int = 1) -> Iterator[tuple[Disk, int, str]]:
@@ -212,30 +223,108 @@ def test_batch_that_says_done_is_on_the_disk(folder: Path, layout: str) -> None:
     layer, disk = recorded(args)
     expected, lines = results(Path("out")), journal(Path("out"))
     shutil.rmtree("out")
-    for call in layer.calls:
-        if call.event is not None:
-            disk.change(call.event)
-    disk.write(layer.root, Path(), disk.durable_names, "nothing")
+    at_the_end(layer, disk)
     assert results(Path("out")) == expected
     assert journal(Path("out")) == lines
 
 
+LARGE_PACK = (*BATCH, "--pack", "--shard-size", "200k")
+
+
+def make_large_pairs(folder: Path) -> None:
+    """Pairs of which few fill a pack that is not copied to make its header shorter."""
+    make_pairs(folder, 4)
+    for path in Path("texts").rglob("*.npy"):
+        np.save(path, np.random.default_rng(len(path.name)).standard_normal((150, 32), np.float32))
+
+
+def test_large_pack_that_is_done_is_on_the_disk(folder: Path) -> None:
+    make_large_pairs(folder)
+    layer, disk = recorded(LARGE_PACK)
+    assert not any(call.path.endswith(".moved") for call in layer.calls)
+    expected, lines = results(Path("out")), journal(Path("out"))
+    shutil.rmtree("out")
+    at_the_end(layer, disk)
+    assert results(Path("out")) == expected
+    assert journal(Path("out")) == lines
+
+
+def test_power_cut_in_a_batch_of_a_large_pack(folder: Path) -> None:
+    make_large_pairs(folder)
+    assert check_batch(LARGE_PACK, every=2) > 10
+
+
+def test_pack_that_is_closed_is_on_the_disk_before_the_next_begins(folder: Path) -> None:
+    """A power cut in a long run costs no more than the pack under way."""
+    make_pairs(folder, 12)
+    layer, disk = recorded((*BATCH, *LAYOUTS["packs"]))
+    packs = sorted(path.name for path in Path("out").glob("fused-*.safetensors"))
+    assert len(packs) > 2
+    done = 0
+    for call in layer.calls:
+        if call.event is None:
+            continue
+        if call.event[0] == "create" and os.path.basename(call.event[1]) in packs[1:]:
+            done += 1
+            shutil.rmtree("out", ignore_errors=True)
+            disk.write(layer.root, Path(), disk.durable_names, "nothing")
+            assert set(packs[:done]) <= set(os.listdir("out"))
+        disk.change(call.event)
+    assert done == len(packs) - 1
+
+
+def test_shard_that_has_finished_is_so_after_a_power_cut(folder: Path) -> None:
+    make_pairs(folder, 4)
+    args = (*BATCH, *LAYOUTS["packs"])
+    assert run(*args).code == 0
+    whole = json.loads(Path("out", INDEX).read_text())["weight_map"]
+    shutil.rmtree("out")
+    layer, disk = recorded((*args, "--shard", "1/2"))
+    shutil.rmtree("out")
+    at_the_end(layer, disk)
+    assert run(*args, "--shard", "2/2").code == 0
+    merged = run("batch", "--merge", "-o", "out", "--quiet")
+    assert (merged.code, merged.err) == (0, "")
+    merged_map = json.loads(Path("out", INDEX).read_text())["weight_map"]
+    assert merged_map.keys() == whole.keys()
+
+
+def test_journal_has_its_name_on_the_disk_before_its_shard_counts_as_finished(
+    folder: Path,
+) -> None:
+    """Without a journal it would be taken for a shard without pairs; here no pack has been made."""
+    make_pairs(folder, 4)
+    args = (*BATCH, *LAYOUTS["packs"], "--shard", "1/2")
+    assert run(*args).code == 0
+    of_the_shard = [line["id"] for line in journal(Path("out"), "journal-1-of-2.jsonl")]
+    assert 0 < len(of_the_shard) < 4
+    shutil.rmtree("out")
+    for id in of_the_shard:
+        Path("texts", f"{id}.npy").write_bytes(b"damaged")
+    layer, _ = recorded(args, code=3)
+    events = [call.event for call in layer.calls if call.event is not None]
+    made = {os.path.basename(e[1]): n for n, e in enumerate(events) if e[0] == "create"}
+    synced = [n for n, e in enumerate(events) if e == ("fsync", os.path.join(layer.root, "out"))]
+    (named,) = (n for name, n in made.items() if name.startswith("journal"))
+    (finished,) = (n for name, n in made.items() if "finished" in name)
+    assert any(named < n < finished for n in synced)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_that_says_done_is_on_the_disk_of_other_systems(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only Linux brings a whole file system to the disk in one call."""
     make_pairs(folder, 4)
     monkeypatch.setattr(files, "sys", SimpleNamespace(platform="other"))
     monkeypatch.setattr(atomic, "sys", SimpleNamespace(platform="other"))
-    layer, disk = recorded(BATCH)
+    layer, disk = recorded((*BATCH, *LAYOUTS[layout]))
     assert all(call.name != "syncfs" for call in layer.calls)
-    expected = results(Path("out"))
+    expected, lines = results(Path("out")), journal(Path("out"))
     shutil.rmtree("out")
-    for call in layer.calls:
-        if call.event is not None:
-            disk.change(call.event)
-    disk.write(layer.root, Path(), disk.durable_names, "nothing")
+    at_the_end(layer, disk)
     assert results(Path("out")) == expected
+    assert journal(Path("out")) == lines
 
 
 @pytest.mark.parametrize("older", [False, True])
