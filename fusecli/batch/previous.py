@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.pair_features import PairFeaturesReader
@@ -16,14 +17,27 @@ from fusecli.pairs.open import Pair
 Exists = Callable[[Pair, int], bool]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Receives what `todo` finds out about pairs of earlier runs.
+
+    Attributes:
+        summary: receives the counts.
+        earlier: receives the pairs that have a result of an earlier run, with whether their
+            inputs have changed since.
+    """
+
+    summary: Summary
+    earlier: dict[str, bool]
+
+
 def todo(
     options: BatchOptions,
     pairs: Iterable[Pair],
     history: PreviousResults,
     reader: PairFeaturesReader,
     exists: Exists,
-    summary: Summary,
-    earlier: dict[str, bool],
+    found: Found,
 ) -> Iterator[Pair]:
     """The pairs that this run is to do, in order; counts the others.
 
@@ -33,9 +47,7 @@ def todo(
         history: what earlier runs did.
         reader: reads a pair whose content is compared.
         exists: whether the file of a pair is there, with this size.
-        summary: receives the counts.
-        earlier: receives the pairs that have a result of an earlier run, with whether their
-            inputs have changed since.
+        found: receives the counts and the pairs that are fused again.
     """
     inputs = _Inputs(reader, options.verify)
     shard = options.shard
@@ -47,14 +59,14 @@ def todo(
         if options.strict and state.diagnosed:
             same = False
         if state.known == "done" and same and exists(pair, state.size):
-            summary.skipped += 1
+            found.summary.skipped += 1
         elif state.known == "failed" and same and not options.retry_failed:
-            summary.failed_before += 1
+            found.summary.failed_before += 1
         elif options.retry_failed and state.known != "failed":
             continue
         else:
             if state.known == "done":
-                earlier[pair.id] = not same
+                found.earlier[pair.id] = not same
             yield pair
 
 

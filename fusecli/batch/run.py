@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from fusecli.batch.attention import uniform_attention
 from fusecli.batch.merge_shards import damaged_lines
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.pair_features import PairFeaturesReader, Result
-from fusecli.batch.previous import todo
+from fusecli.batch.previous import Found, todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.source import files_of, forget_folders
@@ -112,9 +112,9 @@ def run_batch(
         run.summary.run_diagnoses = [f"{each.code}: {each.message}" for each in found]
         reader = PairFeaturesReader(spec, tuning)
         stack.callback(reader.close)
-        pairs = todo(options, source, history, reader, sink.exists, run.summary, run.earlier)
-        with ExitStack() as working:
-            workers = _workers(options, spec, weights, pairs, tell, tuning, working)
+        found_before = Found(run.summary, run.earlier)
+        pairs = todo(options, source, history, reader, sink.exists, found_before)
+        with _working(options, spec, weights, pairs, tell, tuning) as workers:
             run.write_all(workers)
         if not run.stopped_by_failure:
             _prune(options, folder, sink, run, tell)
@@ -297,27 +297,29 @@ def _sink(
     return FileSink(folder, Encoder(options.out_dtype, metadata), options.ending, tuning)
 
 
-def _workers(
+@contextmanager
+def _working(
     options: BatchOptions,
     spec: FusionSpec,
     weights: RunWeights,
     pairs: Iterator[Pair],
     tell: Tell,
     tuning: Tuning,
-    stack: ExitStack,
-) -> Workers:
+) -> Iterator[Workers]:
+    """The workers of a run, which are closed at the end of the block."""
     workers: Workers
-    if options.ray is not None:
-        from fusecli.batch.ray.pool import RayWorkers
+    with ExitStack() as stack:
+        if options.ray is not None:
+            from fusecli.batch.ray.pool import RayWorkers
 
-        workers = RayWorkers(options, spec, pairs, tell)
-    else:
-        fuser = Fuser(spec, weights, tuning)
-        stack.callback(fuser.close)
-        stack.enter_context(fuser.undivided())
-        workers = ThreadWorkers(options, fuser, pairs, tuning)
-    stack.callback(workers.close)
-    return workers
+            workers = RayWorkers(options, spec, pairs, tell)
+        else:
+            fuser = Fuser(spec, weights, tuning)
+            stack.callback(fuser.close)
+            stack.enter_context(fuser.undivided())
+            workers = ThreadWorkers(options, fuser, pairs, tuning)
+        stack.callback(workers.close)
+        yield workers
 
 
 def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, tell: Tell) -> None:
