@@ -37,6 +37,8 @@ _BEGINNING_NAMES = """
     cu_seqlens cu_seq_lens cu_lens offset offsets ptr indptr splits row_splits boundaries starts
 """
 _BEGINNINGS = frozenset(_BEGINNING_NAMES.split())
+# Of which sample each token is.
+_INDICES = frozenset(("batch", "batch_index", "batch_idx", "sample_index", "segment_ids"))
 _NEAR = 8  # tokens more or fewer that a class token and registers make
 
 
@@ -257,11 +259,16 @@ def _refuse_joined(file: FeatureFile, features: str | None, axes: Axes) -> None:
             continue
         meaning, name = mask_meaning(key), base_name(key)
         is_lengths = meaning is not None and meaning.style == "lengths"
-        if not (is_lengths or name in _BEGINNINGS) or not _is_whole(stored):
+        is_index = name in _INDICES and stored.shape == (axes.tokens,)
+        if not (is_lengths or is_index or name in _BEGINNINGS) or not _is_whole(stored):
             continue
         numbers = stored.read().astype(np.int64)
         lengths = numbers
-        if not is_lengths:
+        if is_index:
+            if (np.diff(numbers) < 0).any() or numbers[0] == numbers[-1]:
+                continue
+            lengths = np.unique(numbers, return_counts=True)[1]
+        elif not is_lengths:
             ends = numbers[1:] if numbers[-1] == axes.tokens else [*numbers[1:], axes.tokens]
             lengths = np.diff(ends, prepend=numbers[0])
             if numbers[0] != 0:

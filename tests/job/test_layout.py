@@ -354,6 +354,7 @@ def test_pictures_with_channels_last_are_refused_as_pixels(shape, folder, cli):
         ("num_tokens", [6, 4, 5]),
         ("cu_seqlens", [0, 6, 10, 15]),
         ("offsets", [0, 6, 10]),
+        ("batch_index", [0] * 6 + [1] * 4 + [2] * 5),
     ],
 )
 def test_tokens_of_several_samples_in_a_row_are_refused_and_the_advice_works(
