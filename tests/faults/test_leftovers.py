@@ -17,6 +17,7 @@ import pytest
 from fusecli.features import leftovers
 from fusecli.features.atomic import StagedFile
 from fusecli.features.leftovers import sweep, temporary_name
+from tests.faults.running import run
 
 HOLDS_A_FILE = """
 import sys, time
@@ -88,6 +89,13 @@ def test_init_removes_what_a_killed_init_left(folder: Path, cli: Callable, dead_
     Path(dead_name).write_bytes(b"half a file")
     assert cli("init", "-o", "w.safetensors", "--dim", "8").code == 0
     assert os.listdir() == ["w.safetensors"]
+
+
+def test_predict_removes_what_a_killed_predict_left(folder_of_run: Path, dead_name: str) -> None:
+    Path(dead_name).write_bytes(b"half a table")
+    before = set(os.listdir())
+    assert run("predict", "run", "images", "texts", "-o", "new.csv", "--quiet").code == 0
+    assert set(os.listdir()) == before - {dead_name} | {"new.csv"}
 
 
 def test_process_number_that_was_given_again_is_not_the_owner(folder: Path) -> None:

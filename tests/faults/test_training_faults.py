@@ -20,6 +20,7 @@ from tests.faults.running import contents, run
 from tests.faults.test_faults import REMOVALS
 from tests.faults.training import TRAIN
 
+THOROUGH = "FUSECLI_FUZZ" in os.environ
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE)
 PREDICT = ("predict", "run", "images", "texts", "-o", "said.csv", "--quiet", "--force")
 EVALUATE = ("evaluate", "run", "images", "texts", "--labels", "labels.csv", "--quiet")
@@ -92,7 +93,7 @@ def test_calls_of_predict_fail(folder_of_run: Path) -> None:
 @pytest.mark.slow
 def test_calls_of_evaluate_fail(folder_of_run: Path) -> None:
     Path("said.csv").unlink()
-    assert check(EVALUATE, 8, "/run/") > 4
+    assert check(EVALUATE, None if THOROUGH else 8, "/run/") > 4
 
 
 @pytest.mark.slow
@@ -105,4 +106,4 @@ def test_every_call_of_predict_fails(folder_of_run: Path) -> None:
 def test_calls_of_a_training_fail(folder_of_run: Path) -> None:
     Path("said.csv").unlink()
     shutil.rmtree("run")
-    assert check(TRAIN, int(os.environ.get("FUSECLI_FAULTS", "12"))) > 3
+    assert check(TRAIN, 200 if THOROUGH else 12) > 3
