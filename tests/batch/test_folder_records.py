@@ -339,6 +339,10 @@ def test_data_then_name_then_journal(pairs, monkeypatch, layout):
     assert calls.index("data") < journaled
     synced = len(calls) - 1 - calls[::-1].index("journal synced")
     assert "fsync" in calls[synced : synced + 2]
+    for index, call in enumerate(calls):
+        # What brings names to the disk, and the numbers of a pack under way, asks the system to.
+        if call == "names" or (call == "data" and layout == "packs"):
+            assert calls[index + 1] == "fsync"
     if layout == "files":
         assert calls.index("data") < calls.index("name") < journaled < synced
         assert calls.count("name") == COUNT
