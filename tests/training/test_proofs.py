@@ -222,6 +222,28 @@ def test_only_auto_adds_other_models_to_the_fusion():
     assert sum(fitted["fusion"].shares.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("task", ["regression", "tags", "several_labels", "matching"])
+def test_a_fusion_of_every_task_is_the_sum_that_it_says(task):
+    images, texts, targets = getattr(generators, task)(80, np.random.default_rng(0))
+    fitted, _, split = trained(images, texts, targets, epochs=1, method="auto")
+    fusion = fitted["fusion"]
+    centre = fusion.members[0].centre
+    models = {**fitted, "fusion": fusion.network()}
+    expected = centre + sum(
+        factor * (models[name].logits(split.test) - centre)
+        for name, factor in fusion.blend.factors.items()
+    )
+    found = fusion.logits(split.test)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert sum(fusion.shares.values()) == pytest.approx(1)
+    if task == "regression":
+        assert 4500 < found.mean() < 5500
+    if task == "matching":
+        assert fusion.shares.keys() <= {"fusion", "concat + MLP"}
+    rows = fusion.tuning_rows
+    assert len(fusion.tuning_logits) == len(rows) * (2 if task == "matching" else 1)
+
+
 def test_the_score_that_stops_training_counts_weights():
     targets = generators.classes([0, 1, 2, 0], ("a", "b", "c"))
     targets = replace(targets, weight=np.array([1, 1, 1, 5], np.float32))
