@@ -27,7 +27,7 @@ from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.formats.limits import read_limit
 
 METADATA_KEY = "__metadata__"  # no tensor can have this name
-LARGEST_HEADER = 64 << 20  # bytes; the library itself stops at 100 MB
+LARGEST_HEADER = 32 << 20  # bytes, of 400,000 tensors or so; the library stops at 100 MB
 
 # Name in the header, bits of a number, and fusecli's name for the types it reads.
 TYPES: dict[str, tuple[int, str | None]] = {
