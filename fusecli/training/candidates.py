@@ -23,8 +23,8 @@ _MANY_ROWS = 20_000  # above, dropout does more harm than good
 # With up to so many pairs of features at least so wide, models without dropout of inputs are not
 # tried: they were never better there, and cost half of the time.
 _FEW_ROWS, _NARROW = 1000, 64
-# Of pairs of single vectors. A step on them is mostly overhead, which larger batches share; on 300
-# pairs the metrics stayed the same.
+# Of pairs of single vectors. A step on them is mostly overhead, which larger batches share. On two
+# draws of 300 pairs of a product task, AUC differed from that of batches of 32 by less than 0.005.
 _VECTOR_BATCH = 64
 
 
