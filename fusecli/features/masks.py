@@ -113,7 +113,7 @@ def choose_mask(
     for key in names:
         if key in file.tensors and key != features:
             stored = file.tensors[key]
-            if not by_name_only or _style_by_shape(stored, axes, N) is not None:
+            if not by_name_only or fits_tokens(stored, axes, N):
                 return stored
     for wanted in (side, None) if neutral else (side,):
         for key in others:
@@ -136,11 +136,12 @@ def choose_mask(
     if by_name_only or axes.tokens == 1:
         return None
     _refuse_joined(file, features, axes)
+    looked_at, wanted_shapes = {features, *names, *others}, mask_shapes(axes, N)
     for key in file.tensors:
-        if key == features or key in names or key in others:
+        if key in looked_at or not _is_marks(file.shape_of(key), axes, wanted_shapes):
             continue
         stored = file.tensors[key]
-        if fits_tokens(stored, axes, N) and _may_be_a_mask(stored, key, axes, N):
+        if _may_be_a_mask(stored, key, axes, N):
             if style is not None or _is_additive(stored, stored.read()):
                 return stored
             raise FeatureFileError(
@@ -225,14 +226,13 @@ def read_mask(
 
 def fits_tokens(stored: StoredTensor, axes: Axes, N: int) -> bool:
     """Whether a tensor has a mask's shape, `[N, 1, 1, tokens]` of attention scores included."""
-    return _style_by_shape(stored, axes, N) is not None
+    return _is_marks(stored.shape, axes, mask_shapes(axes, N))
 
 
-def _style_by_shape(stored: StoredTensor, axes: Axes, N: int) -> str | None:
-    shape = stored.shape
+def _is_marks(shape: tuple[int, ...], axes: Axes, wanted: list[tuple[int, ...]]) -> bool:
     if len(shape) == 4 and shape[1:3] == (1, 1) and axes.token_letters:
         shape = (shape[0], shape[3])
-    return "marks" if shape in mask_shapes(axes, N) else None
+    return shape in wanted
 
 
 def _is_turned(stored: StoredTensor, axes: Axes, N: int) -> bool:
@@ -254,9 +254,11 @@ def _refuse_joined(file: FeatureFile, features: str | None, axes: Axes) -> None:
     """
     if features is None or axes.samples is not None or len(axes.shape) != 2:
         return
-    for key, stored in file.tensors.items():
-        if len(stored.shape) != 1 or stored.shape[0] < 2 or key == features:
+    for key in file.tensors:
+        shape = file.shape_of(key)  # a file may hold very many tensors
+        if len(shape) != 1 or shape[0] < 2 or key == features:
             continue
+        stored = file.tensors[key]
         meaning, name = mask_meaning(key), base_name(key)
         is_lengths = meaning is not None and meaning.style == "lengths"
         is_index = name in _INDICES and stored.shape == (axes.tokens,)
