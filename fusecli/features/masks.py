@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, Side, mask_shapes
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import MaskStyle, base_name, is_label, mask_meaning, owner_named
+from fusecli.features.mask_names import (
+    MaskStyle,
+    base_name,
+    is_known_mask,
+    is_label,
+    mask_meaning,
+    owner_named,
+)
 from fusecli.features.tensor import StoredTensor
 
 # Tensors of these names are always masks: one whose shape does not fit is an error.
@@ -39,6 +46,7 @@ _BEGINNING_NAMES = """
 _BEGINNINGS = frozenset(_BEGINNING_NAMES.split())
 # Of which sample each token is.
 _INDICES = frozenset(("batch", "batch_index", "batch_idx", "sample_index", "segment_ids"))
+_SEPARATORS = "._-/ "  # of the words of a name
 _NEAR = 8  # tokens more or fewer that a class token and registers make
 
 
@@ -71,7 +79,7 @@ def _masks_of(file: FeatureFile, id: str) -> list[str]:
     for at, mark in enumerate(f"{id}."):
         owner = id[:at]
         # A shorter id that is one of the file's own has masks of its own.
-        if mark in "._-/ " and owner in named and (at == len(id) or owner not in file.tensors):
+        if mark in _SEPARATORS and owner in named and (at == len(id) or owner not in file.tensors):
             masks += named[owner]
     return masks
 
@@ -107,6 +115,11 @@ def choose_mask(
     names = [*_KNOWN[side], *([_EITHER] if neutral else [])]
     named = _named_masks(file, features if by_name_only else None)
     others = [key for key in named if key != features and key not in names]
+    if features is not None and not by_name_only:
+        found = _mask_of_its_name(file, features, named, axes, N, neutral)
+        if found is not None:
+            return found
+        others = _without_those_of_others(file, features, others)
     own = _masks_of(file, features) if by_name_only and features is not None else []
     if features is not None and base_name(features).startswith(_DINO):
         others = [key for key in others if base_name(key) != "masks"]
@@ -136,7 +149,7 @@ def choose_mask(
     if by_name_only or axes.tokens == 1:
         return None
     _refuse_joined(file, features, axes)
-    looked_at, wanted_shapes = {features, *names, *others}, mask_shapes(axes, N)
+    looked_at, wanted_shapes = {features, *names, *named}, mask_shapes(axes, N)
     for key in file.tensors:
         if key in looked_at or not _is_marks(file.shape_of(key), axes, wanted_shapes):
             continue
@@ -153,18 +166,86 @@ def choose_mask(
     return None
 
 
+def _mask_of_its_name(
+    file: FeatureFile, features: str, named: list[str], axes: Axes, N: int, neutral: bool
+) -> StoredTensor | None:
+    """The mask whose name is that of the features and more: `dog_mask` of `dog`.
+
+    Args:
+        file, features, axes, N: as for `choose_mask`.
+        named: keys whose names say that they are masks.
+        neutral: a mask whose name says no side can be of this one, by whatever name.
+
+    Returns:
+        It, also where its shape does not fit: then reading it is an error. None if there is none.
+    """
+    for key in named:
+        if not (key.startswith(features) and key[len(features)] in _SEPARATORS):
+            continue
+        meaning, stored = mask_meaning(key), file.tensors[key]
+        if meaning is None or meaning.side not in (axes.side, None) or axes.tokens == 1:
+            continue
+        if meaning.style == "lengths":
+            if _is_counts(stored, N):
+                return stored
+        elif _is_flat(stored) or fits_tokens(stored, axes, N):
+            return stored
+    return None
+
+
+def _without_those_of_others(file: FeatureFile, features: str, masks: list[str]) -> list[str]:
+    """Without masks that belong to other features by their names; those nearest by name first.
+
+    `cat_mask` is no mask of `dog` where there is a `cat`, and `question.mask` none of
+    `answer.features` where there are `question.features`. Of the beginnings of a mask's name, the
+    longest one with which features begin as well counts.
+    """
+    if not masks:
+        return []
+    beginnings: set[str] = set()
+    axes_count = len(file.shape_of(features))
+    for key in file.tensors:
+        if key == features or is_known_mask(key):
+            continue
+        if len(file.shape_of(key)) == axes_count and "int" not in file.tensors[key].dtype:
+            beginnings.update(_beginnings(key))
+    own, general = [], []
+    mine = _beginnings(features)
+    for mask in masks:
+        parts = _beginnings(mask)
+        nearest = max((len(part) for part in parts if part in mine), default=0)
+        if nearest < max((len(part) for part in parts if part in beginnings), default=0):
+            continue
+        if nearest:
+            own.append((-nearest, mask))
+        else:
+            general.append(mask)
+    return [mask for _, mask in sorted(own, key=lambda item: item[0])] + general
+
+
+def _beginnings(key: str) -> set[str]:
+    """A key and its beginnings, up to each place where a word ends."""
+    return {key, *(key[:at] for at, mark in enumerate(key) if mark in _SEPARATORS and at)}
+
+
 def the_mask_of(file: FeatureFile, side: Side) -> StoredTensor:
     """The mask in a file given as `--image-mask` / `--text-mask`.
 
     Raises:
-        FeatureFileError: several tensors and none with a usual name.
+        FeatureFileError: several tensors, and none or more than one with a usual name.
     """
     if len(file.tensors) == 1:
         return next(iter(file.tensors.values()))
     meanings = {key: mask_meaning(key) for key in file.tensors}
     usual = [name for name in (*_KNOWN[side], _EITHER, "mask") if name in file.tensors]
     for wanted in (side, None):
-        usual += [key for key, meaning in meanings.items() if meaning and meaning.side == wanted]
+        found = [key for key, meaning in meanings.items() if meaning and meaning.side == wanted]
+        if len(found) > 1 and not usual:
+            raise FeatureFileError(
+                f"{file.where}: several masks, {', '.join(sorted(found)[:4])}: say which one, as "
+                f"in --{side}-mask {file.where}:{found[0]}"
+            )
+        usual += found
     if usual:
         return file.tensors[usual[0]]
     raise FeatureFileError(f"{file.where}: none of its tensors is called a mask: {file.listed}")
