@@ -58,7 +58,10 @@ class Progress:
         self._waiting: list[str] = []
 
     def tell(self, line: str) -> None:
-        """One line for people."""
+        """One line for people; with --quiet only a pair that failed is told."""
+        if self._quiet and line.startswith("failed:"):
+            with self._whatever_stderr_does():
+                print(printable(line), file=sys.stderr, flush=True)
         if not self._quiet and (self._warnings or not line.startswith("warning:")):
             self._waiting.append(printable(line))
 

@@ -62,6 +62,14 @@ def unused_note(file: str, keys: Sequence[str]) -> str:
         file: its name.
         keys: of the tensors, at least one.
     """
+    if "head.input.image_mean" in keys:  # of a training run; its standardisation is folded in
+        head = [key for key in keys if key.startswith("head.")]
+        keys = [key for key in keys if key not in head]
+        said = (
+            f"{file}: the head of the training run (head.*, {counted(len(head), 'tensor')}) makes "
+            "answers of the fused rows and is not used here"
+        )
+        return f"{said}; {unused_note(file, keys)}" if keys else said
     listed = ", ".join(shortened(key) for key in keys[:5])
     more = f" and {counted(len(keys) - 5, 'more tensor')}" if len(keys) > 5 else ""
     verb = "is" if len(keys) == 1 else "are"

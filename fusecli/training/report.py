@@ -115,9 +115,8 @@ def sentences(result: PartResult, interaction: Interaction | None = None) -> lis
         subject = "the fusion" if fusion.network is None else "the fusion's network"
         found.append(
             f"one seed alone gives {subject} {result.headline} {plain(low)} to {plain(high)} "
-            f"({len(fusion.seeds)} seeds); the table has the mean of their logits, "
-            "predict and evaluate use it too; fuse and batch --weights take the network of the "
-            "first seed"
+            f"({len(fusion.seeds)} seeds). The table, predict and evaluate use the mean of their "
+            "logits. fuse and batch --weights use the network of the first seed"
         )
     if fusion is not None and fusion.folds:
         mean = sum(fusion.folds) / len(fusion.folds)

@@ -253,7 +253,10 @@ def _match(
 ) -> Targets:
     """No labels: whether image and text belong together; groups and splits may be given."""
     if wanted.task is None:
-        tell("note: no labels are given: task match (does the image belong to the text)")
+        tell(
+            "note: no labels are given: task match (does the image belong to the text); if you "
+            "have labels, stop with Ctrl-C and give --labels FILE"
+        )
     if not columns:
         if wanted.group is not None:
             raise PairsError(f"--group {wanted.group}: there is no such column in the manifest")

@@ -64,7 +64,8 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         FeatureFileError: a file is damaged.
     """
     if not os.path.exists(os.path.join(path, RUN_RECORD)):
-        raise UsageError(f"{path}: holds no {RUN_RECORD}: expected the folder of fusecli train -o")
+        what = f"holds no {RUN_RECORD}" if os.path.isdir(path) else "no such folder"
+        raise UsageError(f"{path}: {what}: expected the folder of fusecli train -o")
     weights = os.path.join(path, RUN_WEIGHTS)
     if not os.path.exists(weights):
         raise UsageError(

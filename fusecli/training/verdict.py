@@ -62,7 +62,7 @@ def _image(result: PartResult) -> list[str]:
         return [f"the image helps: {amount}; {_interaction(result)}"]
     if gain.below_zero:
         return [f"the image does harm: the fusion is worse than text only: {amount}"]
-    found = [f"that the image helps is not shown with {counted(result.groups, 'group')}: {amount}"]
+    found = [f"not shown that the image helps ({counted(result.groups, 'group')}): {amount}"]
     interaction = result.contrast(ADDITIVE)
     if interaction is not None and interaction.difference.below_zero:
         found.append(_below_additive(result))
@@ -130,10 +130,9 @@ def _match(result: PartResult) -> list[str]:
     if model is None:
         return []
     value = model.headline
-    shown = "tells" if value.low > 0.5 else "is not shown to tell"
+    shown = "the fusion finds" if value.low > 0.5 else "not shown that the fusion finds"
     found = [
-        f"the fusion {shown} a text's own image from another one: AUC {plain(value.value)} "
-        f"({between(value)}; chance is 0.5)"
+        f"{shown} a text's own image: AUC {plain(value.value)} ({between(value)}; chance is 0.5)"
     ]
     simple = result.contrast(CONCAT)
     if simple is not None:
@@ -151,16 +150,16 @@ def interaction_sentences(found: Interaction) -> list[str]:
     if found.additive is not None and found.worth is not None:
         lines.append(
             f"without interaction (EMAP{sample}): {name} {plain(found.additive)}, with it "
-            f"{plain(found.model)}: interaction is worth {signed(found.worth.value)} "
-            f"({between(found.worth)})"
+            f"{plain(found.model)}: within this model, interaction is worth "
+            f"{signed(found.worth.value)} ({between(found.worth)})"
         )
     wrong = []
     if found.images is not None:
-        wrong.append(f"images {plain(found.images.mean)}")
+        wrong.append(f"images {name} {plain(found.images.mean)}")
     if found.texts is not None:
-        wrong.append(f"texts {plain(found.texts.mean)}")
+        wrong.append(f"texts {name} {plain(found.texts.mean)}")
     if wrong:
-        lines.append(f"with those of other groups: {name} {', '.join(wrong)}")
+        lines.append(f"shuffled across groups: {', '.join(wrong)}")
     meaning = _meaning(found)
     return [*lines, meaning] if meaning else lines
 

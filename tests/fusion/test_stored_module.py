@@ -188,8 +188,8 @@ def test_the_folder_of_a_training_run_is_taken_as_weights(folder, capsys):
     train("run")
     assert main(["fuse", "image.npy", "text.npy", "-o", "out.npy", "--weights", "run"]) == 0
     note = " ".join(capsys.readouterr().err.split())
-    assert "run/weights.safetensors: head." in note
-    assert "are not used" in note
+    assert "run/weights.safetensors: the head of the training run (head.*, " in note
+    assert "is not used here" in note
     stored = safetensors.torch.load_file("run/weights.safetensors")
     with safetensors.safe_open("run/weights.safetensors", "np") as file:
         config = FusionConfig.from_dict(json.loads(file.metadata()["fusecli"]), "run")
@@ -215,8 +215,8 @@ def test_a_batch_takes_the_folder_and_says_what_it_does_not_use(two_modules, cap
     arguments = ["batch", "images", "texts", "-o"]
     assert main([*arguments, "out", "--weights", "run"]) == 0
     note = " ".join(capsys.readouterr().err.split())
-    assert "run/weights.safetensors: head.input.image_mean" in note
-    assert "are no part of the fusion and are not used" in note
+    assert "run/weights.safetensors: the head of the training run (head.*, " in note
+    assert "makes answers of the fused rows and is not used here" in note
     assert_near(np.load("out/a.npy"), expected)
     module = ImageTextFusion(8, 2)
     module.load_state_dict(two_modules[1])

@@ -73,9 +73,7 @@ def test_an_additive_model_that_is_better_is_named():
 
 def test_that_the_image_helps_is_not_shown_or_it_does_harm():
     (line,) = verdict(result(groups=48, text_only=SMALL, additive=SMALL, image_only=HELPS))
-    assert line == (
-        "that the image helps is not shown with 48 groups: AUC +0.010 (95 % -0.02 to 0.04)"
-    )
+    assert line == ("not shown that the image helps (48 groups): AUC +0.010 (95 % -0.02 to 0.04)")
     (line,) = verdict(result(text_only=HARMS, additive=SMALL, image_only=HELPS))
     assert line.startswith("the image does harm: the fusion is worse than text only: AUC -0.050")
 
@@ -119,8 +117,8 @@ def interaction(worth, images=0.7):
 def test_what_interaction_is_worth_in_two_lines_and_a_meaning():
     assert interaction_sentences(interaction(HELPS)) == [
         "without interaction (EMAP, on a sample of 1,024 pairs): AUC 0.780, with it 0.900: "
-        "interaction is worth +0.11 (95 % 0.08 to 0.14)",
-        "with those of other groups: AUC images 0.700",
+        "within this model, interaction is worth +0.11 (95 % 0.08 to 0.14)",
+        "shuffled across groups: images AUC 0.700",
         "meaning: the fusion reads text and image together; a sum of what each says by itself does "
         "not reach it",
     ]
@@ -157,7 +155,7 @@ def test_seeds_and_folds_are_told_apart_from_the_interval():
     metrics = metrics_json(one, Facts("t", ("no", "yes"), {}))
     seeds, folds = metrics["verdict"][-2:]
     assert seeds.startswith("one seed alone gives the fusion AUC 0.780 to 0.830 (3 seeds)")
-    assert "fuse and batch --weights take the network of the first seed" in seeds
+    assert "fuse and batch --weights use the network of the first seed" in seeds
     assert folds == "mean over 2 folds: AUC 0.800 (0.700 to 0.900); the table pools them"
     assert metrics["models"][-1]["seeds"] == [0.78, 0.8, 0.83]
 

@@ -1,5 +1,6 @@
 """`fusecli train IMAGES TEXTS --labels FILE -o RUN`: learn a fusion, and what the image adds."""
 
+import shlex
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -174,13 +175,26 @@ def train(
         for line in outcome.lines:
             progress.tell(line)
         progress.tell(
-            f"next: fusecli evaluate {outcome.output} ..., fusecli predict {outcome.output} ..., "
-            f"or fusecli fuse IMAGE TEXT --weights {outcome.output}"
+            f"next: fusecli evaluate {shlex.quote(outcome.output)} {_source(inputs, labels)}, "
+            f"or fusecli fuse IMAGE TEXT --weights {shlex.quote(outcome.output)}"
         )
     if program.as_json:
         sys.stdout.write(as_json(outcome.metrics).decode())
     else:
         print_path(outcome.output)
+
+
+def _source(inputs: PairsToRead, labels: LabelColumns) -> str:
+    """Where pairs and labels came from, as options of a command."""
+    options = (
+        ("", inputs.images),
+        ("", inputs.texts),
+        ("--manifest ", inputs.manifest),
+        ("--image-pattern ", inputs.image_pattern),
+        ("--text-pattern ", inputs.text_pattern),
+        ("--labels ", labels.labels),
+    )
+    return " ".join(option + shlex.quote(value) for option, value in options if value is not None)
 
 
 def _train_options(

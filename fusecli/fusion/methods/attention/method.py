@@ -126,7 +126,7 @@ class Attention(Method):
         key, width = shapes.get("attention.k_proj_weight", ()), fields["embed_dim"]
         if len(key) == 2 and key[1] != width:
             fields["context_dim"] = key[1]
-        question = "a norm without parameters in front of attention"
+        question = "a norm without parameters in front of attention (which fusecli does not have)"
         return Recognised(fields, ("residual", "null_token"), question)
 
     def build(
