@@ -115,11 +115,14 @@ def choose_mask(
     names = [*_KNOWN[side], *([_EITHER] if neutral else [])]
     named = _named_masks(file, features if by_name_only else None)
     others = [key for key in named if key != features and key not in names]
+    theirs: set[str] = set()  # masks of other features
     if features is not None and not by_name_only:
         found = _mask_of_its_name(file, features, named, axes, N, neutral)
         if found is not None:
             return found
+        theirs = set(others)
         others = _without_those_of_others(file, features, others)
+        theirs -= set(others)
     own = _masks_of(file, features) if by_name_only and features is not None else []
     if features is not None and base_name(features).startswith(_DINO):
         others = [key for key in others if base_name(key) != "masks"]
@@ -149,7 +152,7 @@ def choose_mask(
     if by_name_only or axes.tokens == 1:
         return None
     _refuse_joined(file, features, axes)
-    looked_at, wanted_shapes = {features, *names, *named}, mask_shapes(axes, N)
+    looked_at, wanted_shapes = {features, *names, *others, *theirs}, mask_shapes(axes, N)
     for key in file.tensors:
         if key in looked_at or not _is_marks(file.shape_of(key), axes, wanted_shapes):
             continue
