@@ -27,7 +27,7 @@ test: $(DEV) ## all tests
 	$(BIN)/python -m pytest -n 2
 
 quick: $(DEV) ## the tests that are not marked slow or ray
-	@echo "make quick: the tests that are not marked slow or ray; about a minute on two cores."
+	@echo "make quick: the tests that are not marked slow or ray; some minutes on two cores."
 	$(BIN)/python -m pytest -n 2 -m "not slow and not ray"
 
 fuzz: $(DEV) ## 20,000 damaged versions of every record that is read back, every call failing
