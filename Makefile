@@ -14,7 +14,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(DEMO) ## install what the demo needs, fuse the shipped samples, train on easy-VQA
-	@echo "make demo: fuses two shipped pairs, a second each; then trains, about half a minute on"
+	@echo "make demo: fuses two shipped pairs, a second each; then trains, about 40 seconds on"
 	@echo "two free cores: attention only, 12 epochs (train's default also tries other methods)."
 	$(BIN)/fusecli fuse sample_features/img.npy sample_features/txt.npy --report -f -o $(VENV)/demo.fused.npy
 	$(BIN)/fusecli fuse sample_features/astronaut.image.npy sample_features/astronaut.text.npy --report -f -o $(VENV)/demo.patches.fused.npy

@@ -17,7 +17,7 @@ from fusecli.fusion.methods import no_attention
 from fusecli.fusion.results import ResultTensor, query_sides, result_tensors
 from fusecli.pairs.pair import Pair
 from fusecli.pairs.reader import PairFeatures, PairReader, SideFeatures
-from fusecli.pairs.stamps import FileStamp, FileStamps, files_of
+from fusecli.pairs.stamps import FileStamp, FileStamps
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis, Note
 
@@ -30,7 +30,6 @@ __all__ = [
     "FileStamps",
     "PairChecks",
     "PairReader",
-    "files_of",
 ]
 
 _KEPT_SHAPES = 4096

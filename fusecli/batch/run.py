@@ -15,7 +15,7 @@ from fusecli.batch.pair_features import PairFeaturesReader, Result
 from fusecli.batch.previous import Found, todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.source import files_of, forget_folders
+from fusecli.batch.source import forget_folders
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import removed_entry
 from fusecli.batch.store.files import FileSink
@@ -197,7 +197,7 @@ def _protected(options: BatchOptions, pairs: Iterable[Pair]) -> Iterator[str]:
         if path is not None:
             yield path
     for pair in pairs:
-        yield from files_of(pair)
+        yield from pair.files
 
 
 def _refuse_inputs_inside(options: BatchOptions) -> None:

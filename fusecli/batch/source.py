@@ -30,11 +30,6 @@ class Tokens(Protocol):
     def attention_mask(self) -> NDArray[np.bool_] | None: ...
 
 
-def files_of(pair: Pair) -> list[str]:
-    """The files a pair is read from, each once."""
-    return pair.files
-
-
 def source_of(pair: Pair) -> int:
     """64 bits, not 0, that tell from which files, keys and rows a pair is read.
 

@@ -10,7 +10,6 @@ from fusecli.pairs.open import Unmatched
 from fusecli.report.report import Diagnosis, Note
 
 _FIRST = 5  # failures that are shown
-_CASES = 8  # of one kind of note
 
 
 @dataclass
@@ -84,17 +83,11 @@ class Summary:
                 self.diagnoses[code] = 0
                 self.examples.append(diagnosis)
             self.diagnoses[code] += 1
-        for code, note in {self._code(each): each for each in result.notes}.items():
+        for code, note in {each.counted_as(self.notes): each for each in result.notes}.items():
             if code not in self.notes:
                 self.notes[code] = 0
                 self.first_notes[code] = note
             self.notes[code] += 1
-
-    def _code(self, note: Note) -> str:
-        """What notes are counted by: the code, or only its kind if there are many codes."""
-        if note.code in self.notes or len(self.notes) < _CASES:
-            return note.code
-        return note.code.partition(":")[0]
 
     def to_json(self) -> str:
         """As `--json` prints it."""

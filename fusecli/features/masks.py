@@ -51,7 +51,7 @@ _NEAR = 8  # tokens more or fewer that a class token and registers make
 
 
 def _named_masks(file: FeatureFile, by_id: str | None) -> list[str]:
-    """Keys whose names say that they are masks, in the order of the file.
+    """Keys whose names say that they are masks, those of one owner one after the other.
 
     Computed once for each file: a file by pair id holds thousands of tensors, and every pair needs
     the keys.
@@ -115,17 +115,15 @@ def choose_mask(
     names = [*_KNOWN[side], *([_EITHER] if neutral else [])]
     named = _named_masks(file, features if by_name_only else None)
     others = [key for key in named if key != features and key not in names]
-    theirs: set[str] = set()  # masks of other features
-    if features is not None and not by_name_only:
-        found = _mask_of_its_name(file, features, named, axes, N, neutral)
-        if found is not None:
-            return found
-        theirs = set(others)
-        others = _without_those_of_others(file, features, others)
-        theirs -= set(others)
-    own = _masks_of(file, features) if by_name_only and features is not None else []
     if features is not None and base_name(features).startswith(_DINO):
         others = [key for key in others if base_name(key) != "masks"]
+    looked_at = {features, *names, *others}
+    if features is not None and not by_name_only:
+        found = _mask_of_its_name(file, features, named, axes, N)
+        if found is not None:
+            return found
+        others = _without_those_of_others(file, features, others)
+    own = _masks_of(file, features) if by_name_only and features is not None else []
     for key in names:
         if key in file.tensors and key != features:
             stored = file.tensors[key]
@@ -152,7 +150,7 @@ def choose_mask(
     if by_name_only or axes.tokens == 1:
         return None
     _refuse_joined(file, features, axes)
-    looked_at, wanted_shapes = {features, *names, *others, *theirs}, mask_shapes(axes, N)
+    wanted_shapes = mask_shapes(axes, N)
     for key in file.tensors:
         if key in looked_at or not _is_marks(file.shape_of(key), axes, wanted_shapes):
             continue
@@ -170,14 +168,13 @@ def choose_mask(
 
 
 def _mask_of_its_name(
-    file: FeatureFile, features: str, named: list[str], axes: Axes, N: int, neutral: bool
+    file: FeatureFile, features: str, named: list[str], axes: Axes, N: int
 ) -> StoredTensor | None:
     """The mask whose name is that of the features and more: `dog_mask` of `dog`.
 
     Args:
         file, features, axes, N: as for `choose_mask`.
         named: keys whose names say that they are masks.
-        neutral: a mask whose name says no side can be of this one, by whatever name.
 
     Returns:
         It, also where its shape does not fit: then reading it is an error. None if there is none.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fusecli.records import record
+
+_CASES = 8  # of notes that are counted apart
 
 
 @record
@@ -20,3 +24,13 @@ class Note:
 
     def __str__(self) -> str:
         return self.message
+
+    def counted_as(self, known: Collection[str]) -> str:
+        """What a count of notes takes it for: its code, or only its kind if there are many codes.
+
+        Args:
+            known: what has been counted so far.
+        """
+        if self.code in known or len(known) < _CASES:
+            return self.code
+        return self.code.partition(":")[0]

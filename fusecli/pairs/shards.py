@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fusecli.errors import PairsError, shortened
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
-from fusecli.features.formats.safetensors_header import safetensors_keys
+from fusecli.features.formats.safetensors_header import read_header
 
 _ENDING = ".safetensors"
 _INDEX = ".safetensors.index.json"
@@ -144,7 +144,7 @@ def keys_of(file: str) -> list[str]:
         FeatureFileError: the file is missing or damaged.
     """
     with open_regular(file) as handle:
-        return sorted(safetensors_keys(handle, file))
+        return sorted(read_header(handle, file)[0])
 
 
 def _names(folder: str) -> list[str]:

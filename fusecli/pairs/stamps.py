@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from fusecli.pairs.pair import Pair
 
@@ -18,7 +17,7 @@ class FileStamps:
 
     def of(self, pair: Pair) -> list[FileStamp]:
         """Of the files of a pair: image, text and masks; None for one that is not there."""
-        return [self._look(name) for name in files_of(pair)]
+        return [self._look(name) for name in pair.files]
 
     def _look(self, name: str) -> FileStamp:
         if name in self._known:
@@ -30,8 +29,3 @@ class FileStamps:
             stamp = None
         self._known[name] = stamp
         return stamp
-
-
-def files_of(pair: Pair) -> Iterable[str]:
-    """The files a pair is read from, each once."""
-    return dict.fromkeys(place.file for place in pair.places if place is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fusecli.pairs.reader import PairFeatures, SideFeatures
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis, Note
 
-_KINDS = 8  # of notes, until cases of one kind are counted together
+Said = TypeVar("Said", Diagnosis, Note)
 
 
 class SaidOfPairs:
@@ -43,11 +44,10 @@ class SaidOfPairs:
         if not (found or notes):
             return
         with self._lock:
-            for code, message in _by_code(found).items():
-                _count(self._warnings, code, message)
-            for code, message in _by_code(notes).items():
-                few = code in self._notes or len(self._notes) < _KINDS
-                _count(self._notes, code if few else code.partition(":")[0], message)
+            for diagnosis in _first_of_each(found):
+                _count(self._warnings, diagnosis.code, str(diagnosis))
+            for note in _first_of_each(notes):
+                _count(self._notes, note.counted_as(self._notes), str(note))
 
     def lines(self) -> list[str]:
         """One line a kind, the more serious first: how many pairs, and what the first has."""
@@ -58,12 +58,9 @@ class SaidOfPairs:
         ]
 
 
-def _by_code(found: Sequence[Diagnosis | Note]) -> dict[str, str]:
-    """The first of each code, in words."""
-    first: dict[str, str] = {}
-    for each in found:
-        first.setdefault(each.code, str(each))
-    return first
+def _first_of_each(found: Sequence[Said]) -> list[Said]:
+    """The first of each code."""
+    return list({each.code: each for each in reversed(found)}.values())[::-1]
 
 
 def _count(kinds: dict[str, tuple[int, str]], code: str, message: str) -> None:

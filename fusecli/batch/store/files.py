@@ -15,7 +15,6 @@ import sys
 import time
 
 from fusecli.batch.pair_features import Result
-from fusecli.batch.source import files_of
 from fusecli.batch.store.cleanup import delete_result, delete_staged
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import done_entry, failed_entry
@@ -191,7 +190,7 @@ class FileSink:
         if status is None:
             return None
         if folder.protected.holds(status):
-            of = "this pair" if _is_one_of(status, files_of(pair)) else "this run"
+            of = "this pair" if _is_one_of(status, pair.files) else "this run"
             return f"{output}: is an input of {of}, and inputs are never changed"
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fusecli.training.options import TrainOptions
 
 _AUTO = "auto"
+_ARGUMENTS = ("images", "texts")  # which have no name
 
 
 @option_group
@@ -184,17 +185,19 @@ def train(
         print_path(outcome.output)
 
 
-def _source(inputs: PairsToRead, labels: LabelColumns) -> str:
-    """Where pairs and labels came from, as options of a command."""
-    options = (
-        ("", inputs.images),
-        ("", inputs.texts),
-        ("--manifest ", inputs.manifest),
-        ("--image-pattern ", inputs.image_pattern),
-        ("--text-pattern ", inputs.text_pattern),
-        ("--labels ", labels.labels),
-    )
-    return " ".join(option + shlex.quote(value) for option, value in options if value is not None)
+def _source(*groups: OptionGroup) -> str:
+    """The options about pairs and labels that were given, as one writes them in a shell."""
+    words: list[str] = []
+    for group in groups:
+        for field in fields(group):  # type: ignore[arg-type] # `option_group` makes it a data class
+            value, option = getattr(group, field.name), field.name.replace("_", "-")
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words += [*([] if field.name in _ARGUMENTS else [f"--{option}"]), str(value)]
+    return shlex.join(words)
 
 
 def _train_options(

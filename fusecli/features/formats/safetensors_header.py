@@ -196,15 +196,6 @@ class HeaderEntries(Mapping[str, HeaderEntry]):
         return len(self._places)
 
 
-def safetensors_keys(handle: BufferedReader, file: str) -> list[str]:
-    """The keys of a file.
-
-    Raises:
-        FeatureFileError: as `read_header`.
-    """
-    return list(read_header(handle, file)[0])
-
-
 def read_header(handle: BufferedReader, file: str) -> tuple[HeaderEntries, dict[str, str], int]:
     """Read and check the header of a file.
 
