@@ -9,10 +9,11 @@ from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import SIDES, MethodName
 from fusecli.fusion.methods import method_named
 from fusecli.fusion.options import ModuleOptions
-from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows, Side
+from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Side
 from fusecli.training.loop import Recipe, default_epochs
 from fusecli.training.model import PairModel
 from fusecli.training.options import TrainOptions
+from fusecli.training.side_index import Rows
 from fusecli.training.standardise import unit_statistics
 from fusecli.training.targets import Targets
 

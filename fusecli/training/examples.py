@@ -6,56 +6,19 @@ does not import torch.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import ShapeError
 from fusecli.features.literals import Side as Side
+from fusecli.training.example_source import ExampleSource, Floats, Mask, read_all, trimmed
+from fusecli.training.side_index import PackedSide, Rows, SideIndex, SideScan, mean_token
 
-Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-Rows = NDArray[np.int64]
-
-_READ_AT_ONCE = 64  # pairs that the reading threads have in hand together
-_READERS = 2
 _ROUNDING = 1e-5  # of the size of the features; float32 rounds at 6e-8
 _CHUNK_BYTES = 16 << 20  # tokens that statistics are made of at a time
-
-
-class ExampleFeatures(Protocol):
-    """Features of one pair, as `pairs.reader.PairFeatures` has them.
-
-    Attributes:
-        image: float32 `[P, Di]`.
-        text: float32 `[T, Dt]`.
-        image_mask: bool `[P]`, true is a real token, or None if all are.
-        text_mask: bool `[T]`, likewise.
-    """
-
-    @property
-    def image(self) -> Floats: ...
-    @property
-    def text(self) -> Floats: ...
-    @property
-    def image_mask(self) -> Mask | None: ...
-    @property
-    def text_mask(self) -> Mask | None: ...
-
-
-class ExampleSource(Protocol):
-    """Where pairs are read from, by their number; several threads may read."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-
-    def read(self, row: int) -> ExampleFeatures: ...
 
 
 @dataclass(frozen=True)
@@ -101,121 +64,6 @@ class Pooled:
         return self.text if side == "text" else self.image
 
 
-def _machine_memory() -> int:
-    """Bytes of memory that the machine has; 1 TB where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 40
-
-
-class _Packed:
-    """Distinct samples of one side, their tokens one after the other.
-
-    Args:
-        width: of a token.
-        capacity: bytes that the tokens may take. The memory is reserved, and becomes real page
-            by page as it is filled.
-    """
-
-    def __init__(self, width: int, capacity: int) -> None:
-        capacity = min(capacity, _machine_memory())  # no system reserves more
-        self.tokens: Floats = np.empty((max(1, capacity // (4 * width)), width), np.float32)
-        self.starts: list[int] = []
-        self.used = 0
-
-    def add(self, tokens: Floats) -> bool:
-        """Append one sample; False if it does not fit."""
-        start = self.used
-        stop = start + len(tokens)
-        if stop > len(self.tokens):
-            return False
-        self.tokens[start:stop] = tokens
-        self.starts.append(start)
-        self.used = stop
-        return True
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tokens that have been added."""
-        return 4 * self.used * int(self.tokens.shape[1])
-
-
-@dataclass
-class _SideIndex:
-    """What is known of one side of every pair without its tokens.
-
-    Attributes:
-        of: int64 `[N]`, which distinct sample a pair has.
-        first: int64 `[U]`, the first pair that has this sample.
-        lengths: int64 `[U]`, tokens of each distinct sample without padding at its end.
-        hashes: of the content of each distinct sample.
-        means: float32 `[U, D]`, or None if they do not fit into memory.
-        holes: masks of the distinct samples that have padding between real tokens.
-        size: root of the mean square of all numbers, the scale of their rounding errors.
-    """
-
-    of: Rows
-    first: Rows
-    lengths: Rows
-    hashes: list[str]
-    means: Floats | None
-    holes: dict[int, Mask]
-    size: float
-
-
-class _SideScan:
-    """Collects one side while the pairs are read for the first time."""
-
-    def __init__(self, side: Side, width: int, n: int, max_memory: int) -> None:
-        self.side, self.width, self.n = side, width, n
-        self.known: dict[str, int] = {}
-        self.of = np.zeros(n, np.int64)
-        self.first: list[int] = []
-        self.lengths: list[int] = []
-        # Means may take a tenth of the memory; a single-vector side needs none.
-        self.means: Floats | None = None
-        if n * width * 4 <= max_memory // 10:
-            self.means = np.empty((n, width), np.float32)
-        self.holes: dict[int, Mask] = {}
-        self.squares, self.count = 0.0, 0
-
-    def add(self, row: int, tokens: Floats, real: Mask | None, packed: _Packed | None) -> bool:
-        """Note one pair's side; False if `packed` is full."""
-        digest = hashlib.blake2b(np.ascontiguousarray(tokens).data, digest_size=16)
-        digest.update(repr(tokens.shape).encode())
-        if real is not None:
-            digest.update(real.tobytes())
-        key = digest.hexdigest()
-        if key in self.known:
-            self.of[row] = self.known[key]
-            return True
-        index = self.known[key] = len(self.known)
-        self.of[row] = index
-        self.first.append(row)
-        self.lengths.append(len(tokens))
-        flat = np.ascontiguousarray(tokens).reshape(-1)
-        self.squares += float(np.dot(flat, flat))
-        self.count += len(flat)
-        if real is not None:
-            self.holes[index] = real
-        if self.means is not None:
-            self.means[index] = _mean(tokens, real)
-        return packed is None or packed.add(tokens)
-
-    def index(self) -> _SideIndex:
-        means = None if self.means is None else self.means[: len(self.known)]
-        return _SideIndex(
-            self.of,
-            np.array(self.first, np.int64),
-            np.array(self.lengths, np.int64),
-            list(self.known),
-            means,
-            self.holes,
-            (self.squares / max(self.count, 1)) ** 0.5,
-        )
-
-
 class Examples:
     """All pairs of a run; made by `load_examples`.
 
@@ -232,8 +80,8 @@ class Examples:
         self,
         source: ExampleSource,
         widths: dict[Side, int],
-        index: dict[Side, _SideIndex],
-        packed: dict[Side, _Packed] | None,
+        index: dict[Side, SideIndex],
+        packed: dict[Side, PackedSide] | None,
     ) -> None:
         self._source, self._index, self._packed = source, index, packed
         self._starts: dict[Side, Rows] = {}
@@ -322,7 +170,7 @@ class Examples:
             tokens, mask = self._read(side, index.first[samples])
         if pooled:
             means = np.stack(
-                [_mean(t, None if mask is None else mask[i]) for i, t in enumerate(tokens)]
+                [mean_token(t, None if mask is None else mask[i]) for i, t in enumerate(tokens)]
             )
             return means[:, None], None
         return tokens, mask
@@ -363,7 +211,7 @@ class Examples:
 
     def _read(self, side: Side, rows: Rows) -> tuple[Floats, Mask | None]:
         distinct, inverse = np.unique(rows, return_inverse=True)
-        read = [_trimmed(self._source.read(int(row)), side) for row in distinct]
+        read = [trimmed(self._source.read(int(row)), side) for row in distinct]
         lengths = np.array([len(tokens) for tokens, _ in read])
         out = np.zeros((len(distinct), lengths.max(), self.width(side)), np.float32)
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -397,12 +245,14 @@ def load_examples(
     first = source.read(0)
     widths: dict[Side, int] = {"text": first.text.shape[1], "image": first.image.shape[1]}
     sides: tuple[Side, Side] = ("text", "image")
-    scans = {side: _SideScan(side, widths[side], n, max_memory) for side in sides}
+    scans = {side: SideScan(side, widths[side], n, max_memory) for side in sides}
     budget = max_memory - sum(s.means.nbytes for s in scans.values() if s.means is not None)
-    packed: dict[Side, _Packed] | None = {side: _Packed(widths[side], budget) for side in sides}
-    for row, features in _read_all(source):
+    packed: dict[Side, PackedSide] | None = {
+        side: PackedSide(widths[side], budget) for side in sides
+    }
+    for row, features in read_all(source):
         for side in sides:
-            tokens, real = _trimmed(features, side)
+            tokens, real = trimmed(features, side)
             if tokens.shape[1] != widths[side]:
                 raise ShapeError(
                     f"pair {source.ids[row]}: its {side} features are {tokens.shape[1]} wide, "
@@ -417,32 +267,6 @@ def load_examples(
         if on_read is not None:
             on_read(row + 1, n)
     return Examples(source, widths, {side: scan.index() for side, scan in scans.items()}, packed)
-
-
-def _read_all(source: ExampleSource) -> Iterator[tuple[int, ExampleFeatures]]:
-    n = len(source.ids)
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, n, _READ_AT_ONCE):
-            rows = range(start, min(start + _READ_AT_ONCE, n))
-            yield from zip(rows, pool.map(source.read, rows), strict=True)
-
-
-def _trimmed(features: ExampleFeatures, side: Side) -> tuple[Floats, Mask | None]:
-    """Tokens without the padding at their end; the mask only where padding stands between.
-
-    A text keeps its places, because the labels of `tag` count tokens. Masked tokens are zero.
-    """
-    tokens = features.text if side == "text" else features.image
-    real = features.text_mask if side == "text" else features.image_mask
-    if real is None:
-        return tokens, None
-    if side == "image" and real.any():
-        return tokens[real], None
-    length = int(real.nonzero()[0][-1]) + 1 if real.any() else 1
-    tokens, real = tokens[:length], real[:length]
-    if real.all():
-        return tokens, None
-    return np.where(real[:, None], tokens, np.float32(0)), real
 
 
 def _gather(flat: Floats, starts: Rows, lengths: Rows) -> tuple[Floats, Mask | None]:
@@ -465,13 +289,3 @@ def _with_holes(
             mask = np.ones((len(samples), longest), np.bool_) if mask is None else mask
             mask[position, : len(real)] = real
     return mask
-
-
-def _mean(tokens: Floats, real: Mask | None) -> Floats:
-    """`[tokens, D]` to `[D]`: the mean of the real tokens, zero if there is none."""
-    if real is not None:
-        tokens = tokens[real]
-    if not len(tokens):
-        return np.zeros(tokens.shape[1], np.float32)
-    mean: Floats = tokens.mean(axis=0, dtype=np.float32)
-    return mean

@@ -21,7 +21,7 @@ from fusecli.errors import counted
 from fusecli.training.blend import blend, parts_of, said_shares
 from fusecli.training.candidates import Candidate, make_candidates
 from fusecli.training.checkpoint import Checkpoints, EpochRecord
-from fusecli.training.examples import ChannelStatistics, Examples, Pooled, Rows
+from fusecli.training.examples import ChannelStatistics, Examples, Pooled
 from fusecli.training.fitted import FitInfo, Fitted, majority
 from fusecli.training.flat import flatten
 from fusecli.training.inference import Setting
@@ -34,6 +34,7 @@ from fusecli.training.side_by_side import (
     run_side_by_side,
     worker_count,
 )
+from fusecli.training.side_index import Rows
 from fusecli.training.split import Split, inner_folds
 from fusecli.training.stored import Member
 from fusecli.training.targets import Targets

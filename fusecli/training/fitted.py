@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fusecli.training.blend import Blend
 from fusecli.training.checkpoint import EpochRecord
-from fusecli.training.examples import Examples, Rows, Side
+from fusecli.training.examples import Examples, Side
 from fusecli.training.model import PairModel, TorchBatch
+from fusecli.training.side_index import Rows
 from fusecli.training.stored import Member, StoredModel
 from fusecli.training.targets import IGNORED, Targets
 

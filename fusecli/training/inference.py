@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusecli.training.examples import Examples, Rows
+from fusecli.training.examples import Examples
 from fusecli.training.model import PairModel, TorchBatch
+from fusecli.training.side_index import Rows
 from fusecli.training.targets import Targets
 
 Floats = NDArray[np.float32]

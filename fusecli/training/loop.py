@@ -17,13 +17,14 @@ from torch import Tensor
 
 from fusecli.errors import FuseError
 from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
-from fusecli.training.examples import Examples, Rows
+from fusecli.training.examples import Examples
 from fusecli.training.head import Noise
 from fusecli.training.inference import Setting, negatives, predict_held_out
 from fusecli.training.loss import loss_of
 from fusecli.training.model import PairModel, TorchBatch
 from fusecli.training.optimizer import FlatAdamW, learning_rate
 from fusecli.training.score import score_of
+from fusecli.training.side_index import Rows
 
 Floats = NDArray[np.float32]
 

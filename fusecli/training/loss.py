@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
-from fusecli.training.examples import Rows
+from fusecli.training.side_index import Rows
 from fusecli.training.targets import IGNORED, Targets
 
 
