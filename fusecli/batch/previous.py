@@ -61,7 +61,7 @@ def todo(
         if state.known == "done" and same and exists(pair, state.size):
             found.summary.skipped += 1
         elif state.known == "failed" and same and not options.retry_failed:
-            found.summary.failed_before += 1
+            found.summary.add_failed_before(pair.id)
         elif options.retry_failed and state.known != "failed":
             continue
         else:

@@ -31,7 +31,8 @@ class Summary:
         notes: by code, of how many pairs something was assumed or used without being asked for.
         first_notes: the first note of each code.
         run_diagnoses: what may be wrong with all results of the run, as `code: message`.
-        failures: id and reason of the first that failed.
+        failures: id and reason of the first that failed in this run.
+        failures_before: ids of the first that failed in an earlier run; its journal says why.
         index: path of the index of packs.
         pruned: results that were removed, since their pairs are no longer among the inputs.
     """
@@ -51,6 +52,7 @@ class Summary:
     first_notes: dict[str, Note] = field(default_factory=dict)
     run_diagnoses: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    failures_before: list[str] = field(default_factory=list)
     index: str | None = None
     pruned: int = 0
 
@@ -89,6 +91,12 @@ class Summary:
                 self.first_notes[code] = note
             self.notes[code] += 1
 
+    def add_failed_before(self, id: str) -> None:
+        """Count one pair that failed in an earlier run and is not tried again."""
+        self.failed_before += 1
+        if len(self.failures_before) < _FIRST:
+            self.failures_before.append(id)
+
     def to_json(self) -> str:
         """As `--json` prints it."""
         data = asdict(self) | {"unmatched": self.unmatched.counts, "rate": round(self.rate, 1)}
@@ -110,6 +118,10 @@ class Summary:
         lines += [f"failed: {id}: {error}" for id, error in self.failures]
         if self.failed > len(self.failures):
             lines.append(f"failed: {self.failed - len(self.failures):,} more, see the journal")
+        if self.failures_before:
+            more = self.failed_before - len(self.failures_before)
+            ids = ", ".join(self.failures_before) + (f" and {more:,} more" if more else "")
+            lines.append(f"failed before: {ids}: the journal says why")
         counts = [f"{self.done:,} done"]
         if self.changed:
             counts.append(f"{self.changed:,} of them again because their inputs changed")

@@ -87,7 +87,11 @@ class MapOptions:
             ("--box-units", self.box_units),
         ):
             if value is not None and self.plot is None:
-                raise UsageError(f"{option} goes with --plot FILE")
+                raise UsageError(
+                    f"{option} goes with --plot FILE; --show prints one row of numbered tokens"
+                    if self.show
+                    else f"{option} goes with --plot FILE"
+                )
         if self.grid is not None and self.boxes not in (None, "none"):
             raise UsageError("--grid and --boxes both say where image tokens are: leave one out")
         for option, path in (("--attention", self.attention), ("--plot", self.plot)):

@@ -282,6 +282,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _shown_part(whole: str, part: str, value: object) -> str:
+    """The name of one part of an identity: an option as it is said on the command line."""
+    if whole == "options" and not isinstance(value, dict):
+        return f"--{part.replace('_', '-')}"
+    return f"{whole}.{part}"
+
+
 def _differences(found: Any, wanted: Mapping[str, Any]) -> str:
     """Which parts of two identities differ, by name."""
     if not isinstance(found, dict):
@@ -291,8 +298,8 @@ def _differences(found: Any, wanted: Mapping[str, Any]) -> str:
     for name in names[:5]:
         old, new = found.get(name), wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            inner = [k for k in (*old, *new) if old.get(k) != new.get(k)]
-            detailed += [f"{name}.{k}" for k in dict.fromkeys(inner)][:5]
+            inner = dict.fromkeys(k for k in (*old, *new) if old.get(k) != new.get(k))
+            detailed += [_shown_part(name, k, new.get(k, old.get(k))) for k in inner][:5]
         else:
             detailed.append(name)
     return ", ".join(detailed)

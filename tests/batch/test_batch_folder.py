@@ -19,14 +19,14 @@ from tests.batches import DI, DT, journal, outputs
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (["--residual"], "module.residual: false there, true now"),
-        (["--seed", "1"], "weights.seed: 0 there, 1 now"),
-        (["--out-dtype", "float16"], 'result.dtype: "float32" there, "float16" now'),
-        (["--method", "sum", "--dim", "32"], 'module.method: "attention" there, "sum" now'),
-        (["--direction", "image"], 'result.direction: "text" there, "image" now'),
-        (["--engine", "torch"], 'computing.engine: "numpy" there, "torch" now'),
-        (["--pack"], "layout.pack: false there, true now"),
-        (["--allow-nonfinite"], "reading.allow_nonfinite: false there, true now"),
+        (["--residual"], "--residual: false there, true now"),
+        (["--seed", "1"], "--seed: 0 there, 1 now"),
+        (["--out-dtype", "float16"], '--out-dtype: "float32" there, "float16" now'),
+        (["--method", "sum", "--dim", "32"], '--method: "attention" there, "sum" now'),
+        (["--direction", "image"], '--direction: "text" there, "image" now'),
+        (["--engine", "torch"], '--engine: "numpy" there, "torch" now'),
+        (["--pack"], "--pack: false there, true now"),
+        (["--allow-nonfinite"], "--allow-nonfinite: false there, true now"),
     ],
 )
 def test_a_run_with_other_options_is_refused(cli, pairs, changed, said):
@@ -49,7 +49,7 @@ def test_a_run_with_other_weights_of_the_same_name_is_refused(cli, pairs):
         assert cli("init", "-o", "w.safetensors", "-f", *widths).code == 0
         done = cli("batch", "images", "texts", "-o", "out", "--weights", "w.safetensors")
     assert done.code == 2
-    assert "weights.sha256" in done.err
+    assert "sha256" in done.err
     shutil.copy("w.safetensors", "same.safetensors")
     again = ["batch", "images", "texts", "-o", "new", "--weights"]
     assert cli(*again, "w.safetensors").code == 0

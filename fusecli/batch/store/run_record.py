@@ -15,7 +15,7 @@ from fusecli._version import __version__
 from fusecli.batch.store.journal import FORMAT
 from fusecli.errors import FuseError, OutputError, shortened
 from fusecli.features.pair_inputs import ReadOptions
-from fusecli.fusion.config import FusionConfig
+from fusecli.fusion.config import FusionConfig, option_of
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 
 RECORD = "run.json"
@@ -116,10 +116,10 @@ class RunRecord:
         }
 
     def differences(self, other: RunRecord) -> list[str]:
-        """What another record says differently, each as `name: A there, B now`."""
+        """What another record says differently, each as `OPTION: A there, B now`."""
         before, now = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
         return [
-            f"{name}: {_shown(before.get(name))} there, {_shown(now.get(name))} now"
+            f"{_option(name)}: {_shown(before.get(name))} there, {_shown(now.get(name))} now"
             for name in {**before, **now}
             if name not in ("format", "fusecli") and before.get(name) != now.get(name)
         ]
@@ -220,6 +220,23 @@ def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             flat.append((f"{prefix}{key}", value))
     return flat
+
+
+_OPTIONS = {
+    "weights.sha256": "--weights (sha256 of the file)",
+    "weights.prefix": "--weights-prefix",
+    "result.dtype": "--out-dtype",
+    "computing.threads": "threads of a product",
+    "layout.shard_size": "--shard-size",
+    "chosen_for.N": "number of pairs",
+    "chosen_for.T": "text tokens of a pair",
+    "chosen_for.P": "image tokens of a pair",
+}
+
+
+def _option(name: str) -> str:
+    """The option of `batch` that sets a value of the record, for messages."""
+    return _OPTIONS.get(name) or option_of(name.partition(".")[2])
 
 
 def _shown(value: Any) -> str:
