@@ -135,17 +135,18 @@ class Fuser:
             results = results[: results.index(read[0][0])]
         after = FileStamps()
         for index, result in enumerate(results):
-            if after.of(result.pair) != result.stamps:
+            if after.versions(result.pair) != before.versions(result.pair):
                 results[index] = self._again(result.pair)
         return results
 
     def _again(self, pair: Pair) -> Result:
         """Read a pair; read it a second time if a file was replaced meanwhile."""
-        result = Result(pair, FileStamps().of(pair))
+        before = FileStamps()
+        result = Result(pair, before.of(pair))
         features = self._read(result)
         if features is not None:
             self._fuse([(result, features)], lambda: False)
-        if FileStamps().of(pair) != result.stamps:
+        if FileStamps().versions(pair) != before.versions(pair):
             result.tensors = None
             result.error = f"{pair.image.file} or {pair.text.file}: changed while it was read"
         return result

@@ -16,6 +16,7 @@ from io import BufferedIOBase, BufferedReader, FileIO, RawIOBase
 from typing import TYPE_CHECKING, cast
 
 from fusecli.errors import FeatureFileError, refuse_empty_name, shortened, shown_path
+from fusecli.features.changes import settled_status, was_changed
 from fusecli.features.formats.npy import npy_from_stream
 from fusecli.features.formats.table import READABLE_ENDINGS, format_of
 from fusecli.features.tensor import ManyTensors, StoredTensor
@@ -38,7 +39,7 @@ class FeatureFile:
         size: in bytes.
         content: the bytes, for stdin only.
         handle: the open file the tensors are read from, closed by leaving the context.
-        modified: when it was last changed before it was opened, in nanoseconds.
+        opened: what the system said of it when it was opened; None for stdin.
         mask_names: keys whose names say that they are masks, by what they say that they belong
             to, once `masks` has looked for them.
     """
@@ -49,7 +50,7 @@ class FeatureFile:
     size: int = 0
     content: bytes | None = None
     handle: BufferedReader | None = None
-    modified: int = 0
+    opened: os.stat_result | None = None
     mask_names: list[dict[str, list[str]]] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -78,10 +79,9 @@ class FeatureFile:
         """Raises:
         FeatureFileError: the file was changed since it was opened.
         """
-        if self.handle is None:
+        if self.handle is None or self.opened is None:
             return
-        status = os.fstat(self.handle.fileno())
-        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
+        if was_changed(self.opened, os.fstat(self.handle.fileno())):
             raise FeatureFileError(
                 f"{self.where}: changed while it was read: run the command again once nobody "
                 "writes to it"
@@ -133,7 +133,7 @@ def open_features(name: str) -> FeatureFile:
 
 
 def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
-    status = os.fstat(handle.fileno())
+    opened = settled_status(handle.fileno())
     found = format_of(name)
     if found is None:
         ending = os.path.splitext(name)[1].lower().removesuffix(".")
@@ -152,8 +152,8 @@ def _open_format(handle: BufferedReader, name: str) -> FeatureFile:
         if really is None:
             raise
         raise FeatureFileError(f"{name}: is not {found.called} but {really}") from None
-    size, modified = status.st_size, status.st_mtime_ns
-    return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle, modified)
+    size = opened.st_size
+    return FeatureFile(name, contents.tensors, contents.metadata, size, None, handle, opened)
 
 
 def _other_content(handle: BufferedReader, name: str) -> str | None:

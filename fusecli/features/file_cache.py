@@ -7,7 +7,7 @@ import os
 import stat
 import weakref
 from collections import OrderedDict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError
+from fusecli.features.changes import version_of
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.formats.npy import open_npy
 from fusecli.features.tensor import InMemory, MemoryBytes, Span, StoredTensor
@@ -119,7 +120,7 @@ class _OpenFile:
     """An open file of many tensors.
 
     Attributes:
-        identity: device, inode, size and time of change when it was opened.
+        identity: its version when it was opened.
         file: open while it is kept or used.
         users: how many use it now.
         kept: it may be used again.
@@ -155,11 +156,8 @@ class _OpenFiles:
             FeatureFileError: it is missing or damaged.
         """
         identity: tuple[int, ...] = ()
-        try:
-            status = os.stat(name)
-            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        except (OSError, ValueError):
-            pass  # opening it says why
+        with suppress(OSError, ValueError):  # opening it says why
+            identity = version_of(os.stat(name))
         with self._lock:
             known = self._open.get(name)
             if known is None or known.identity != identity or not identity:

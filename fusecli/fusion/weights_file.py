@@ -189,6 +189,7 @@ def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, N
 
     Raises:
         WeightsError: a weight is NaN or infinite.
+        FeatureFileError: the file was changed while it was read.
     """
     arrays = {}
     for name, part in rows.items():
@@ -201,6 +202,7 @@ def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, N
             arrays[name] = np.concatenate(rows_of)[start:stop]
         else:
             arrays[name] = np.zeros(stop - start, np.float32)
+    weights.file.refuse_changed()
     return arrays
 
 

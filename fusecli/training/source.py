@@ -93,8 +93,8 @@ class PairFiles:
 
 
 def _hash_of(pair: Pair) -> int:
-    """64 bits, not 0, that tell size and time of change of a pair's files."""
-    return hash(tuple(FileStamps().of(pair))) or 1
+    """64 bits, not 0, that tell the versions of a pair's files."""
+    return hash(tuple(FileStamps().versions(pair))) or 1
 
 
 @dataclass(frozen=True)
