@@ -27,13 +27,14 @@ from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LARGEST_NUMBER, LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
-from fusecli.training.run_folder import files_of_run
+from fusecli.training.run_folder import files_of_run, reading_run
 from fusecli.training.score_part import Part, network_headline, retrieval_of, seed_headlines
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.split import join_groups
 from fusecli.training.stored import StoredModel
 from fusecli.training.stored_run import load_run
+from fusecli.training.sums import check_sum, file_sum, sums_of_run
 from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
 from fusecli.training.targets import TASKS, Targets, Task
 from fusecli.training.train import PREDICTIONS, SPLIT, write_bytes
@@ -103,7 +104,8 @@ def open_run(path: str) -> LoadedRun:
         UsageError: it is none.
         FeatureFileError: a file in it is damaged.
     """
-    head, models = load_run(path)
+    with reading_run(path):
+        head, models = load_run(path)
     task = head.get("task")
     if task not in TASKS:
         raise UsageError(f"{path}: holds a run of the task {task!r}, which this version has not")
@@ -249,6 +251,8 @@ def _learnt(path: str) -> tuple[set[tuple[str, str]], set[str]]:
             f"{path}: is damaged, a row has not the columns id, image and split: without them "
             "pairs that the run has learnt from cannot be left out; copy the run's folder again"
         )
+    folder, name = os.path.split(path)
+    check_sum(sums_of_run(folder), folder, name, file_sum(path))
     learnt = [row for row in rows if row.get("split") != "test" and row.get("image")]
     return {(row["id"], row["image"]) for row in learnt}, {row["image"] for row in learnt}
 

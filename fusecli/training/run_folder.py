@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
+from fusecli.features.folder_lock import folder_lock
 from fusecli.features.formats.safetensors import file_start
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.weights_file import METADATA_KEY, RUN_RECORD, RUN_WEIGHTS
@@ -30,7 +32,8 @@ from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
 from fusecli.training.stored import Member
-from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION, MODELS
+from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION, MODELS, model_names
+from fusecli.training.sums import file_sum
 
 CHECKPOINTS = "checkpoints"
 _VERSION = 1
@@ -54,6 +57,40 @@ class RunFolder:
         self._results = tuple(results)
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self.identity = json.loads(self._identity)
+
+    @contextmanager
+    def alone(self, resume: bool = False) -> Iterator[bool]:
+        """Make the folder if it does not exist, and keep other trainings out of it.
+
+        A folder that was made here and stays empty is removed at the end.
+
+        Args:
+            resume: as for `begin`: no folder is made.
+
+        Returns:
+            Whether the folder is locked: some file systems have no locks.
+
+        Raises:
+            OutputError: another training works in the folder, or it cannot be made.
+        """
+        made = not resume and not os.path.lexists(self.path)
+        if made:
+            self._make()
+        try:
+            if not self.path.is_dir():  # `begin` says what is wrong
+                yield True
+                return
+            with folder_lock(str(self.path), "exclusive") as lock:
+                if lock == "others hold it":
+                    raise OutputError(
+                        f"{self.path}: another command is working with the run in this folder: "
+                        "wait for it, or name another folder"
+                    )
+                yield lock == "held"
+        finally:
+            if made:
+                with suppress(OSError):
+                    self.path.rmdir()
 
     def check(self, inputs: ProtectedFiles) -> None:
         """Look at everything that a run may replace or delete, before it does.
@@ -113,12 +150,15 @@ class RunFolder:
             raise UsageError(
                 f"{self.path}: is not empty and holds no {RUN_RECORD}: name an empty or new folder"
             )
+        self._make()
+        write_json(self.path / RUN_RECORD, {"version": _VERSION, "identity": self.identity})
+        return False
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from None
-        write_json(self.path / RUN_RECORD, {"version": _VERSION, "identity": self.identity})
-        return False
 
     def checkpoints(self, part: str = "") -> Checkpoints:
         """Where the states of jobs are kept.
@@ -128,6 +168,16 @@ class RunFolder:
                 names.
         """
         return Checkpoints(self.path / CHECKPOINTS, f"{self._identity} {part}")
+
+    def sums(self, names: Sequence[str] = ()) -> dict[str, str]:
+        """SHA-256 of the files of the models, and of others in the folder, by their paths in it.
+
+        Raises:
+            FuseError: one of them cannot be read.
+        """
+        files = [RUN_WEIGHTS, *names]
+        files += [os.path.join(MODELS, name) for name in model_names(self.path / MODELS)]
+        return {name: file_sum(str(self.path / name)) for name in files}
 
     def finish(self) -> None:
         """Delete the checkpoints; called when every result is written."""
@@ -180,6 +230,22 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for name in (MODELS, CHECKPOINTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+@contextmanager
+def reading_run(path: str) -> Iterator[None]:
+    """While this lasts no training begins to work in the folder of a run.
+
+    Raises:
+        OutputError: one is working there.
+    """
+    if not os.path.isdir(path):  # the reader says what is wrong
+        yield
+        return
+    with folder_lock(path, "shared") as lock:
+        if lock == "others hold it":
+            raise OutputError(f"{path}: a training is working in this folder: wait for it")
+        yield
 
 
 def files_of_run(path: str, results: Sequence[str] = ()) -> ProtectedFiles:

@@ -7,6 +7,7 @@ there, so that no more memory is taken than the files' own size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, FuseError, UsageError, shortened
-from fusecli.features.file import open_features
+from fusecli.features.file import FeatureFile, open_features
 from fusecli.fusion.config import FusionConfig, shown
 from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.blend import Blend, parts_of
@@ -27,6 +28,7 @@ from fusecli.training.examples import ChannelStatistics
 from fusecli.training.results import ORDER
 from fusecli.training.standardise import unit_statistics
 from fusecli.training.stored import Member, StoredModel
+from fusecli.training.sums import Sums, check_sum, sums_of_run
 
 MODELS = "models"  # the folder of the other models
 HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
@@ -71,13 +73,19 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         raise UsageError(
             f"{path}: the run is not finished: run the same fusecli train command again"
         )
-    head, fusion = _read(weights, HEAD_KEY, _head_and_member)
+    sums = sums_of_run(path)
+    head, fusion = _read(weights, HEAD_KEY, _head_and_member, (sums, path, RUN_WEIGHTS))
     C = len(head["names"]) or 1
     members: dict[str, dict[int, Member]] = {"fusion": {0: fusion}}
     constants: dict[str, NDArray[np.float32]] = {}
     about: dict[str, dict[str, Any]] = {"fusion": head}
-    for file in _model_files(os.path.join(path, MODELS)):
-        meta, made = _read(file, MODEL_KEY, _member_or_constant)
+    inner = [os.path.join(MODELS, name) for name in model_names(os.path.join(path, MODELS))]
+    gone = sorted(name for name in sums or () if name.startswith(MODELS) and name not in inner)
+    if gone:
+        raise _damaged(os.path.join(path, gone[0]), "no such file, and the run has written it")
+    for name in inner:
+        file = os.path.join(path, name)
+        meta, made = _read(file, MODEL_KEY, _member_or_constant, (sums, path, name))
         name = meta["name"]
         about.setdefault(name, meta)
         if isinstance(made, np.ndarray):
@@ -128,12 +136,17 @@ def _blend(path: str, about: Mapping[str, Any], name: str) -> Blend | None:
     return Blend(shares, factors)
 
 
-def _model_files(folder: str) -> list[str]:
+def model_names(folder: str | os.PathLike[str]) -> list[str]:
+    """The files of the models in the folder `models/` of a run.
+
+    Raises:
+        FeatureFileError: it cannot be listed.
+    """
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
     except OSError as error:
         raise FeatureFileError(f"{folder}: cannot be listed: {error.strerror}") from None
-    return [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    return [name for name in names if not name.startswith(".")]
 
 
 def _damaged(path: str, why: str) -> FeatureFileError:
@@ -143,9 +156,19 @@ def _damaged(path: str, why: str) -> FeatureFileError:
 
 
 def _read(
-    path: str, key: str, decode: Callable[[Tensors, dict[str, Any]], Any]
+    path: str,
+    key: str,
+    decode: Callable[[Tensors, dict[str, Any]], Any],
+    known: tuple[Sums | None, str, str],
 ) -> tuple[dict[str, Any], Any]:
-    """A file's metadata under a key, and what is made of it and of the tensors."""
+    """A file's metadata under a key, and what is made of it and of the tensors.
+
+    Args:
+        path: of the file.
+        key: in its metadata.
+        decode: makes something of tensors and metadata.
+        known: what the run says of its files, its folder, and the file's name there.
+    """
     with open_features(path) as file:
         try:
             meta = json.loads(file.metadata[key])
@@ -156,6 +179,8 @@ def _read(
         except (ValueError, RecursionError):
             raise _damaged(path, f"its {key} is not JSON") from None
         tensors = {name: stored.read() for name, stored in file.tensors.items()}
+        sum_of = _sha256(file)
+        file.refuse_changed()
     try:
         if not isinstance(meta, dict):
             raise _WrongError(f"its {key} is not an object")
@@ -168,13 +193,23 @@ def _read(
         for name, array in tensors.items():
             if not np.isfinite(array).all():
                 raise _WrongError(f"{shortened(name)} holds NaN or infinity")
-        return meta, decode(tensors, meta)
+        made = decode(tensors, meta)
     except _WrongError as error:
         raise _damaged(path, str(error)) from None
     except _NewerError:
         raise
     except FuseError as error:  # a fusion that cannot be
         raise _damaged(path, str(error)) from None
+    check_sum(*known, sum_of)
+    return meta, made
+
+
+def _sha256(file: FeatureFile) -> str:
+    digest = hashlib.sha256()
+    if file.handle is not None:
+        file.handle.seek(0)
+        digest = hashlib.file_digest(file.handle, "sha256")
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------- single values

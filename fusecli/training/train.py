@@ -40,21 +40,20 @@ from fusecli.training.split import (
     make_split,
     seen_share,
 )
+from fusecli.training.sums import LARGEST_METRICS, METRICS, SUMS_KEY, are_whole
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
 from fusecli.training.targets import IGNORED, Targets
 
 Rows = NDArray[np.int64]
 Tell = Callable[[str], None]
 
-METRICS, REPORT, PREDICTIONS, SPLIT, LOG = (
-    "metrics.json",
+REPORT, PREDICTIONS, SPLIT, LOG = (
     "report.md",
     "predictions.csv",
     "split.csv",
     "log.jsonl",
 )
 CURVES, COMPARISON = "curves.png", "comparison.png"
-_LARGEST_METRICS = 1 << 26  # bytes
 # The file that says that a run is complete comes first: it is deleted first and written last.
 OUTPUTS = (METRICS, REPORT, PREDICTIONS, SPLIT, LOG, CURVES, COMPARISON)
 
@@ -104,13 +103,20 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     source = SourceOptions(options.pairs, options.labels, options.reading, options.max_memory)
     data = open_data(source, notes, progress.reading)
     run = _Run(options, data, notes, progress)
-    run.folder.check(data.inputs)
-    if run.folder.begin(options.resume, options.force):
-        stored = _read(os.path.join(options.output, METRICS))
-        if stored is not None and (run.folder.path / RUN_WEIGHTS).exists():
-            run.folder.finish()
-            return Outcome(options.output, stored, stored_lines(stored), True)
-    return run.folds() if options.folds else run.held_out()
+    with run.folder.alone(options.resume) as locked:
+        if not locked:
+            notes(
+                f"note: {options.output}: its file system has no locks: run no other training in "
+                "this folder before this one has ended"
+            )
+        run.folder.check(data.inputs)
+        if run.folder.begin(options.resume, options.force):
+            stored = _read(os.path.join(options.output, METRICS))
+            there = (run.folder.path / RUN_WEIGHTS).exists()
+            if stored is not None and there and are_whole(options.output):
+                run.folder.finish()
+                return Outcome(options.output, stored, stored_lines(stored), True)
+        return run.folds() if options.folds else run.held_out()
 
 
 def _refuse_output_inside(options: TrainOptions) -> None:
@@ -369,6 +375,7 @@ class _Run:
             if content is not None:
                 write_bytes(os.path.join(output, name), content)
         write_bytes(os.path.join(output, REPORT), report_md(result, facts).encode())
+        metrics[SUMS_KEY] = self.folder.sums((SPLIT,))
         write_bytes(os.path.join(output, METRICS), as_json(metrics))
         self.folder.finish()
         return Outcome(output, metrics, summary_lines(metrics), False)
@@ -444,7 +451,7 @@ def _read(path: str) -> dict[str, Any] | None:
     """The `metrics.json` of a complete run; None where it is not there, or damaged."""
     try:
         with open_regular(path) as file:
-            found = json.loads(file.read(_LARGEST_METRICS))
+            found = json.loads(file.read(LARGEST_METRICS))
         numbers = found["measured_pairs"], found["groups"]
         texts = [
             found["part"],

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fusecli
+from fusecli.errors import FeatureFileError
+from fusecli.features.file import open_features
 from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, WRITABLE_ENDINGS, load_format
 
 PACKAGE = Path(fusecli.__file__).parent
@@ -175,3 +178,26 @@ def test_one_format_knows_the_layout_of_safetensors_files() -> None:
         known = {formats / "safetensors.py", formats / "safetensors_header.py"}
         assert formats / "safetensors_header.py" in knowing, mark
         assert known.issuperset(knowing), mark
+
+
+def test_header_above_the_bound_is_refused_unless_the_user_raises_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, limit = tmp_path / "h.safetensors", 32 << 20
+    for length in (limit, limit + 1, 90 << 20):
+        with open(path, "wb") as file:
+            file.write(length.to_bytes(8, "little") + b"{")
+            file.truncate(8 + length)  # zeros, which are no header
+        said = f"its header is {length:,} bytes long, more than {limit:,}.*FUSECLI_READ_LIMIT="
+        with pytest.raises(FeatureFileError, match=said if length > limit else "damaged"):
+            open_features(str(path))
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).ljust(1500)
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"\x07")
+    for limit_said, is_read in (("1K", False), ("2K", True)):
+        monkeypatch.setenv("FUSECLI_READ_LIMIT", limit_said)
+        if is_read:
+            with open_features(str(path)) as opened:
+                assert opened.tensors["a"].read().tolist() == [7]
+        else:
+            with pytest.raises(FeatureFileError, match="FUSECLI_READ_LIMIT="):
+                open_features(str(path))

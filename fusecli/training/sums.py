@@ -1,0 +1,91 @@
+"""Sums of a run's files in its metrics.json: files of two runs in one folder are no run.
+
+A copy that was broken off, or a second run copied over the first, leaves such a folder. Its
+models would be measured as one, and its list of learnt pairs would be another run's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+
+from fusecli.errors import FeatureFileError, FuseError
+from fusecli.features.file import open_regular
+
+METRICS = "metrics.json"
+SUMS_KEY = "files"
+LARGEST_METRICS = 1 << 26  # bytes
+
+Sums = Mapping[str, str]
+
+
+def file_sum(path: str) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        FeatureFileError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums_of_run(path: str) -> Sums | None:
+    """What a finished run says of its files, by their paths in its folder.
+
+    None where it says nothing: of some runs only the models were copied, and runs of earlier
+    versions have no sums.
+
+    Raises:
+        FeatureFileError: what it says is damaged.
+    """
+    name = os.path.join(path, METRICS)
+    if not os.path.lexists(name):
+        return None
+    try:
+        with open_regular(name) as file:
+            found = json.loads(file.read(LARGEST_METRICS))
+        sums = found.get(SUMS_KEY)
+    except (ValueError, AttributeError, RecursionError):
+        raise _damaged(name) from None
+    if sums is None:
+        return None
+    if not isinstance(sums, dict) or not all(isinstance(text, str) for text in sums.values()):
+        raise _damaged(name)
+    return sums
+
+
+def check_sum(sums: Sums | None, folder: str, name: str, found: str) -> None:
+    """Refuse a file that is not the one that the run has written.
+
+    Args:
+        sums: of the run; None: nothing is known.
+        folder: of the run.
+        name: of the file, in the folder.
+        found: SHA-256 of what was read.
+
+    Raises:
+        FeatureFileError: it is another.
+    """
+    if sums is not None and sums.get(name) != found:
+        raise FeatureFileError(
+            f"{os.path.join(folder, name)}: is not the file that this run has written, by "
+            f"{METRICS}: copy the run's folder again, or run the same fusecli train command again"
+        )
+
+
+def are_whole(path: str) -> bool:
+    """Whether the files of a run are those that it has written, as far as it says."""
+    try:
+        sums = sums_of_run(path)
+        return all(file_sum(os.path.join(path, n)) == text for n, text in (sums or {}).items())
+    except (FuseError, OSError, ValueError):
+        return False
+
+
+def _damaged(name: str) -> FeatureFileError:
+    return FeatureFileError(
+        f"{name}: is damaged: copy the run's folder again, or run the same fusecli train command "
+        "again"
+    )

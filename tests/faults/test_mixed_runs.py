@@ -1,0 +1,138 @@
+"""Files of two runs in one folder, and two commands at work in one: refused, or done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fusecli.errors import FeatureFileError
+from fusecli.features.folder_lock import folder_lock
+from fusecli.training.evaluate import _learnt, open_run
+from fusecli.training.sums import are_whole
+from tests.faults.running import contents, run
+from tests.faults.training import TRAIN
+
+EVALUATE = ("evaluate", "run", "images", "texts", "--labels", "labels.csv", "-q")
+PREDICT = ("predict", "run", "images", "texts", "-o", "new.csv", "-q")
+
+
+NAMES = ("weights.safetensors", "models/text-only.safetensors", "split.csv")
+
+
+def make_other(name: str) -> None:
+    """A sound file with other numbers, or another part of a pair, as another run would have."""
+    path = Path("run", name)
+    data = path.read_bytes()
+    if name == "split.csv":
+        path.write_bytes(data.replace(b",train", b",test", 1))
+    else:
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert path.read_bytes() != data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_of_another_run_is_refused(folder_of_run: Path, name: str) -> None:
+    assert are_whole("run")
+    make_other(name)
+    with pytest.raises(FeatureFileError, match=f"run/{name}: is not the file that this run has w"):
+        _learnt("run/split.csv") if name == "split.csv" else open_run("run")
+    assert not are_whole("run")
+    if name == "weights.safetensors":
+        done = run(*PREDICT)
+        assert (done.code, done.out) == (1, ""), done
+        assert done.err.count("\n") == 1
+        assert not os.path.exists("new.csv")
+
+
+@pytest.mark.slow  # three trainings
+@pytest.mark.parametrize("name", NAMES)
+def test_run_with_a_file_of_another_is_done_again(folder_of_run: Path, name: str) -> None:
+    whole = contents(Path("run"))
+    make_other(name)
+    assert run(*TRAIN).code == 0
+    assert contents(Path("run")) == whole
+
+
+def test_model_that_is_gone_or_of_nobody_is_refused(folder_of_run: Path) -> None:
+    shutil.copy("run/models/additive.safetensors", "run/models/fusion.seed-1.safetensors")
+    with pytest.raises(FeatureFileError, match=r"run/models/fusion.seed-1.safetensors: is not the"):
+        open_run("run")
+    os.unlink("run/models/fusion.seed-1.safetensors")
+    os.unlink("run/models/additive.safetensors")
+    with pytest.raises(
+        FeatureFileError, match=r"run/models/additive.safetensors: is damaged, no s"
+    ):
+        open_run("run")
+    assert not are_whole("run")
+
+
+def test_run_that_says_nothing_of_its_files_is_read_as_before(folder_of_run: Path) -> None:
+    """As earlier versions wrote them, and as a user copies only the models of one."""
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    del metrics["files"]
+    Path("run/metrics.json").write_text(json.dumps(metrics))
+    make_other("weights.safetensors")
+    assert len(open_run("run").models) > 3
+    assert are_whole("run")
+    os.unlink("run/metrics.json")
+    assert len(open_run("run").models) > 3
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"files": 5}', '{"files": {"a": 1}}', "[" * 99_999])
+def test_damaged_sums_are_one_line(folder_of_run: Path, damage: str) -> None:
+    Path("run/metrics.json").write_text(damage)
+    done = run(*EVALUATE)
+    assert done.code == 1
+    assert done.err.startswith("error: run/metrics.json: is damaged: copy the run's folder again")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("force", [(), ("--force",), ("--seed", "5", "--force")])
+def test_training_keeps_others_out_of_its_folder(
+    folder_of_run: Path, force: tuple[str, ...]
+) -> None:
+    """With --force a second one would delete what the first is writing."""
+    before = contents(Path("run"))
+    with folder_lock("run", "exclusive") as lock:
+        assert lock == "held"
+        for job in ((*TRAIN, *force), EVALUATE, PREDICT):
+            done = run(*job)
+            assert (done.code, done.out) == (1, "")
+            assert done.err.startswith("error: run: ")
+            assert done.err.endswith("wait for it, or name another folder\n" * (job[0] == "train"))
+            assert "working" in done.err
+            assert done.err.count("\n") == 1
+    assert contents(Path("run")) == before
+    with folder_lock("run", "shared"):
+        open_run("run")  # several may read
+        assert run(*TRAIN).code == 1
+
+
+def test_folder_made_for_a_training_that_cannot_begin_is_removed(
+    folder_of_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*args: object, **options: object) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr("fusecli.features.folder_lock.fcntl.flock", busy)
+    args = ("new" if arg == "run" else arg for arg in TRAIN)
+    done = run(*args)
+    assert done.code == 1
+    assert not os.path.exists("new")
+
+
+def test_file_system_without_locks_is_said(
+    folder_of_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*args: object, **options: object) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("fusecli.features.folder_lock.fcntl.flock", without)
+    done = run(*(arg for arg in TRAIN if arg != "--quiet"))
+    assert done.code == 0
+    open_run("run")
+    assert "its file system has no locks: run no other training in this folder" in done.err
