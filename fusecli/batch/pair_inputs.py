@@ -126,7 +126,8 @@ class PairChecks:
             notes = [*notes, *read.notes]
         for side in (image, text):
             rows = side.rows
-            if rows.zero_rows or rows.inverted or rows.largest_norm > self._largest:
+            odd = rows.zero_rows or rows.inverted or rows.whole
+            if odd or rows.largest_norm > self._largest:
                 axes = read.shapes.image if side is image else read.shapes.text
                 used = None if side.mask is None or side.used_mask is None else side.used_mask
                 found = None if used is None else used.found

@@ -105,6 +105,7 @@ def _mask_meaning(key: str) -> MaskMeaning | None:
     counts = words[0] in ("num", "n", "number") and words[-1] in _COUNTED
     counts = counts or (words[-1] in _COUNTS and words[-2:-1] != [] and words[-2] in _COUNTED)
     counts = counts or (name[0:1] == "n" and name[1:] in _COUNTED)  # nwords, nboxes
+    counts = counts or name in ("count", "counts")
     if counts or (words[-1] in _LENGTHS and _OF_LENGTHS.issuperset(words[:-1])):
         return MaskMeaning(side, "lengths")
     return None

@@ -19,6 +19,10 @@ from fusecli.records import open_record, record
 # stores float16 zeros with noise, not a short feature.
 NEARLY_ZERO = 1e-4
 
+# Features that are whole numbers all, and reach this size, are none: token numbers, pixels, or
+# quantized features without their scale. (Marks and counts of words are smaller.)
+_LARGE_WHOLE = 32.0
+
 Norms = NDArray[np.floating[Any]]
 
 
@@ -31,11 +35,13 @@ class RowNorms:
         masked: samples with both real and masked tokens.
         inverted: of these, samples whose real tokens are all zero (or nearly so) while a masked
             one is not: their mask marks padding and not real tokens.
+        whole: see `largest_whole`; 0 for all samples but the first of the file.
     """
 
     real: Norms
     masked: int = 0
     inverted: int = 0
+    whole: float = 0.0
 
 
 @open_record
@@ -48,6 +54,7 @@ class RowStatistics:
         largest_norm: Euclidean length of the longest.
         masked: samples with both real and masked tokens.
         inverted: of these, samples whose mask seems to mark padding; see `RowNorms`.
+        whole: of the first sample, see `largest_whole`.
     """
 
     rows: int = 0
@@ -55,6 +62,7 @@ class RowStatistics:
     largest_norm: float = 0.0
     masked: int = 0
     inverted: int = 0
+    whole: float = 0.0
 
     def add(self, norms: RowNorms) -> None:
         """Add the lengths of further rows, chunk after chunk in the order of the file."""
@@ -64,6 +72,7 @@ class RowStatistics:
         self.zero_rows += int((real <= NEARLY_ZERO * self.largest_norm).sum())
         self.masked += norms.masked
         self.inverted += norms.inverted
+        self.whole = max(self.whole, norms.whole)
 
 
 @open_record
@@ -137,11 +146,14 @@ class TokenReader:
             tokens = np.repeat(tokens, stop - start, axis=0)
         if once and start > 0:
             return tokens, RowNorms(np.empty(0, np.float32))
+        # Whole numbers in a type of whole numbers are only read if an option asks for that.
+        is_float = "int" not in self.stored.dtype
+        whole = largest_whole(tokens[0]) if start == 0 and is_float and len(tokens) else 0.0
         if mask is None:
-            return tokens, RowNorms(norms.reshape(-1))
+            return tokens, RowNorms(norms.reshape(-1), whole=whole)
         if not mask.all():
             masked, inverted = _count_inverted(stored, norms, np.broadcast_to(mask, norms.shape))
-        return tokens, RowNorms(norms[np.broadcast_to(mask, norms.shape)], masked, inverted)
+        return tokens, RowNorms(norms[np.broadcast_to(mask, norms.shape)], masked, inverted, whole)
 
     def _place(self, samples: int) -> NDArray[np.uint8] | None:
         """Memory for a chunk of a stack, used again by this thread for its next."""
@@ -193,6 +205,20 @@ class TokenReader:
             f"{self.stored.where}: holds {what} at {place} (in {rows} here): "
             "mend the file, mask these tokens, or say --allow-nonfinite"
         )
+
+
+def largest_whole(tokens: NDArray[np.float32]) -> float:
+    """The largest size of the numbers of `[tokens, width]`, if all of them are whole numbers and
+    some are large; else 0.
+
+    Few features begin with a whole number, so that this is mostly one look at the first.
+    """
+    if not float(tokens[0, 0]).is_integer() or not np.array_equal(tokens[0], np.rint(tokens[0])):
+        return 0.0
+    largest = float(np.abs(tokens).max())
+    if not largest >= _LARGE_WHOLE or not np.array_equal(tokens, np.rint(tokens)):
+        return 0.0
+    return largest
 
 
 def _count_inverted(

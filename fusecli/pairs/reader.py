@@ -30,7 +30,12 @@ from fusecli.features.pair_inputs import (
     use_mask,
 )
 from fusecli.features.select import scale_keys
-from fusecli.features.token_reader import NEARLY_ZERO, RowStatistics, TokenReader
+from fusecli.features.token_reader import (
+    NEARLY_ZERO,
+    RowStatistics,
+    TokenReader,
+    largest_whole,
+)
 from fusecli.pairs.pair import Pair, Place
 
 if TYPE_CHECKING:
@@ -316,7 +321,7 @@ def _plain_rows(tokens: NDArray[np.float32]) -> RowStatistics | None:
     largest = float(np.maximum.reduce(squares))
     # NaN fails both comparisons.
     if largest < _LARGE and float(np.minimum.reduce(squares)) > NEARLY_ZERO**2 * largest:
-        return RowStatistics(len(tokens), 0, largest**0.5)
+        return RowStatistics(len(tokens), 0, largest**0.5, whole=largest_whole(tokens))
     return None
 
 

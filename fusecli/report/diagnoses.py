@@ -86,6 +86,7 @@ def of_rows(
     return [
         *inverted_mask(side, rows, mask, where),
         *zero_rows(side, rows, mask is not None, where, in_batch),
+        *whole_numbers(side, rows, where),
         *too_large_for(dtype, side, rows),
     ]
 
@@ -421,6 +422,21 @@ def zero_rows(
             f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens are zero or nearly so, "
             f"probably padding, which takes part as if it were {side}",
             remedy,
+        )
+    ]
+
+
+def whole_numbers(side: Side, seen: RowStatistics, where: str) -> list[Diagnosis]:
+    """Token numbers, pixels or quantized features that were stored as floating point numbers."""
+    if not seen.whole:
+        return []
+    usual = "token numbers" if side == "text" else "pixels"
+    return [
+        Diagnosis(
+            f"{side}-whole-numbers",
+            f"{where}: its numbers are whole numbers up to {seen.whole:,.0f}, as {usual} and "
+            f"quantized features are, and {side} features are not",
+            "give the encoder's last_hidden_state (of quantized features multiply by their scale)",
         )
     ]
 

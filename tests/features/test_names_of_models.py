@@ -87,7 +87,11 @@ def test_the_tokens_of_sentence_transformers_win_over_the_sentence(cli: Callable
 
 
 @pytest.mark.parametrize(
-    "name", ["num_bbox", "boxes_num", "box_counts", "region_counts", "obj_num", "nboxes", "n_tok"]
+    "name",
+    [
+        *("num_bbox", "boxes_num", "box_counts", "region_counts", "obj_num", "nboxes", "n_tok"),
+        *("counts", "count"),
+    ],
 )
 def test_counts_under_the_names_of_detectors(name: str, cli: Callable) -> None:
     save_file({"image_features": IMAGES, name: KEEP.sum(axis=1)}, "image.safetensors")
