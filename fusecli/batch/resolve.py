@@ -13,11 +13,12 @@ from fusecli.batch.options import BatchOptions
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.run_record import RunRecord
 from fusecli.batch.weights import RunWeights, read_run_weights
-from fusecli.errors import FuseError
+from fusecli.errors import FuseError, UsageError
 from fusecli.features.axes import PairShapes
 from fusecli.fusion.backend.device import one_thread_a_product, resolve_device
 from fusecli.fusion.build import check_engine
-from fusecli.fusion.literals import Engine
+from fusecli.fusion.literals import Engine, MethodName
+from fusecli.fusion.methods import no_attention
 from fusecli.fusion.options import initial_config
 from fusecli.fusion.results import query_sides
 from fusecli.pairs.open import Pair
@@ -54,6 +55,8 @@ def resolve(
     config = weights.config
     check_engine(config, options.engine)
     config.check_directions(query_sides(options.direction), options.weights)
+    if not config.how.gives_weights and options.pairs.manifest is not None:
+        _refuse_attention_masks(options.pairs.manifest, config.method, pairs)
     device = engine = threads = None
     if recorded is not None:
         computing = recorded.computing
@@ -80,6 +83,16 @@ def resolve(
     if options.ray is not None and spec.device != "cpu":
         return replace(spec, engine="torch"), weights  # workers may have another device
     return _resolved(spec, weights), weights
+
+
+def _refuse_attention_masks(manifest: str, method: MethodName, pairs: Iterable[Pair]) -> None:
+    """Raises:
+    UsageError: the manifest lists attention masks, for a method without attention. Only the first
+        pairs are looked at, since listing all takes time; later ones fail by themselves.
+    """
+    if any(pair.attention_mask is not None for pair in islice(pairs, _TYPICAL_OF)):
+        what = f"{manifest}: the column attention_mask of a manifest"
+        raise UsageError(f"{no_attention(what, method)}: leave the column out")
 
 
 def _device(options: BatchOptions) -> str:

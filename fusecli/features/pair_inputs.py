@@ -336,6 +336,12 @@ def notes_on_inputs(
         if mask is not None and mask.found == "beside the features" and mask.stored.key:
             roles.setdefault(mask.stored.key, f"{side} mask")
         notes += [Note("dequantized", note) for note in note_on_scale(given.stored)]
+    for mask in masks:
+        if mask is None or mask.found == "beside the features" or mask.stored.key is None:
+            continue
+        for file, roles in used.values():  # `--text-mask FILE:KEY` of the features' own file
+            if file.name == mask.stored.file:
+                roles.setdefault(mask.stored.key, f"{mask.side} mask")
     if boxes is not None:
         used[id(inputs.image.file)][1].setdefault(boxes, "regions' boxes")
     for file, roles in used.values():

@@ -149,7 +149,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
             note.message
             for note in notes_on_inputs(inputs, masks, None if boxes is None else boxes.beside)
         ),
-        *_notes_on_mask_files(mask_files, masks),
+        *_notes_on_mask_files(mask_files, masks, (inputs.image.file.name, inputs.text.file.name)),
     ]
     assumed = (
         None if attention_mask is None else attention_mask.note,
@@ -265,12 +265,19 @@ def _find_mask(
     return use_mask(beside, axes, shapes.N, "beside the features", style=style)
 
 
-def _notes_on_mask_files(files: dict[Side, FeatureFile], masks: list[UsedMask | None]) -> list[str]:
-    """Notes on mask files with several tensors: which tensor was taken, and which were not."""
+def _notes_on_mask_files(
+    files: dict[Side, FeatureFile], masks: list[UsedMask | None], inputs: tuple[str, str]
+) -> list[str]:
+    """Notes on mask files with several tensors: which tensor was taken, and which were not.
+
+    Files of the inputs have notes of their own, which name the masks too.
+    """
     notes: list[str] = []
     for mask in masks:
         file = None if mask is None else files.get(mask.side)
-        if mask is not None and file is not None and mask.stored.key is not None:
+        if file is None or file.name in inputs:
+            continue
+        if mask is not None and mask.stored.key is not None:
             notes += notes_on_tensors(file, {mask.stored.key: f"{mask.side} mask"})
     return notes
 

@@ -251,3 +251,18 @@ def test_numpy_arrays_in_a_pytorch_file_are_named(cli: Callable) -> None:
     result, said = fused(cli, "image.pt", "text.npy")
     assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS))
     assert "x [3, 6, 48] is the image; not used: rng (a numpy array)" in said
+
+
+def test_special_tokens_are_named_and_an_option_leaves_them_out(cli: Callable) -> None:
+    special = np.array([[1, 0, 0, 0, 0, 0, 1], [1, 0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 1, 1]])
+    tensors = {"last_hidden_state": TEXTS, "attention_mask": WORDS, "special_tokens_mask": special}
+    save_file(tensors, "text.safetensors")
+    np.save("image.npy", IMAGES)
+    _, said = fused(cli, "image.npy", "text.safetensors")
+    assert "attention_mask [3, 7] is the text mask; not used: special_tokens_mask [3, 7]" in said
+    options = ("--text-mask", "text.safetensors:special_tokens_mask", "--mask-style", "padding")
+    result, said = fused(cli, "image.npy", "text.safetensors", *options)
+    assert "special_tokens_mask [3, 7] is the text mask; not used: attention_mask [3, 7]" in said
+    assert said.count("not used") == 1
+    np.save("words.npy", special == 0)
+    assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS, "--text-mask", "words.npy"))
