@@ -148,12 +148,14 @@ class TokenReader:
             return tokens, RowNorms(np.empty(0, np.float32))
         # Whole numbers in a type of whole numbers are only read if an option asks for that.
         is_float = "int" not in self.stored.dtype
-        whole = largest_whole(tokens[0]) if start == 0 and is_float and len(tokens) else 0.0
+        numbers = largest_whole(tokens[0]) if start == 0 and is_float and len(tokens) else 0.0
         if mask is None:
-            return tokens, RowNorms(norms.reshape(-1), whole=whole)
+            return tokens, RowNorms(norms.reshape(-1), whole=numbers)
         if not mask.all():
             masked, inverted = _count_inverted(stored, norms, np.broadcast_to(mask, norms.shape))
-        return tokens, RowNorms(norms[np.broadcast_to(mask, norms.shape)], masked, inverted, whole)
+        return tokens, RowNorms(
+            norms[np.broadcast_to(mask, norms.shape)], masked, inverted, numbers
+        )
 
     def _place(self, samples: int) -> NDArray[np.uint8] | None:
         """Memory for a chunk of a stack, used again by this thread for its next."""
