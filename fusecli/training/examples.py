@@ -6,7 +6,7 @@ does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from fusecli.training.example_source import ExampleSource, Floats, Mask, read_al
 from fusecli.training.side_index import PackedSide, Rows, SideIndex, SideScan, mean_token
 
 _ROUNDING = 1e-5  # of the size of the features; float32 rounds at 6e-8
+_FORESEEN_BY = 200  # pairs that tell how large all of them are
+_CLEARLY = 1.5  # times the memory: the first pairs need not be like the others
 _CHUNK_BYTES = 16 << 20  # tokens that statistics are made of at a time
 
 
@@ -228,6 +230,7 @@ def load_examples(
     source: ExampleSource,
     max_memory: int,
     on_read: Callable[[int, int], None] | None = None,
+    named: Mapping[Side, Rows] | None = None,
 ) -> Examples:
     """Read every pair once: hash it, and keep it where all fit into memory.
 
@@ -236,6 +239,8 @@ def load_examples(
         max_memory: bytes that the features may take; beyond that they are read from the files
             again for every batch.
         on_read: is told how many pairs of how many have been read.
+        named: int64 `[N]` a side, equal numbers where two pairs name the same features. With it,
+            features that are much too large are not collected until the memory is full.
 
     Raises:
         FuseError: a pair cannot be read.
@@ -250,6 +255,7 @@ def load_examples(
     packed: dict[Side, PackedSide] | None = {
         side: PackedSide(widths[side], budget) for side in sides
     }
+    foreseen = None if named is None else _Foreseen(named, budget)
     for row, features in read_all(source):
         for side in sides:
             tokens, real = trimmed(features, side)
@@ -262,11 +268,39 @@ def load_examples(
             kept = scans[side].add(row, tokens, real, None if packed is None else packed[side])
             if not kept:
                 packed = None
-        if packed is not None and sum(side.nbytes for side in packed.values()) > budget:
-            packed = None
+        if packed is not None:
+            used = sum(side.nbytes for side in packed.values())
+            if used > budget or (foreseen is not None and foreseen.too_large(row, packed)):
+                packed = None
         if on_read is not None:
             on_read(row + 1, n)
     return Examples(source, widths, {side: scan.index() for side, scan in scans.items()}, packed)
+
+
+class _Foreseen:
+    """Tells early that features will not fit, from the size of those that were read.
+
+    Args:
+        named: int64 `[N]` a side, equal numbers where two pairs name the same features.
+        budget: bytes of memory.
+    """
+
+    def __init__(self, named: Mapping[Side, Rows], budget: int) -> None:
+        self._budget = budget
+        self._read: dict[Side, Rows] = {}  # [N], different features up to each pair
+        for side, numbers in named.items():
+            first = np.zeros(len(numbers), np.int64)
+            first[np.unique(numbers, return_index=True)[1]] = 1
+            self._read[side] = np.cumsum(first)
+
+    def too_large(self, row: int, packed: Mapping[Side, PackedSide]) -> bool:
+        """Whether all will not fit, if the rest is like what is packed up to this pair."""
+        if row < _FORESEEN_BY:
+            return False
+        wanted = sum(
+            packed[side].nbytes * read[-1] / read[row] for side, read in self._read.items()
+        )
+        return bool(wanted > _CLEARLY * self._budget)
 
 
 def _gather(flat: Floats, starts: Rows, lengths: Rows) -> tuple[Floats, Mask | None]:

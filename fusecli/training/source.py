@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fusecli.errors import (
     FeatureFileError,
@@ -15,9 +16,12 @@ from fusecli.errors import (
     counted,
     shortened,
 )
+from fusecli.features.literals import Side
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.features.protected import ProtectedFiles
+from fusecli.fusion.literals import SIDES
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
+from fusecli.pairs.pair import Place
 from fusecli.pairs.reader import PairFeatures, PairReader
 from fusecli.pairs.stamps import FileStamps
 from fusecli.report.diagnoses import swapped_names
@@ -68,6 +72,15 @@ class PairFiles:
         self.said = SaidOfPairs(len(pairs))
         # Of the files of each pair that was read, as a hash: 0 for one that was not.
         self._stamps = np.zeros(len(pairs), np.int64)
+
+    def named(self) -> dict[Side, NDArray[np.int64]]:
+        """int64 `[N]` a side: equal numbers where two pairs name the same features."""
+        numbers: dict[Side, NDArray[np.int64]] = {}
+        for side in SIDES:
+            known: dict[Place, int] = {}
+            places = (pair.image if side == "image" else pair.text for pair in self._pairs)
+            numbers[side] = np.array([known.setdefault(p, len(known)) for p in places], np.int64)
+        return numbers
 
     def read(self, row: int) -> PairFeatures:
         """Both sides of a pair.
@@ -179,7 +192,7 @@ def open_data(
     if labels is not None and targets is not None and said:
         _say_task(labels, targets, task, tell)
     files = PairFiles(pairs, options.reading)
-    examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read)
+    examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read, files.named())
     for note in examples.notes:
         tell(f"note: {note}")
     for line in files.said.lines():

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from fusecli.errors import ShapeError
+from fusecli.features.pair_inputs import ReadOptions
+from fusecli.pairs.pair import Pair, Place
 from fusecli.training.examples import Pooled, load_examples
+from fusecli.training.side_index import PackedSide
+from fusecli.training.source import PairFiles
 from tests.training.generators import InMemory, OnePair
 
 
@@ -115,3 +119,54 @@ def test_features_of_another_width_name_both_pairs():
     )
     with pytest.raises(ShapeError, match=r"p00002: its text features are 5 wide.*p00000 are 4"):
         load_examples(source, 1 << 20)
+
+
+def test_features_that_are_much_too_large_are_not_collected_until_the_memory_is_full(monkeypatch):
+    """All would take twice the memory, which the first 200 pairs tell."""
+    rng = np.random.default_rng(2)
+    source = InMemory(
+        [OnePair(*rng.normal(size=(2, 1, 8)).astype(np.float32)) for _ in range(2000)]
+    )
+    size = 2 * 2000 * 4 * 8
+    numbers = np.arange(2000)
+    named = {"text": numbers, "image": numbers}
+    assert _most_packed(monkeypatch, source, size // 2, named) <= 201
+    assert _most_packed(monkeypatch, source, 2 * size, named) == 2000
+
+
+def test_features_that_many_pairs_share_are_packed_though_the_first_pairs_are_all_different(
+    monkeypatch,
+):
+    """300 images and texts in 3,000 pairs, the first 300 pairs without a repetition."""
+    rng = np.random.default_rng(3)
+    different = [OnePair(*rng.normal(size=(2, 1, 8)).astype(np.float32)) for _ in range(300)]
+    numbers = np.arange(3000) % 300
+    source = InMemory([different[number] for number in numbers])
+    named = {"text": numbers, "image": numbers}
+    assert _most_packed(monkeypatch, source, 40_000, named) == 300
+
+
+def _most_packed(monkeypatch, source, max_memory, named) -> int:
+    """How many samples of a side were packed."""
+    counts = {}
+    add = PackedSide.add
+
+    def counted(self, tokens):
+        counts[id(self)] = counts.get(id(self), 0) + 1
+        return add(self, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedSide, "add", counted)
+        examples = load_examples(source, max_memory, named=named)
+    most = max(counts.values())
+    assert examples.in_memory == (most == len(set(named["image"].tolist())))
+    return most
+
+
+def test_pairs_name_the_same_features_by_file_key_and_row():
+    one, row, key = Place("a.npy", None), Place("a.npy", None, 1), Place("a.npz", "k")
+    images, texts = [one, row, one, key], [key, key, one, one]
+    pairs = [Pair(str(i), images[i], texts[i], None, None, None) for i in range(4)]
+    named = PairFiles(pairs, ReadOptions()).named()
+    assert named["image"].tolist() == [0, 1, 0, 2]
+    assert named["text"].tolist() == [0, 0, 1, 1]
