@@ -27,6 +27,7 @@ from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LARGEST_NUMBER, LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
+from fusecli.training.run_files import PREDICTIONS, SPLIT, write_bytes
 from fusecli.training.run_folder import files_of_run, reading_run
 from fusecli.training.score_part import Part, network_headline, retrieval_of, seed_headlines
 from fusecli.training.side_by_side import choose_device
@@ -37,7 +38,6 @@ from fusecli.training.stored_run import load_run
 from fusecli.training.sums import check_sum, file_sum, sums_of_run
 from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
 from fusecli.training.targets import TASKS, Targets, Task
-from fusecli.training.train import PREDICTIONS, SPLIT, write_bytes
 
 Rows = NDArray[np.int64]
 Tell = Callable[[str], None]

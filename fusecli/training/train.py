@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -13,10 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli._version import __version__
-from fusecli.errors import FuseError, UsageError
-from fusecli.features.atomic import StagedFile
-from fusecli.features.file import open_regular
+from fusecli.errors import UsageError
 from fusecli.fusion.weights_file import RUN_WEIGHTS
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
@@ -28,7 +22,20 @@ from fusecli.training.options import TrainOptions
 from fusecli.training.pictures import draw_comparison, draw_curves
 from fusecli.training.report import Facts, as_json, metrics_json, report_md, summary_lines
 from fusecli.training.results import Measured, PartResult, compare, join_flats
-from fusecli.training.run_folder import RunFolder, hash_of
+from fusecli.training.run_files import (
+    COMPARISON,
+    CURVES,
+    LOG,
+    OUTPUTS,
+    PREDICTIONS,
+    REPORT,
+    SPLIT,
+    identity,
+    log_jsonl,
+    read_metrics,
+    write_bytes,
+)
+from fusecli.training.run_folder import RunFolder
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlearnable_tags
@@ -40,22 +47,12 @@ from fusecli.training.split import (
     make_split,
     seen_share,
 )
-from fusecli.training.sums import LARGEST_METRICS, METRICS, SUMS_KEY, are_whole
+from fusecli.training.sums import METRICS, SUMS_KEY, are_whole
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
 from fusecli.training.targets import IGNORED, Targets
 
 Rows = NDArray[np.int64]
 Tell = Callable[[str], None]
-
-REPORT, PREDICTIONS, SPLIT, LOG = (
-    "report.md",
-    "predictions.csv",
-    "split.csv",
-    "log.jsonl",
-)
-CURVES, COMPARISON = "curves.png", "comparison.png"
-# The file that says that a run is complete comes first: it is deleted first and written last.
-OUTPUTS = (METRICS, REPORT, PREDICTIONS, SPLIT, LOG, CURVES, COMPARISON)
 
 
 class TrainProgress(FitProgress, Protocol):
@@ -111,11 +108,11 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
             )
         run.folder.check(data.inputs)
         if run.folder.begin(options.resume, options.force):
-            stored = _read(os.path.join(options.output, METRICS))
+            stored = read_metrics(os.path.join(options.output, METRICS))
             there = (run.folder.path / RUN_WEIGHTS).exists()
             if stored is not None and there and are_whole(options.output):
                 run.folder.finish()
-                return Outcome(options.output, stored, stored_lines(stored), True)
+                return Outcome(options.output, stored, summary_lines(stored), True)
         return run.folds() if options.folds else run.held_out()
 
 
@@ -362,7 +359,7 @@ class _Run:
         written = {
             SPLIT: split,
             PREDICTIONS: predictions,
-            LOG: _log(fitted),
+            LOG: log_jsonl(fitted),
             CURVES: draw_curves(fitted),
             COMPARISON: draw_comparison(result),
         }
@@ -394,83 +391,3 @@ def _widened(logits: NDArray[np.floating], like: NDArray[np.floating]) -> NDArra
     wide = np.zeros((len(logits), like.shape[1], logits.shape[2]), logits.dtype)
     wide[:, : logits.shape[1]] = logits[:, : like.shape[1]]
     return wide
-
-
-def identity(options: TrainOptions, examples: Examples, targets: Targets) -> dict[str, Any]:
-    """All that a run's results follow from: `run.json`."""
-    import safetensors
-    import torch
-
-    said = asdict(options)
-    for name in ("output", "resume", "force", "max_memory"):
-        del said[name]
-    said["pairs"] = {
-        name: value
-        for name, value in said["pairs"].items()
-        if value and name not in ("output", "ending", "refused", "extra_columns")
-    }
-    labels = hashlib.sha256(targets.values.tobytes())
-    labels.update(json.dumps([targets.names, targets.group, targets.split]).encode())
-    labels.update(targets.weights().tobytes())
-    return {
-        "options": said,
-        "data": {
-            "pairs": examples.n,
-            "ids": hash_of(examples.ids),
-            "images": hash_of(examples.image_key),
-            "texts": hash_of(examples.text_key),
-            "labels": labels.hexdigest(),
-        },
-        "versions": {
-            "fusecli": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "safetensors": safetensors.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _log(fitted: Sequence[Fitted]) -> bytes:
-    """`log.jsonl`: a line an epoch of every model of the table; no times, so that bytes repeat."""
-    lines = []
-    for model in fitted:
-        for job, records in model.info.history.items():
-            for record in records:
-                line = {"model": model.name, "job": job, **asdict(record)}
-                lines.append(json.dumps(line, ensure_ascii=False))
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def stored_lines(metrics: dict[str, Any]) -> list[str]:
-    """The table and the verdict of a run that is complete."""
-    return summary_lines(metrics)
-
-
-def _read(path: str) -> dict[str, Any] | None:
-    """The `metrics.json` of a complete run; None where it is not there, or damaged."""
-    try:
-        with open_regular(path) as file:
-            found = json.loads(file.read(LARGEST_METRICS))
-        numbers = found["measured_pairs"], found["groups"]
-        texts = [
-            found["part"],
-            *found["verdict"],
-            *(cell for row in found["table"] for cell in row),
-        ]
-        widths = {len(row) for row in found["table"]}
-    except (FuseError, OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    sound = all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
-    return found if sound and len(widths) == 1 and all(isinstance(t, str) for t in texts) else None
-
-
-def write_bytes(path: str, content: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with StagedFile(path) as staged:
-        staged.begin().write(content)
-        staged.publish()

@@ -22,8 +22,9 @@ from fusecli.training.evaluate import _learnt
 from fusecli.training.label_checks import doubts, refuse_unreadable
 from fusecli.training.labels import labels_of_file
 from fusecli.training.options import LabelOptions
+from fusecli.training.report import summary_lines
+from fusecli.training.run_files import read_metrics
 from fusecli.training.run_folder import RunFolder
-from fusecli.training.train import _read, stored_lines
 from tests.faults.running import run
 from tests.faults.test_fuzz import TURNS, bounds, check, mutated
 from tests.faults.training import TRAIN, N
@@ -123,10 +124,10 @@ def test_metrics_of_a_finished_run_are_whole_or_the_run_is_done_again(folder_of_
     for _ in range(TURNS):
         record.write_bytes(mutated(data, chance))
         with bounds():
-            found = _read(str(record))
+            found = read_metrics(str(record))
             if found is not None:
                 used += 1
-                assert all(isinstance(line, str) for line in stored_lines(found))
+                assert all(isinstance(line, str) for line in summary_lines(found))
     assert used
     record.write_bytes(data[: len(data) // 2])
     done = run(*TRAIN)
@@ -134,7 +135,7 @@ def test_metrics_of_a_finished_run_are_whole_or_the_run_is_done_again(folder_of_
     assert record.read_bytes() == data
     record.unlink()
     os.mkfifo(record)
-    assert _read(str(record)) is None
+    assert read_metrics(str(record)) is None
 
 
 TAGS = "id,label,group,split,weight\n" + "".join(
