@@ -7,6 +7,9 @@ DEMO   := $(VENV)/.made-demo
 DEV    := $(VENV)/.made-dev
 EASY_VQA := sample_features/easy_vqa/pairs.csv
 
+# Tests start fusecli many times: without compiled files each start would compile it again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick fuzz check coverage man clean
 
@@ -26,9 +29,9 @@ test: $(DEV) ## all tests
 	@echo "make test: all tests; about 14 minutes on two cores."
 	$(BIN)/python -m pytest -n 2
 
-quick: $(DEV) ## the tests that are not marked slow or ray
-	@echo "make quick: the tests that are not marked slow or ray; some minutes on two cores."
-	$(BIN)/python -m pytest -n 2 -m "not slow and not ray"
+quick: $(DEV) ## one case of each test that is not marked slow or ray
+	@echo "make quick: one case of each test that is not marked slow or ray; under a minute on two cores."
+	$(BIN)/python -m pytest -n 2 --one-case -m "not slow and not ray"
 
 fuzz: $(DEV) ## 20,000 damaged versions of every record that is read back, every call failing
 	@echo "make fuzz: 20,000 damaged versions of every record, and every call of a batch failing"

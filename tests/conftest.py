@@ -25,6 +25,32 @@ import torch
 from fusecli.cli.main import main
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-case",
+        action="store_true",
+        help="of each test function run only the first case; `make quick` uses it",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import a file of which every test is slow, where slow tests are left out."""
+    if collection_path.suffix != ".py" or "not slow" not in config.option.markexpr:
+        return None
+    lines = collection_path.read_text(encoding="utf-8").splitlines()
+    marks = {"pytestmark = pytest.mark.slow", "pytestmark = pytest.mark.ray"}
+    return True if marks.intersection(lines) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--one-case"):
+        return
+    kept = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+    dropped = [item for item in items if kept[item.nodeid.partition("[")[0]] is not item]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if kept[item.nodeid.partition("[")[0]] is item]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run of the command line left: exit code, stdout and stderr."""

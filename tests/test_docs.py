@@ -139,6 +139,7 @@ def test_the_readme_fits_on_150_lines():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_the_indented_commands_of_the_readme_run_one_after_the_other(clone):
     """In the order in which a reader types them; training has tests of its own."""
     done = 0

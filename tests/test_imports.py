@@ -83,6 +83,7 @@ def test_small_jobs_import_nothing_heavy(arguments, tmp_path):
     assert not loaded(*arguments, cwd=tmp_path) & HEAVY
 
 
+@pytest.mark.slow
 def test_weights_and_masks_from_files_import_nothing_heavy(tmp_path):
     loaded("init", "-o", "w.safetensors", "--dim", "384", "--image-dim", "320", cwd=tmp_path)
     np.save(tmp_path / "mask.npy", np.arange(49) < 40)
@@ -93,6 +94,7 @@ def test_weights_and_masks_from_files_import_nothing_heavy(tmp_path):
     assert not loaded("inspect", "w.safetensors", cwd=tmp_path) & HEAVY
 
 
+@pytest.mark.slow
 def test_a_small_batch_imports_nothing_heavy(tmp_path):
     for name in ("cat", "coffee"):
         for side in ("image", "text"):
@@ -104,11 +106,13 @@ def test_a_small_batch_imports_nothing_heavy(tmp_path):
     assert not loaded("batch", "--merge", "-o", "b", cwd=tmp_path) & HEAVY
 
 
+@pytest.mark.slow
 def test_the_probe_sees_torch_where_it_is_imported(tmp_path):
     arguments = ["fuse", sample("img.npy"), sample("txt.npy"), "--engine", "torch"]
     assert "torch" in loaded(*arguments, cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["inspect", "--json", sample("img.npy")]])
 def test_rich_is_imported_only_for_tables(arguments, tmp_path):
     assert "rich" not in loaded(*arguments, cwd=tmp_path)
@@ -187,6 +191,7 @@ TRAINED_IN_TORCH = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_only_the_module_imports_torch_at_the_top():
     assert files_that_import("torch", imported_at_the_top) == {
         "fusion/pair_module.py",
@@ -195,11 +200,13 @@ def test_only_the_module_imports_torch_at_the_top():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(HEAVY - {"torch"}))
 def test_nothing_imports_another_heavy_library_at_the_top(name):
     assert files_that_import(name, imported_at_the_top) == set()
 
 
+@pytest.mark.slow
 def test_only_console_tables_and_heatmap_import_rich():
     assert files_that_import("rich", imported_anywhere) == {
         "cli/console.py",
@@ -208,11 +215,13 @@ def test_only_console_tables_and_heatmap_import_rich():
     }
 
 
+@pytest.mark.slow
 def test_no_room_imports_the_command_line():
     importers = files_that_import("fusecli.cli", imported_anywhere)
     assert {path for path in importers if not path.startswith("cli/")} == {"__main__.py"}
 
 
+@pytest.mark.slow
 def test_only_the_command_line_imports_typer():
     importers = files_that_import("typer", imported_anywhere)
     assert "cli/app.py" in importers
@@ -234,6 +243,7 @@ def test_plain_data_is_made_without_arrays_or_files():
         assert outside <= sys.stdlib_module_names, name
 
 
+@pytest.mark.slow
 def test_the_plot_imports_matplotlib_and_nothing_global_of_it(tmp_path):
     """What `LIGHT` would see if the map in the terminal needed it too."""
     arguments = ["fuse", sample("cat.image.npy"), sample("cat.text.npy"), "--plot", "p.png"]

@@ -60,6 +60,7 @@ def pair(folder):
         np.save(f"{side}/a.npy", rng.standard_normal((tokens, 8), np.float32))
 
 
+@pytest.mark.slow
 def test_single_jobs_work_without_posix_calls(pair, cli):
     done = run(
         COMMANDS,

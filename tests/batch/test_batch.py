@@ -16,6 +16,7 @@ from tests.batch.runs import COUNT, names, single
 from tests.batches import DI, DT, journal, left_behind, outputs
 
 
+@pytest.mark.slow
 def test_every_pair_gets_what_fuse_gives(cli, pairs):
     done = cli("batch", "images", "texts", "-o", "out")
     assert (done.code, done.out) == (0, "out\n")

@@ -36,6 +36,7 @@ def test_only_what_is_missing_is_done(cli, pairs):
     assert outputs(pairs / "out") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["--seed", "9"], ["--format", "npz"], ["--pack"]])
 def test_force_leaves_no_result_of_the_run_before(cli, pairs, more):
     assert cli("batch", "images", "texts", "-o", "out").code == 0
@@ -81,6 +82,7 @@ def test_force_that_cannot_begin_leaves_what_was_there(cli, pairs):
     assert f"0 done, {COUNT} skipped" in cli("batch", "images", "texts", "-o", "out").err
 
 
+@pytest.mark.slow
 def test_a_result_whose_inputs_fail_now_is_removed(cli, pairs):
     assert cli("batch", "images", "texts", "-o", "out").code == 0
     assert cli("batch", "images", "texts", "-o", "packs", "--pack").code == 0
@@ -182,6 +184,7 @@ def test_a_pair_whose_pack_was_open_is_made_again_in_another(folder):
         assert len(load_file(f"out/{pack}")[id]) == len(np.load(f"texts/{id}.npy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [[], ["--pack"]])
 def test_failed_pairs_wait_to_be_asked_for(cli, pairs, pack):
     good = Path("images/1/0004.npy").read_bytes()

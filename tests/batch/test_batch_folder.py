@@ -43,6 +43,7 @@ def test_a_run_with_other_options_is_refused(cli, pairs, changed, said):
     assert f"{COUNT} done" in done.err
 
 
+@pytest.mark.slow
 def test_a_run_with_other_weights_of_the_same_name_is_refused(cli, pairs):
     for seed in ("1", "2"):
         widths = ["--dim", str(DT), "--image-dim", str(DI), "--seed", seed]
@@ -100,6 +101,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(cli, pairs):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_cut_off_and_its_pair_done_again(cli, pairs):
     cli("batch", "images", "texts", "-o", "out")
     whole = Path("out/journal.jsonl").read_bytes()
@@ -111,6 +113,7 @@ def test_a_torn_line_is_cut_off_and_its_pair_done_again(cli, pairs):
         assert f"0 done, {COUNT} skipped" in cli("batch", "images", "texts", "-o", "out").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [[], ["--pack", "--shard-size", "5k"]])
 def test_shards_do_everything_once_and_the_last_writes_the_index(cli, pairs, pack):
     assert cli("batch", "images", "texts", "-o", "whole", *pack).code == 0

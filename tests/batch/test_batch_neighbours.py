@@ -83,6 +83,7 @@ def test_joined_pairs_get_what_each_gets_alone(pairs, joined, monkeypatch):
         np.testing.assert_allclose(rows, result.tensors["fused"], atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     workers=st.integers(1, 3),

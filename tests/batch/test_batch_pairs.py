@@ -138,6 +138,7 @@ def test_an_id_that_safetensors_reserves_fails_alone(cli, folder):
     assert list(load_file("out/fused-00001.safetensors")) == ["a"]
 
 
+@pytest.mark.slow
 def test_what_is_settled_is_kept_for_what_is_left(cli, pairs, monkeypatch):
     """The order of products goes by the run's first pairs, whatever of them is left."""
     cli("batch", "images", "texts", "-o", "whole")

@@ -194,6 +194,7 @@ def test_folder_in_place_of_a_result_fails_that_pair_alone(cli, pairs):
     assert f"{COUNT - 1} done, 1 failed" in done.err
 
 
+@pytest.mark.slow
 def test_refused_run_leaves_the_lock_to_its_holder(pairs):
     held = """
 import time

@@ -174,6 +174,7 @@ def ids(results: list[Result]) -> list[int]:
     return [int(result.pair.id) for result in results]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(0, 2000), seed=st.integers(0, 1000), losses=st.integers(0, 2))
 def test_results_come_once_and_in_order_whoever_is_lost(count: int, seed: int, losses: int) -> None:
@@ -185,6 +186,7 @@ def test_results_come_once_and_in_order_whoever_is_lost(count: int, seed: int, l
     assert len(told) <= losses
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(poison=st.frozensets(st.integers(0, 599), max_size=3), seed=st.integers(0, 1000))
 def test_pair_that_ends_every_worker_fails_alone(poison: frozenset[int], seed: int) -> None:

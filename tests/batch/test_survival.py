@@ -78,6 +78,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_twenty_kills_at_random_moments_change_nothing(pairs, layout):
     whole = expected(layout)
@@ -108,6 +109,7 @@ def test_twenty_kills_at_random_moments_change_nothing(pairs, layout):
     assert outputs(out) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly_and_it_goes_on(pairs, layout, number):
@@ -137,6 +139,7 @@ def journal_lines() -> int:
     return Path("out/journal.jsonl").read_bytes().count(b"\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "limit"), [("files", 1300), ("files", 9000), ("packs", 9000)])
 def test_a_limit_on_files_is_one_line_and_goes_away(pairs, layout, limit):
     """A result outgrows it, the journal does, or a pack."""
@@ -169,6 +172,7 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_full_disk_is_one_line_and_leaves_nothing_partial(pairs, layout, small_disk):
     whole = expected(layout)
@@ -191,6 +195,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_partial(pairs, layout, small
     assert outputs(Path("out")) == whole
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_one_line(pairs):
     os.mkdir("out")
     os.chmod("out", 0o555)
@@ -202,6 +207,7 @@ def test_a_read_only_folder_is_one_line(pairs):
     assert os.listdir("out") == []
 
 
+@pytest.mark.slow
 def test_a_folder_inside_that_cannot_be_written_is_one_line(pairs):
     os.makedirs("out/1")
     os.chmod("out/1", 0o555)
@@ -214,6 +220,7 @@ def test_a_folder_inside_that_cannot_be_written_is_one_line(pairs):
     assert left_behind(Path("out")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_runs_on_one_folder_do_not_meet(pairs, layout):
     first = start(arguments(layout), HELD)
@@ -231,6 +238,7 @@ def test_two_runs_on_one_folder_do_not_meet(pairs, layout):
     assert outputs(Path("out")) == expected(layout)
 
 
+@pytest.mark.slow
 def test_shards_run_at_once_and_the_same_one_only_once(pairs):
     first = start([*arguments("packs"), "--shard", "1/2"], HELD)
     until = time.monotonic() + 30
@@ -256,6 +264,7 @@ def test_shards_run_at_once_and_the_same_one_only_once(pairs):
     assert len(done) == len(set(done)) == COUNT
 
 
+@pytest.mark.slow
 def test_many_shards_that_begin_at_the_same_moment_settle_on_one_run(pairs):
     runs = [start([*arguments("files"), "--shard", f"{i}/4"]) for i in (1, 2, 3, 4)]
     for run in runs:
@@ -268,6 +277,7 @@ def options() -> BatchOptions:
     return BatchOptions(PairOptions("images", "texts"), "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_input_that_is_replaced_while_it_is_read_is_read_again(pairs, monkeypatch, times):
     new = np.full((7, DT), 0.5, np.float32)
@@ -298,6 +308,7 @@ def test_an_input_that_is_replaced_while_it_is_read_is_read_again(pairs, monkeyp
     assert len(np.load("out/2/0011.npy")) == 7
 
 
+@pytest.mark.slow
 def test_an_input_that_is_replaced_after_it_was_read_is_noticed_by_the_next_run(pairs, monkeypatch):
     read = PairReader.read
 
@@ -313,6 +324,7 @@ def test_an_input_that_is_replaced_after_it_was_read_is_noticed_by_the_next_run(
     assert (summary.done, summary.changed, summary.skipped) == (1, 1, COUNT - 1)
 
 
+@pytest.mark.slow
 def test_one_corrupt_input_among_a_thousand(folder):
     make_pairs(folder, 1000)
     run_batch(options())
@@ -328,6 +340,7 @@ def test_one_corrupt_input_among_a_thousand(folder):
     assert outputs(Path("out")) == clean
 
 
+@pytest.mark.slow
 def test_an_error_of_the_disk_while_results_are_brought_to_it_stops_the_run(pairs, monkeypatch):
     from fusecli.batch.store import files
 

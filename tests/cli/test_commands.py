@@ -27,6 +27,7 @@ def run(*args, cwd=None):
     )
 
 
+@pytest.mark.slow
 def test_init_then_fuse_equals_fuse_with_the_seed(tmp_path):
     image, text = tmp_path / "i.npy", tmp_path / "t.npy"
     rng = np.random.default_rng(0)
@@ -60,6 +61,7 @@ def test_a_small_job_uses_one_thread_unless_told_otherwise(
     assert json.loads(done.stdout)["provenance"]["threads"] == (threads or expected)
 
 
+@pytest.mark.slow
 def test_init_does_not_replace_a_file_without_force(tmp_path):
     target = tmp_path / "w.safetensors"
     assert run("init", "-o", target, "--dim", 16).returncode == 0
@@ -72,6 +74,7 @@ def test_init_does_not_replace_a_file_without_force(tmp_path):
     assert target.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_inspect_lists_tensors_and_how_they_would_be_read(tmp_path):
     path = tmp_path / "f.safetensors"
     save_file({"image": np.zeros((3, 5, 8), np.float16), "ids": np.arange(4)}, path)
@@ -90,6 +93,7 @@ def test_inspect_lists_tensors_and_how_they_would_be_read(tmp_path):
     assert "float16" in table
 
 
+@pytest.mark.slow
 def test_inspect_of_weights_shows_the_fusion(tmp_path):
     path = tmp_path / "w.safetensors"
     run("init", "-o", path, "--dim", 16, "--heads", 2, "--norm")
@@ -129,6 +133,7 @@ def test_stats_count_what_is_wrong_whatever_the_chunks(tmp_path, monkeypatch, or
     assert stats["largest_norm"] == pytest.approx(norms.max())
 
 
+@pytest.mark.slow
 def test_counts_of_one_are_not_plural(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((1, 6), np.float32))
@@ -141,6 +146,7 @@ def test_counts_of_one_are_not_plural(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_selftest_passes_here():
     done = run("selftest", "--json")
     assert done.returncode == 0, done.stdout
@@ -151,6 +157,7 @@ def test_selftest_passes_here():
     assert {"gated", "concat", "sum", "bilinear", "transformer"} <= checked
 
 
+@pytest.mark.slow
 def test_selftest_fails_when_the_arithmetic_is_wrong(monkeypatch):
     real = selftest_module.attend
 
@@ -167,6 +174,7 @@ def test_selftest_fails_when_the_arithmetic_is_wrong(monkeypatch):
     assert "samples do not influence each other" in failed
 
 
+@pytest.mark.slow
 def test_selftest_fails_when_a_method_is_wrong(monkeypatch):
     monkeypatch.setattr(
         "fusecli.fusion.methods.pooled.pool_tokens", lambda rows, mask, how: rows.mean(axis=1)
@@ -263,6 +271,7 @@ def test_bench_times_a_batch_against_the_loop_and_its_memory():
         assert keyed.resident_mb > 10
 
 
+@pytest.mark.slow
 def test_init_says_that_its_weights_are_untrained_and_how_to_train(tmp_path):
     done = run("init", "-o", tmp_path / "w.safetensors", "--dim", 16)
     assert "this module is untrained" in done.stderr

@@ -278,6 +278,7 @@ def test_json_puts_the_report_on_stdout_and_nothing_else(inputs: Path, cli: Call
 # -------------------------------------------------------------------------- stdin and stdout
 
 
+@pytest.mark.slow
 def test_stdin_and_stdout_carry_npy(inputs: Path, program: Callable, cli: Callable) -> None:
     cli(*PAIR, "-o", "file.npy")
     expected = Path("file.npy").read_bytes()
@@ -390,6 +391,7 @@ def test_strict_passes_where_there_is_nothing_to_say(inputs: Path, cli: Callable
     assert (done.code, done.out, done.err) == (0, "text.fused.npy\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "code"),
     [(("fuse", "gone.npy", "text.npy"), 1), ((*PAIR, "--dtype", "int8"), 2)],

@@ -68,6 +68,7 @@ def helps() -> dict[tuple[str, int], str]:
     return {(name, int(columns)): text for name, columns, text in triples}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_a_command_is_in_its_help(
     helps: dict[tuple[str, int], str], command: str
@@ -190,6 +191,7 @@ def test_a_shell_completes_the_name_of_a_method(program: Callable, shell: str) -
     assert re.findall(rb"\w+", done.stdout.replace(b"_arguments", b"")) == [b"attention"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ASK)
 def test_the_script_of_a_shell_is_shown_and_installed(
     program: Callable, tmp_path: Path, shell: str
@@ -205,6 +207,7 @@ def test_the_script_of_a_shell_is_shown_and_installed(
     assert path.read_text().strip() == shown.stdout.decode().strip()
 
 
+@pytest.mark.slow
 def test_bash_completes_with_the_script_that_is_shown(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     if bash is None:
@@ -235,6 +238,7 @@ def test_a_shell_that_is_not_known_is_refused_with_the_list(cli: Callable) -> No
 # --------------------------------------------------------------------------------- manual page
 
 
+@pytest.mark.slow
 def test_the_manual_page_has_every_option_and_no_mistake(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fusecli.cli.man"], capture_output=True, text=True, check=True

@@ -26,6 +26,7 @@ def test_time_left_is_said_once_something_is_done(
     )
 
 
+@pytest.mark.slow
 def test_a_path_is_escaped_on_a_terminal_and_raw_in_a_pipe(program, tmp_path):
     for side in ("i", "t"):
         np.save(tmp_path / f"{side}.npy", np.ones((2, 8), np.float32))

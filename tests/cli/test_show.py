@@ -109,6 +109,7 @@ def test_no_line_is_wider_than_the_terminal(folder, on_terminal, columns, P, col
     assert (said is None) is (P == 1 or (P < 61 and columns == 80 and P < 50))
 
 
+@pytest.mark.slow
 def test_a_terminal_without_colours_gets_none(folder, on_terminal):
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": "linux"}):
         shown = on_terminal(*show(*pair("cat")), **env)

@@ -111,6 +111,7 @@ def check_every_call(
     return number_of_calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_call_of_a_batch_fails(pairs: Path, layout: str, resumed: bool) -> None:

@@ -181,12 +181,14 @@ def check_batch(args: tuple[str, ...], every: int) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_power_cut_in_a_batch(folder: Path, layout: str) -> None:
     make_pairs(folder, 4)
     assert check_batch((*BATCH, *LAYOUTS[layout]), every=3) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_power_cut_in_a_batch_that_goes_on(folder: Path, layout: str) -> None:
     make_pairs(folder, 4)
@@ -200,6 +202,7 @@ def test_power_cut_in_a_batch_that_goes_on(folder: Path, layout: str) -> None:
     assert check_batch(args, every=4) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_power_cut_in_a_batch_that_begins_anew(folder: Path, layout: str) -> None:
     make_pairs(folder, 4)
@@ -249,6 +252,7 @@ def test_large_pack_that_is_done_is_on_the_disk(folder: Path) -> None:
     assert journal(Path("out")) == lines
 
 
+@pytest.mark.slow
 def test_power_cut_in_a_batch_of_a_large_pack(folder: Path) -> None:
     make_large_pairs(folder)
     assert check_batch(LARGE_PACK, every=2) > 10
@@ -328,6 +332,7 @@ def test_batch_that_says_done_is_on_the_disk_of_other_systems(
     assert journal(Path("out")) == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True])
 def test_power_cut_in_a_job(folder: Path, older: bool) -> None:
     rng = np.random.default_rng(0)

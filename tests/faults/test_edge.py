@@ -152,6 +152,7 @@ def test_memory_bound_of_any_number_of_digits_is_no_traceback(
     assert done.err.count("\n") == (done.code != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no terminals of this kind")
 def test_a_terminal_that_closes_ends_a_batch_with_129(folder: Path) -> None:
     """The progress bar writes to a terminal that is gone; what is done stays."""

@@ -105,6 +105,7 @@ def _check_every_call_of_a_job(job: str, older: bool, errors: tuple[int, ...]) -
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("job", FUSE_JOBS)
 def test_every_call_of_a_job_fails(inputs: Path, job: str, older: bool) -> None:

@@ -170,6 +170,7 @@ def pairs(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["journal.jsonl", "run.json"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_records_of_an_output_folder(pairs: Path, layout: str, name: str) -> None:

@@ -312,6 +312,7 @@ def shuffled(letters, random):
     return "".join(mixed)
 
 
+@pytest.mark.slow
 @many
 @given(drawn=orders, size=sizes)
 def test_the_order_brings_tokens_row_by_row_before_features(drawn, size):
@@ -334,6 +335,7 @@ def test_the_order_brings_tokens_row_by_row_before_features(drawn, size):
     assert tokens.tolist() == expected
 
 
+@pytest.mark.slow
 @many
 @given(
     image_letters=st.sampled_from(letters_of["image"]),

@@ -275,6 +275,7 @@ def test_old_torch_format_without_a_zip_is_read(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- parts
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the disk may take its time
 @given(data=st.data())
 def test_part_equals_the_slice_of_the_whole(data: st.DataObject) -> None:

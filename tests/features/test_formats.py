@@ -115,6 +115,7 @@ def from_toy(path: Path) -> np.ndarray:
     return np.array(lines, np.float32).reshape(tuple(map(int, head.split()[1:])))
 
 
+@pytest.mark.slow
 def test_a_new_format_is_one_file_and_one_line(tmp_path: Path) -> None:
     copy = with_toy_format(tmp_path)
     data = tmp_path / "data"

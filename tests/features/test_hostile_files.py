@@ -172,6 +172,7 @@ def test_file_cut_anywhere_is_refused(inputs: Path, ending: str) -> None:
         assert not fuse_or_refuse(name), f"cut after {place} of {len(data)} bytes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 def test_file_with_any_byte_changed_is_fused_or_refused_but_never_breaks(
     inputs: Path, ending: str

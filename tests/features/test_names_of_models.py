@@ -230,6 +230,7 @@ def test_a_scale_of_float8_that_may_divide_is_refused() -> None:
         choose_tensor(file, "image", None)
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_called_what_it_is(cli: Callable) -> None:
     rows = [torch.randn(2, 4), torch.randn(3, 4)]
     nested = torch.nested.nested_tensor(rows, layout=torch.jagged)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,27 +62,31 @@ def test_ckpt_is_read_as_pt(tmp_path: Path) -> None:
     np.testing.assert_array_equal(keys_and_numbers(tmp_path / "a.ckpt")["image"], TOKENS)
 
 
-def unusual() -> dict[str, torch.Tensor]:
+def unusual(name: str) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parts = [torch.ones(2, 3), torch.ones(1, 3)]
-        return {
-            "nested": torch.nested.nested_tensor(parts),
-            "jagged": torch.nested.nested_tensor(parts, layout=torch.jagged),
-            "sparse": tensor().to_sparse(),
-            "rows": tensor().to_sparse_csr(),
-            "quantized": torch.quantize_per_tensor(tensor(), 0.1, 0, torch.qint8),
-            "meta": torch.empty(3, 8, device="meta"),
-            "complex": torch.ones(3, 8, dtype=torch.complex64),
+        make: dict[str, Callable[[], torch.Tensor]] = {
+            "nested": lambda: torch.nested.nested_tensor(parts),
+            "jagged": lambda: torch.nested.nested_tensor(parts, layout=torch.jagged),
+            "sparse": lambda: tensor().to_sparse(),
+            "rows": lambda: tensor().to_sparse_csr(),
+            "quantized": lambda: torch.quantize_per_tensor(tensor(), 0.1, 0, torch.qint8),
+            "meta": lambda: torch.empty(3, 8, device="meta"),
+            "complex": lambda: torch.ones(3, 8, dtype=torch.complex64),
         }
+        return make[name]()
 
 
-@pytest.mark.parametrize("name", unusual())
+UNUSUAL = ["nested", "jagged", "sparse", "rows", "quantized", "meta", "complex"]
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_unusual_tensor_is_named_when_asked_for_and_harms_no_other(tmp_path, name, zipped) -> None:
     if name in ("nested", "jagged") and not zipped:
         pytest.skip("torch cannot save it in the old format")
-    value = {"image": tensor(), name: unusual()[name]}
+    value = {"image": tensor(), name: unusual(name)}
     torch.save(value, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     said = {"jagged": "nested", "rows": "sparse"}.get(name, name)
     with open_features(str(tmp_path / "a.pt")) as file:
@@ -90,6 +95,7 @@ def test_unusual_tensor_is_named_when_asked_for_and_harms_no_other(tmp_path, nam
             file.tensors[name].read()
 
 
+@pytest.mark.slow
 def test_views_are_copied_only_when_asked_for(tmp_path: Path) -> None:
     # A thousand expanded views of half a megabyte each, in a file of half a megabyte.
     rows = torch.zeros(1 << 17).reshape(1, -1)

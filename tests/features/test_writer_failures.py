@@ -216,6 +216,7 @@ def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -
 STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), STOPS)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_signal_in_the_middle_of_a_job_leaves_nothing(

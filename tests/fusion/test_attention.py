@@ -124,6 +124,7 @@ def cases_in_an_order(draw, **fixed):
     return case, draw(st.sampled_from(list(case.plans())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @few
 @given(case=cases())
@@ -135,6 +136,7 @@ def test_every_order_is_the_plain_module(engine, case):
         assert np.abs(found - expected).max() <= tolerance, plan
 
 
+@pytest.mark.slow
 @many
 @given(drawn=cases_in_an_order())
 def test_both_engines_agree(drawn):
@@ -171,6 +173,7 @@ def test_samples_without_a_real_image_token_get_the_output_bias(engine, null_tok
 NARROW = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
 @many
 @given(case=cases(norm=False, d=4))
@@ -227,6 +230,7 @@ def test_no_order_is_much_less_exact_than_the_plain_module(kind, sharpness, null
         assert found <= 4 * plain, plan  # the largest seen is 2.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @many
 @given(drawn=cases_in_an_order(min_n=2), data=st.data())
@@ -248,6 +252,7 @@ def test_samples_do_not_see_each_other(engine, drawn, data):
     assert np.abs(after[others] - before[others]).max() <= case.tolerance(1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @many
 @given(drawn=cases_in_an_order(), data=st.data())
@@ -263,6 +268,7 @@ def test_the_order_of_image_tokens_does_not_matter(engine, drawn, data):
     assert apart.max() <= case.tolerance(FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @many
 @given(drawn=cases_in_an_order(), data=st.data())
@@ -287,6 +293,7 @@ def test_asking_for_weights_does_not_change_a_bit(engine, drawn):
     assert np.array_equal(with_weights, case.run(ENGINES[engine](), plan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
 @few
 @given(case=cases())
@@ -298,6 +305,7 @@ def test_asking_for_weights_does_not_change_a_bit_in_narrow_types(dtype, case):
         assert np.array_equal(with_weights, case.run(TorchArrays("cpu", dtype), plan)), plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @many
 @given(drawn=cases_in_an_order())

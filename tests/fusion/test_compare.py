@@ -25,6 +25,7 @@ def counted(module, image, text):
     return counter.get_total_flops() // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("T", "P"), [(1, 1), (3, 5), (16, 7)])
 @pytest.mark.parametrize(("layers", "ffn_dim"), [(1, 7), (3, 0)])
 def test_a_transformer_costs_what_torch_counts(T, P, layers, ffn_dim):

@@ -10,6 +10,7 @@ from fusecli import FusionConfig
 from fusecli.errors import ShapeError, UsageError
 from fusecli.fusion.base import Computing
 from fusecli.fusion.build import build_fusion
+from fusecli.fusion.literals import SIDES
 from fusecli.fusion.settings import Sizes
 from fusecli.fusion.torch_modules import build_module
 from tests.oracles import each_pair, oracle, random_weights
@@ -31,8 +32,31 @@ CONFIGS = {
 SHAPES = [(1, 1, 1), (1, 5, 4), (3, 1, 4), (3, 6, 1), (4, 5, 7)]  # n, P, T
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-directions = pytest.mark.parametrize("direction", ["text", "image"])
+directions = pytest.mark.parametrize("direction", SIDES)
+
+
+def takes(config, direction):
+    """Whether this side's tokens can be the query side; a method may fuse into the text only."""
+    try:
+        config.check_direction(direction)
+    except UsageError:
+        return False
+    return True
+
+
+CASES = {
+    f"{direction}-{name}": (config, direction)
+    for direction in SIDES
+    for name, config in CONFIGS.items()
+    if takes(config, direction)
+}
+cases = pytest.mark.parametrize(("config", "direction"), CASES.values(), ids=CASES)
+
+
+def test_every_config_has_a_direction():
+    assert {name.partition("-")[2] for name in CASES} == set(CONFIGS)
+    gate_over_text = FusionConfig(D, H, DI, D, gate=True)
+    assert [side for side in SIDES if takes(gate_over_text, side)] == ["text"]
 
 
 def engines_of(config):
@@ -68,8 +92,7 @@ def assert_close(found, expected, share=1e-5):
     assert np.abs(found - expected).max() <= share * max(1.0, np.abs(expected).max())
 
 
-@configs
-@directions
+@cases
 @pytest.mark.parametrize(("n", "P", "T"), SHAPES)
 def test_what_torch_s_own_layers_give(config, direction, n, P, T):
     weights = random_weights(config.parameter_shapes())
@@ -82,8 +105,7 @@ def test_what_torch_s_own_layers_give(config, direction, n, P, T):
         assert_close(fusion.fuse(image, text), expected)
 
 
-@configs
-@directions
+@cases
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_masked_is_cropped_and_samples_do_not_see_each_other(config, direction, data, seed):
@@ -103,8 +125,7 @@ def test_masked_is_cropped_and_samples_do_not_see_each_other(config, direction, 
         assert_close(fused, np.broadcast_to(expected, fused.shape))
 
 
-@configs
-@directions
+@cases
 @pytest.mark.parametrize("P", [1, 4])
 def test_one_image_for_all_is_that_image_repeated(config, direction, P):
     weights = random_weights(config.parameter_shapes())
@@ -125,8 +146,7 @@ def test_one_image_for_all_is_that_image_repeated(config, direction, P):
         assert_close(shared, expected)
 
 
-@configs
-@directions
+@cases
 def test_results_are_memory_of_their_own(config, direction):
     weights = random_weights(config.parameter_shapes())
     image, text = features(config, 2, 3, 4)
@@ -140,8 +160,7 @@ def test_results_are_memory_of_their_own(config, direction):
         assert np.array_equal(text, before[1])
 
 
-@configs
-@directions
+@cases
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_types_are_as_exact_as_they_can_be(config, direction, dtype):
     weights = random_weights(config.parameter_shapes())
@@ -152,8 +171,7 @@ def test_narrow_types_are_as_exact_as_they_can_be(config, direction, dtype):
     assert_close(fusion.fuse(image, text), expected, 0.06 if dtype == "bfloat16" else 0.008)
 
 
-@configs
-@directions
+@cases
 def test_the_module_says_the_same(config, direction):
     weights = random_weights(config.parameter_shapes())
     image, text = features(config, 4, 5, 3)
@@ -186,9 +204,37 @@ def test_the_module_says_the_same(config, direction):
         )
 
 
-@configs
-@directions
+@cases
 def test_padding_gets_no_gradient_and_gives_no_nan(config, direction):
+    module, sides = train_on_padding(config, direction)
+    for tensor, mask in sides:
+        assert torch.isfinite(tensor.grad).all()
+        assert not tensor.grad[mask == 0].any()
+    for name, parameter in module.named_parameters():
+        if parameter.grad is None:  # then this direction does not read it
+            torch.nn.init.constant_(parameter, torch.nan)
+        else:
+            assert torch.isfinite(parameter.grad).all(), name
+    (image, image_mask), (text, text_mask) = sides
+    masks = {"image_mask": image_mask, "text_mask": text_mask}
+    fused = module(image, text, **masks, allow_empty_image=True, direction=direction)
+    assert torch.isfinite(fused).all()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_parameter_is_trained_in_a_direction(config):
+    """A method may have layers of its own for each direction."""
+    trained, names = set(), set()
+    for direction in SIDES:
+        if takes(config, direction):
+            parameters = dict(train_on_padding(config, direction)[0].named_parameters())
+            names |= set(parameters)
+            trained |= {name for name, one in parameters.items() if one.grad is not None}
+    assert trained == names
+
+
+def train_on_padding(config, direction):
+    """Gradients of a fusion of padded pairs, some of which are NaN where they are masked."""
     module = build_module(config).train()
     image, text = (torch.from_numpy(a) for a in features(config, 3, 4, 5))
     image.requires_grad_(), text.requires_grad_()
@@ -207,11 +253,7 @@ def test_padding_gets_no_gradient_and_gives_no_nan(config, direction):
         direction=direction,
     )
     fused.square().sum().backward()
-    for tensor, mask in ((image, image_mask), (text, text_mask)):
-        assert torch.isfinite(tensor.grad).all()
-        assert not tensor.grad[mask == 0].any()
-    for name, parameter in module.named_parameters():
-        assert torch.isfinite(parameter.grad).all(), name
+    return module, ((image, image_mask), (text, text_mask))
 
 
 # --- the gate --------------------------------------------------------------------------------

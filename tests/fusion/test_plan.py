@@ -105,6 +105,7 @@ def test_projections_are_folded_where_many_rows_go_through():
     assert [stack.fold_query, stack.fold_key, stack.fold_value] == [True, True, True]
 
 
+@pytest.mark.slow
 @many
 @given(sizes=any_sizes, prepared=st.booleans(), dtype=st.sampled_from(DTYPES))
 def test_no_other_order_costs_less(sizes, prepared, dtype):
@@ -115,6 +116,7 @@ def test_no_other_order_costs_less(sizes, prepared, dtype):
     assert all(plan.multiply_adds > 0 for plan in plans)
 
 
+@pytest.mark.slow
 @many
 @given(sizes=any_sizes)
 def test_one_image_token_needs_no_scores_and_more_tokens_do(sizes):
@@ -197,6 +199,7 @@ def folding(sizes, plan):
     return once + D * D * sizes.Di * (plan.fold_key + plan.fold_value + plan.fold_output)
 
 
+@pytest.mark.slow
 @some
 @given(sizes=small_sizes)
 def test_multiply_adds_are_those_of_the_products_that_are_done(sizes):
@@ -244,6 +247,7 @@ def test_why_says_the_order_and_what_it_saved(sizes, word, share):
         assert f"{plan.plain / plan.multiply_adds:.1f} times fewer" in why
 
 
+@pytest.mark.slow
 @many
 @given(
     sizes=any_sizes,
@@ -259,6 +263,7 @@ def test_the_chunks_under_way_keep_within_the_budget(sizes, budget, workers):
         assert chunk == 1 or budget is None or chunk * each * workers <= budget
 
 
+@pytest.mark.slow
 @many
 @given(sizes=any_sizes)
 def test_a_chunk_is_no_smaller_than_the_cache_allows(sizes):

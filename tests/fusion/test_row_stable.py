@@ -47,6 +47,7 @@ def test_they_are_the_same_products(blocks, shape, count):
     np.testing.assert_allclose(made, plain, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.sampled_from([(96, 64), (768, 96), (8, 96, 64)]),
@@ -115,6 +116,7 @@ run_batch(BatchOptions(PairOptions("image", "text"), "out"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["Haswell", "Zen", None])
 @pytest.mark.parametrize(("P", "T", "D"), [(49, 8, 768), (5, 7, 96), (1, 3, 64)])
 def test_copies_of_one_pair_come_out_alike_with_every_kernel(folder, kernel, P, T, D):

@@ -184,6 +184,7 @@ def train(path):
     run.finish()
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_training_run_is_taken_as_weights(folder, capsys):
     train("run")
     assert main(["fuse", "image.npy", "text.npy", "-o", "out.npy", "--weights", "run"]) == 0
@@ -206,6 +207,7 @@ def test_the_folder_of_a_training_run_is_taken_as_weights(folder, capsys):
         fuse_files(FuseOptions("image.npy", "text.npy", found["file"], force=True, weights="run"))
 
 
+@pytest.mark.slow
 def test_a_batch_takes_the_folder_and_says_what_it_does_not_use(two_modules, capsys):
     train("run")
     for side, rows in (("images", IMAGE), ("texts", TEXT)):

@@ -39,6 +39,7 @@ print(len(set(here)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["transformer", "attention", "bilinear"])
 def test_first_product_of_a_thread_is_as_all_others(method: str) -> None:
     done = subprocess.run(

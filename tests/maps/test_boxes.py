@@ -143,6 +143,7 @@ def regions(folder):
     Image.new("RGB", (W, H), (90, 120, 200)).save("photo.png")
 
 
+@pytest.mark.slow
 def test_a_square_number_of_regions_is_drawn_by_the_boxes_and_said(regions, cli):
     done = cli("fuse", "regions.npz", "text.npy", "--plot", "a.svg", "--image-file", "photo.png")
     assert done.code == 0
@@ -170,6 +171,7 @@ def test_the_colour_at_a_place_is_that_of_its_region():
     assert "Regions: as said." in view.places
 
 
+@pytest.mark.slow
 def test_a_guessed_grid_under_a_photo_is_a_diagnosis(regions, cli):
     base = "fuse", "image.npy", "text.npy", "--image-file", "photo.png", "--plot", "a.png"
     done = cli(*base, "--report", "r.json")

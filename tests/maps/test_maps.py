@@ -356,6 +356,7 @@ def test_the_result_and_the_report_stay_the_same_when_maps_are_asked_for(engine,
     assert all(report == reports[0] for report in reports)
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_while_a_stack_s_maps_are_written():
     """The maps alone are 360 MB here; what is resident grows by far less."""
     N, P = 15_000, 100
@@ -455,6 +456,7 @@ def test_a_failure_leaves_no_map_either(cli):
     assert sorted(os.listdir()) == ["i.npy", "t.npy"]
 
 
+@pytest.mark.slow
 def test_a_map_that_finds_no_room_leaves_no_result_either():
     np.save("i.npy", noise(300, DI))
     np.save("t.npy", noise(200, 16))
@@ -473,6 +475,7 @@ def test_a_map_that_finds_no_room_leaves_no_result_either():
     assert subprocess.run(command, preexec_fn=small_files).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(cli):
     np.save("i.npy", noise(3, 16, DI))
     np.save("t.npy", noise(3, 5, 16))

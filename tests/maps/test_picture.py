@@ -102,6 +102,7 @@ def test_no_text_overlaps_another_or_a_map_or_leaves_the_page(T, P, grid, photo)
         assert area(a, b) == 0
 
 
+@pytest.mark.slow
 def test_where_rows_are_thinner_than_text_as_many_are_named_as_fit():
     texts, boxes, _, _ = layout(make(400, 30, "none", words=["word"]))
     named = [text for text in texts if text.get_text() == "word"]
@@ -169,6 +170,7 @@ def test_a_photo_lies_under_every_map_and_is_shown_once_as_it_is():
     assert cells[5, 5, :3].sum() < cells[5, -5, :3].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
 def test_the_same_view_gives_the_same_bytes_whatever_matplotlib_is_set_to(ending):
     view = make(5, 50, photo=PHOTO)
@@ -183,6 +185,7 @@ def test_the_same_view_gives_the_same_bytes_whatever_matplotlib_is_set_to(ending
     assert first.startswith(heads[ending])
 
 
+@pytest.mark.slow
 def test_drawing_does_not_import_pyplot():
     code = (
         "import sys, numpy as np\n"
@@ -328,6 +331,7 @@ def sample(name):
     return str(SAMPLES / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["astronaut", "cat", "coffee", "rocket"])
 def test_the_sample_pairs_are_drawn_with_their_words(folder, cli, name):
     pair = sample(f"{name}.image.npy"), sample(f"{name}.text.npy")

@@ -245,6 +245,7 @@ def test_what_fits_no_pattern_is_counted_once_where_links_lead_back(folder: Path
     assert source.unmatched.first == [("image", "images/odd.npy")]
 
 
+@pytest.mark.slow
 def test_deep_folders_do_not_end_the_walk(folder: Path) -> None:
     deep = "/".join(["d"] * 600)
     for root in ("images", "texts"):
@@ -306,6 +307,7 @@ NAMES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -143,6 +143,7 @@ RECORDS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -460,11 +461,13 @@ def peak(rows: int) -> int:
     return most
 
 
+@pytest.mark.slow
 def test_no_more_is_held_than_a_few_bytes_a_pair(folder: Path) -> None:
     peak(100)  # what is made once
     assert (peak(12_000) - peak(2_000)) / 10_000 < 40
 
 
+@pytest.mark.slow
 def test_only_a_part_of_a_manifest_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first pair is there when a few lines are read, whatever follows."""
     content = (HEAD + "".join(f"{n},{n}\n" for n in range(50_000))).encode()

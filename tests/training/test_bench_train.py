@@ -27,6 +27,7 @@ def test_what_is_printed(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["ratio"] == 3.0
 
 
+@pytest.mark.slow
 def test_what_is_measured(monkeypatch):
     fitted = []
 

@@ -69,6 +69,7 @@ def test_few_rows_leave_the_sum_where_it_begins():
     assert many["model 0"] < 0.55
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [30, 300])
 def test_the_sum_is_never_worse_on_these_rows_than_the_model_it_begins_with(n):
     for seed in range(10):
@@ -88,6 +89,7 @@ def test_the_scale_of_a_models_logits_does_not_matter():
     assert 4 * again.factors["model 1"] == pytest.approx(found.factors["model 1"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_of_a_search_over_all(monkeypatch):
     flats = two_classes(200, RNG(2), 0.4, 0.6)
     monkeypatch.setattr(blend_module, "_temperature", lambda flat: 1.0)
@@ -119,6 +121,7 @@ def test_numbers_are_added_up_by_least_squares():
     assert list(blend(flats).factors.values()) == pytest.approx(wanted, abs=0.02)
 
 
+@pytest.mark.slow
 def test_of_very_many_rows_a_part_is_enough(monkeypatch):
     flats = two_classes(6000, RNG(0), 0.6, 0.4)
     whole = blend(flats)

@@ -100,6 +100,7 @@ def test_a_sampled_emap_of_an_additive_model_is_exact_too():
     assert model.calls < 200 * 200 / 8
 
 
+@pytest.mark.slow
 def test_a_sampled_emap_is_near_the_exact_one():
     generator = np.random.default_rng(1)
     table = Table(generator.normal(size=300), generator.normal(size=300))

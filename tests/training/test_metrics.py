@@ -121,6 +121,7 @@ def test_the_temperature_stays_where_nothing_can_be_learnt():
     assert fit_temperature(rows) == 1.0
 
 
+@pytest.mark.slow
 def test_thresholds_are_the_best_of_all_by_trying_all():
     chance = np.round(GENERATOR.random(50), 2)
     positive = GENERATOR.random(50) < chance**2

@@ -179,6 +179,7 @@ def test_auto_takes_the_candidate_that_is_best_on_held_out_rows():
     assert any(note.startswith(f"fusion: {fitted.info.variant} is the best") for note in notes)
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged():
     images, texts, labels = generators.product(100, np.random.default_rng(0))
     fitted, _, split = trained(images, texts, generators.classes(labels), epochs=2, seeds=3)
@@ -188,6 +189,7 @@ def test_seeds_are_averaged():
     np.testing.assert_allclose(model.logits(split.test), np.mean(alone, axis=0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_additive_line_is_never_below_one_side_on_validation():
     images, texts, labels = generators.text_only(120, np.random.default_rng(0), width=8)
     targets = generators.classes(labels)
@@ -212,6 +214,7 @@ def test_the_additive_line_is_never_below_one_side_on_validation():
     assert additive.info.scores[additive.info.variant] == max(additive.info.scores.values())
 
 
+@pytest.mark.slow
 def test_only_auto_adds_other_models_to_the_fusion():
     images, texts, labels = generators.text_only(120, np.random.default_rng(0), width=8)
     targets = generators.classes(labels)

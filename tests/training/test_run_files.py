@@ -90,6 +90,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert "the run is not finished: run the same fusecli train command again" in done.stderr
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_bytes_for_the_same_numbers():
     one = result(text_only=HELPS)
     picture = draw_comparison(one)
@@ -100,6 +101,7 @@ def test_pictures_are_the_same_bytes_for_the_same_numbers():
     assert draw_comparison(one) != picture
 
 
+@pytest.mark.slow
 def test_curves_leave_out_what_was_not_looked_at():
     history = {"a": [EpochRecord(1, 0.9, None, ""), EpochRecord(2, 0.7, 0.6, "AUC")]}
     info = FitInfo("attention", history=history, score_name="AUC")

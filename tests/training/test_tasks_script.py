@@ -82,6 +82,7 @@ class Answers:
         return self.all[rows]
 
 
+@pytest.mark.slow
 def test_what_verdicts_say_is_counted(script, monkeypatch):
     def fit(examples, targets, *_):
         shares = {"text only": 0.5, "image only": 0.5, "additive": 0.85, "concat + MLP": 0.5}
