@@ -17,6 +17,7 @@ from fusecli.bench.processes import high_water_mb
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.reader import PairFeatures, PairReader
+from fusecli.training.examples import Examples, load_examples
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.split import Split
 from fusecli.training.targets import Targets
@@ -141,16 +142,6 @@ def bench_train(
     """
     import os
 
-    import torch
-
-    from fusecli.training.candidates import make_candidates
-    from fusecli.training.checkpoint import Checkpoints
-    from fusecli.training.examples import load_examples
-    from fusecli.training.fit import Quiet, fit
-    from fusecli.training.inference import Setting
-    from fusecli.training.loop import Job, Trained, train_model
-    from fusecli.training.side_by_side import one_thread_a_model, run_side_by_side
-
     with tempfile.TemporaryDirectory(prefix="fusecli-bench-") as folder:
         told(f"writing {pairs:,} pairs")
         labels = write_pairs(Path(folder), pairs)
@@ -164,46 +155,68 @@ def bench_train(
         examples = load_examples(_Files(list(source)), max_memory)
         read_seconds = time.perf_counter() - began
         targets = Targets("classify", ("a", "b"), labels)
-        rows = np.arange(pairs)
-        options = TrainOptions(
-            PairOptions(), LabelOptions(), folder, device="cpu", epochs=_EPOCHS, method="attention"
-        )
-        candidate = make_candidates(examples, targets, options, pairs)[0]
-        statistics = candidate.spec.statistics(examples, rows)
-        setting = Setting(examples, targets, torch.device("cpu"), False, rows)
-        none = np.zeros(0, np.int64)
-
-        def train(seed: int) -> Trained:
-            torch.set_num_threads(1)
-            build = partial(candidate.spec.build, *statistics)
-            job = Job("bench", build, candidate.recipe, rows, none, seed)
-            return train_model(job, setting, Checkpoints(None))
-
-        with one_thread_a_model():
-            told("one model")
-            alone = _seconds(partial(train, 0))
-            told("two models side by side")
-            calls = [partial(train, 1), partial(train, 2)]
-            both = _seconds(lambda: run_side_by_side(calls, 2, setting.stop))
+        alone, side_by_side = _own_rates(examples, targets, folder, told)
         table_seconds = None
         if table:
             told("all models of the table")
-            split = Split(rows[: int(0.9 * pairs)], rows[int(0.9 * pairs) :], none, rows)
-            wanted = TrainOptions(PairOptions(), LabelOptions(), folder, device="cpu")
-            table_seconds = read_seconds + _seconds(
-                lambda: fit(examples, targets, split, wanted, Quiet())
-            )
-    side_by_side = 2 * _EPOCHS * pairs / both
+            table_seconds = read_seconds + _table_seconds(examples, targets, folder)
     return TrainResult(
         pairs,
         plain,
         read_seconds,
-        _EPOCHS * pairs / alone,
+        alone,
         side_by_side,
         side_by_side / max(plain.values()),
         table_seconds,
         high_water_mb(os.getpid()),
     )
+
+
+def _own_rates(
+    examples: Examples, targets: Targets, folder: str, told: Callable[[str], None]
+) -> tuple[float, float]:
+    """Pairs a second of one attention model, and of two side by side together."""
+    import torch
+
+    from fusecli.training.candidates import make_candidates
+    from fusecli.training.checkpoint import Checkpoints
+    from fusecli.training.inference import Setting
+    from fusecli.training.loop import Job, Trained, train_model
+    from fusecli.training.side_by_side import one_thread_a_model, run_side_by_side
+
+    rows, none = np.arange(examples.n), np.zeros(0, np.int64)
+    options = TrainOptions(
+        PairOptions(), LabelOptions(), folder, device="cpu", epochs=_EPOCHS, method="attention"
+    )
+    candidate = make_candidates(examples, targets, options, examples.n)[0]
+    statistics = candidate.spec.statistics(examples, rows)
+    setting = Setting(examples, targets, torch.device("cpu"), False, rows)
+
+    def train(seed: int) -> Trained:
+        torch.set_num_threads(1)
+        build = partial(candidate.spec.build, *statistics)
+        job = Job("bench", build, candidate.recipe, rows, none, seed)
+        return train_model(job, setting, Checkpoints(None))
+
+    with one_thread_a_model():
+        told("one model")
+        alone = _seconds(partial(train, 0))
+        told("two models side by side")
+        calls = [partial(train, 1), partial(train, 2)]
+        both = _seconds(lambda: run_side_by_side(calls, 2, setting.stop))
+    trained = _EPOCHS * examples.n
+    return trained / alone, 2 * trained / both
+
+
+def _table_seconds(examples: Examples, targets: Targets, folder: str) -> float:
+    """Training of everything that `fusecli train` trains; a tenth of the pairs is validation."""
+    from fusecli.training.fit import Quiet, fit
+
+    rows = np.arange(examples.n)
+    learnt = int(0.9 * examples.n)
+    split = Split(rows[:learnt], rows[learnt:], np.zeros(0, np.int64), rows)
+    wanted = TrainOptions(PairOptions(), LabelOptions(), folder, device="cpu")
+    return _seconds(lambda: fit(examples, targets, split, wanted, Quiet()))
 
 
 def write_pairs(folder: Path, pairs: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -143,13 +143,7 @@ def evaluate_run(
         )
     require_sklearn()
     run = open_run(options.run)
-    if options.labels.task is not None:
-        check_choice("--task", options.labels.task, TASKS)
-        if options.labels.task != run.task:
-            raise UsageError(f"--task {options.labels.task}: {options.run} has learnt {run.task}")
-    labels = replace(options.labels, task=run.task)
-    if run.task != "match" and labels.file is None and options.pairs.manifest is None:
-        raise UsageError("evaluate compares with labels: expected --labels FILE or --manifest FILE")
+    labels = _labels_for(options, run.task)
     source = SourceOptions(options.pairs, labels, options.reading, options.max_memory)
     data = open_data(source, tell, progress.reading, run.names, said=False)
     assert data.targets is not None
@@ -184,6 +178,22 @@ def evaluate_run(
     facts = Facts("Evaluation", run.names, {GIVEN: len(rows)})
     metrics = metrics_json(result, facts, interaction)
     return metrics, summary_lines(metrics)
+
+
+def _labels_for(options: RunOptions, task: Task) -> LabelOptions:
+    """Where the labels of a run of this task are.
+
+    Raises:
+        UsageError: they are of another task, or there are none.
+    """
+    if options.labels.task is not None:
+        check_choice("--task", options.labels.task, TASKS)
+        if options.labels.task != task:
+            raise UsageError(f"--task {options.labels.task}: {options.run} has learnt {task}")
+    labels = replace(options.labels, task=task)
+    if task != "match" and labels.file is None and options.pairs.manifest is None:
+        raise UsageError("evaluate compares with labels: expected --labels FILE or --manifest FILE")
+    return labels
 
 
 def refuse_other_widths(path: str, models: list[StoredModel], examples: Examples) -> None:

@@ -137,21 +137,8 @@ def compare(
     first = models[0].flat
     drawn = draw_headlines([model.flat for model in models], seed, draws)
     values = [headline(model.flat) for model in models]
-    results = [
-        ModelResult(
-            model.name,
-            model.variant,
-            model.validation,
-            model.seeds,
-            model.folds,
-            interval(value, own),
-            measure(model.flat, model.calibration),
-            model.calibration,
-            model.shares,
-            model.network,
-        )
-        for model, value, own in zip(models, values, drawn, strict=True)
-    ]
+    intervals = [interval(value, own) for value, own in zip(values, drawn, strict=True)]
+    results = [_result(model, one) for model, one in zip(models, intervals, strict=True)]
     names = [model.name for model in models]
     contrasts = []
     if FUSION in names:
@@ -173,6 +160,21 @@ def compare(
         results,
         contrasts,
         seen_texts,
+    )
+
+
+def _result(model: Measured, headline: Interval) -> ModelResult:
+    return ModelResult(
+        model.name,
+        model.variant,
+        model.validation,
+        model.seeds,
+        model.folds,
+        headline,
+        measure(model.flat, model.calibration),
+        model.calibration,
+        model.shares,
+        model.network,
     )
 
 

@@ -163,20 +163,7 @@ def open_data(
     """
     wanted = options.labels
     columns = _manifest_columns(options)
-    pair_options = replace(options.pairs, extra_columns=columns, ending="")
-    source = open_pairs(pair_options)
-    for diagnosis in swapped_names(options.pairs.images or "", options.pairs.texts or ""):
-        tell(f"warning: {diagnosis}")
-    pairs = list(source)
-    if any(pair.attention_mask is not None for pair in pairs):
-        raise UsageError(
-            f"{options.pairs.manifest}: has a column attention_mask, and training takes no "
-            "attention masks: leave that column out"
-        )
-    for note in source.notes:
-        tell(f"note: {note}")
-    if source.unmatched.total:
-        tell(f"warning: {source.unmatched}")
+    pairs = _pairs(options, columns, tell)
     labels = None if wanted is None else _labels(options, wanted, pairs, columns, tell)
     task = None if wanted is None else wanted.task
     targets: Targets | None = None
@@ -203,6 +190,29 @@ def open_data(
         if said:
             _say_task(labels, targets, task, tell)
     return Data(examples, targets, _inputs(options, pairs))
+
+
+def _pairs(options: SourceOptions, columns: tuple[str, ...], tell: Tell) -> list[Pair]:
+    """All pairs of the source, with these columns of the manifest.
+
+    Raises:
+        FuseError: they cannot be listed, or have attention masks.
+    """
+    pair_options = replace(options.pairs, extra_columns=columns, ending="")
+    source = open_pairs(pair_options)
+    for diagnosis in swapped_names(options.pairs.images or "", options.pairs.texts or ""):
+        tell(f"warning: {diagnosis}")
+    pairs = list(source)
+    if any(pair.attention_mask is not None for pair in pairs):
+        raise UsageError(
+            f"{options.pairs.manifest}: has a column attention_mask, and training takes no "
+            "attention masks: leave that column out"
+        )
+    for note in source.notes:
+        tell(f"note: {note}")
+    if source.unmatched.total:
+        tell(f"warning: {source.unmatched}")
+    return pairs
 
 
 def _inputs(options: SourceOptions, pairs: Sequence[Pair]) -> ProtectedFiles:
