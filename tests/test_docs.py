@@ -11,30 +11,13 @@ from pathlib import Path
 import pytest
 
 from fusecli.batch.summary import Summary
+from tests.documents import blocks, normal, steps
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_PAGES = [
     path for name in ("CONTRIBUTING.md", "CHANGELOG.md") if (path := ROOT / name).exists()
 ]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
-
-
-def steps(block: str) -> list[tuple[str, str]]:
-    """Each command of a block with the output shown under it."""
-    parts = re.split(r"^\$ (.*)\n", block, flags=re.M)[1:]
-    return list(zip(parts[::2], parts[1::2], strict=True))
-
-
-def normal(output: str) -> str:
-    """Without what differs between machines: trailing blanks, threads, versions."""
-    output = re.sub(r"\d+ threads?", "N threads", output)
-    output = re.sub(r"[\d,]+ pairs/s", "N pairs/s", output)
-    output = re.sub(r"(fusecli|numpy|safetensors|torch) \d[\w.+]*", r"\1 V", output)
-    return "\n".join(line.rstrip() for line in output.strip().splitlines())
 
 
 @pytest.fixture

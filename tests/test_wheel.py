@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import blocks, normal, steps
+from tests.documents import blocks, normal, steps
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

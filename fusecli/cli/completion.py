@@ -14,7 +14,7 @@ Shell = Literal["bash", "zsh", "fish", "powershell", "pwsh"]
 PROGRAM = "fusecli"
 VARIABLE = "_FUSECLI_COMPLETE"  # set by the shell when it asks for completions
 DETECTED = "detect"  # the shell's name is not given
-SHELLS: tuple[str, ...] = get_args(Shell)
+SHELLS: tuple[Shell, ...] = get_args(Shell)
 
 
 def prepare() -> None:
@@ -24,26 +24,26 @@ def prepare() -> None:
     completion_init()
 
 
-def show(shell: str) -> None:
+def show(given: str) -> None:
     """Print the script that a shell reads.
 
     Args:
-        shell: its name, or `DETECTED`.
+        given: the name of a shell, or `DETECTED`.
 
     Raises:
         UsageError: the shell is not known.
     """
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
-    shell = _named(shell, "--show-completion")
+    shell = _named(given, "--show-completion")
     typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=VARIABLE, shell=shell))
 
 
-def install(shell: str) -> None:
+def install(given: str) -> None:
     """Add the script to the shell's start files.
 
     Args:
-        shell: its name, or `DETECTED`.
+        given: the name of a shell, or `DETECTED`.
 
     Raises:
         UsageError: the shell is not known.
@@ -51,21 +51,20 @@ def install(shell: str) -> None:
     """
     from typer.completion import install as install_for  # type: ignore[attr-defined]
 
-    shell = _named(shell, "--install-completion")
+    shell = _named(given, "--install-completion")
     _, path = install_for(shell=shell, prog_name=PROGRAM, complete_var=VARIABLE)
     typer.echo(path)
     typer.echo(f"{shell} completes fusecli in every terminal that is opened from now on", err=True)
 
 
-def _named(shell: str, option: str) -> str:
-    """The shell to write for."""
-    found = _running_shell() if shell == DETECTED else shell
-    if found not in SHELLS:
-        what = (
-            f"{option} {found}" if shell != DETECTED else f"{option}: cannot tell which shell runs"
-        )
-        raise UsageError(f"{what}: expected one of {', '.join(SHELLS)}")
-    return found
+def _named(given: str, option: str) -> Shell:
+    """The shell to write for, from what the command line says."""
+    found = _running_shell() if given == DETECTED else given
+    for shell in SHELLS:
+        if found == shell:
+            return shell
+    what = f"{option} {found}" if given != DETECTED else f"{option}: cannot tell which shell runs"
+    raise UsageError(f"{what}: expected one of {', '.join(SHELLS)}")
 
 
 def _running_shell() -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fusecli.errors import FeatureFileError, UsageError, WeightsError, counted, shortened
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
+from fusecli.fusion.literals import MethodName
 from fusecli.fusion.method import Method, Recognised
 from fusecli.fusion.methods import all_methods, method_named
 from fusecli.fusion.options import ModuleOptions
@@ -219,7 +220,7 @@ def _checked_sources(weights: WeightsFile, config: FusionConfig) -> dict[str, tu
     return sources
 
 
-def _refuse_attention(weights: WeightsFile, method: str) -> None:
+def _refuse_attention(weights: WeightsFile, method: MethodName) -> None:
     """A state dict that looks like a method without attention must not hold attention.
 
     Raises:

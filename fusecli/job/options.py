@@ -80,19 +80,11 @@ class FuseOptions:
 
     @property
     def reading(self) -> ReadOptions:
-        """How both files are read."""
-        return ReadOptions(
-            image_key=self.image_key,
-            text_key=self.text_key,
-            image_axes=self.image_axes,
-            text_axes=self.text_axes,
-            image_mask=self.image_mask != "none",
-            text_mask=self.text_mask != "none",
-            allow_empty_image=self.allow_empty_image,
-            allow_nonfinite=self.allow_nonfinite,
-            allow_integers=self.allow_integers,
-            mask_style=self.mask_style,
-        )
+        """How both files are read: the values of the options that have these names."""
+        given = {name: getattr(self, name) for name in ReadOptions.__dataclass_fields__}
+        given["image_mask"] = self.image_mask != "none"
+        given["text_mask"] = self.text_mask != "none"
+        return ReadOptions(**given)
 
 
 def default_output(options: FuseOptions) -> str:

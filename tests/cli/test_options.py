@@ -147,3 +147,17 @@ def test_sizes_have_units(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a size such as 500M or 2G"):
         parse_bytes(text)
+
+
+def test_a_job_reads_its_files_as_its_options_say() -> None:
+    own = {field.name for field in dataclasses.fields(FuseOptions)}
+    for field in dataclasses.fields(ReadOptions):
+        assert field.name in own
+        given = f"a {field.name}"
+        reading = FuseOptions("i.npy", "t.npy", **{field.name: given}).reading
+        wanted = True if field.name in ("image_mask", "text_mask") else given
+        assert dataclasses.asdict(reading) == dataclasses.asdict(ReadOptions()) | {
+            field.name: wanted
+        }
+    ignored = FuseOptions("i.npy", "t.npy", image_mask="none", text_mask="none").reading
+    assert (ignored.image_mask, ignored.text_mask) == (False, False)

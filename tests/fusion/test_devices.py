@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fusecli.fusion.backend.device import devices
-from tests.fusion.test_attention_mask import draw, expected_of
-from tests.fusion.test_fusion import CONFIGS, assert_close, build, features, masked
+from tests.fusion.attention_masks import draw, expected_of
+from tests.fusion.configs import CONFIGS, assert_close, build, features, masked
 from tests.oracles import each_pair, oracle, random_weights
 
 # Of the largest number of a result. A narrow type rounds every layer's result.

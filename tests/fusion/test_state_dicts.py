@@ -7,7 +7,7 @@ from torch import nn
 
 from fusecli import FuseOptions, FusionConfig, ModuleOptions, build_module, fuse_files, load_module
 from fusecli.errors import FeatureFileError, UsageError, WeightsError
-from tests.fusion.test_weights import plain_state, randomize
+from tests.fusion.states import plain_state, randomize
 
 N, P, T, Di, Dt = 3, 5, 4, 12, 8
 IMAGE = np.random.default_rng(0).standard_normal((N, P, Di)).astype(np.float32)

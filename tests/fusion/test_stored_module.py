@@ -24,7 +24,7 @@ from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import open_weights
 from fusecli.report.report import sha256_of
-from tests.fusion.test_weights import as_numpy, plain_state, randomize
+from tests.fusion.states import as_numpy, plain_state, randomize
 
 IMAGE = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
 TEXT = np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)

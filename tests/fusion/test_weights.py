@@ -21,6 +21,7 @@ from fusecli.fusion.options import ModuleOptions as Switches
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights import write_weights
 from fusecli.fusion.weights_file import open_weights, read_weights
+from tests.fusion.states import as_numpy, plain_state, randomize
 from tests.reference import PlainImageTextFusion
 
 CONFIGS = [
@@ -30,24 +31,8 @@ CONFIGS = [
 ]
 
 
-def randomize(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(generator=generator)
-    return module
-
-
 def features(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def plain_state(dim=12, heads=3, seed=0):
-    return dict(randomize(PlainImageTextFusion(dim, heads), seed).state_dict())
-
-
-def as_numpy(state):
-    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def write_npz(path, **arrays):

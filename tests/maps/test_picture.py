@@ -22,7 +22,7 @@ from fusecli.maps.picture import _Page, _round_steps, draw
 from fusecli.maps.selection import Drawing, Grid, choose_grid
 from fusecli.maps.text_layout import Lettering
 from fusecli.maps.view import view_of
-from tests.maps.test_view import image_axes, peaked
+from tests.maps.views import image_axes, peaked
 
 SAMPLES = Path(__file__).parents[2] / "sample_features"
 WORDS = [

@@ -8,10 +8,7 @@ from fusecli.features.axes import match_pair, read_axes
 from fusecli.maps.selection import Drawing, Grid, choose_grid, prepare_drawing
 from fusecli.maps.view import Scale, binned, loudest, view_of
 from fusecli.maps.writer import MapOptions
-
-
-def image_axes(shape, named=None):
-    return read_axes("image", shape, named, "image.npy")
+from tests.maps.views import image_axes, peaked
 
 
 def shapes_of(image, text):
@@ -33,12 +30,6 @@ def drawing(T, P, rows=None, real=None, grid=None, sample=0, photo=None):
 def view(weights, plan, N=1, null_token=False, origin=None):
     names = ("a/image.npy", "b/text.npy")
     return view_of(np.asarray(weights, np.float32), plan, names, N, null_token, origin)
-
-
-def peaked(H, T, P, seed=0):
-    scores = np.random.default_rng(seed).standard_normal((H, T, P)) * 3
-    weights = np.exp(scores)
-    return weights / weights.sum(-1, keepdims=True)
 
 
 # --- the grid -----------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from fusecli.training.emap import MOST_PAIRS, MOST_PARTNERS, emap
 from fusecli.training.fitted import FitInfo, Fitted
 from fusecli.training.pictures import draw_comparison, draw_curves
 from fusecli.training.run_folder import RunFolder
-from tests.training.test_run import fusecli, write_pairs
-from tests.training.test_verdict import HELPS, result
+from tests.training.results import HELPS, result
+from tests.training.runs import fusecli, write_pairs
 
 RESULTS = ("metrics.json", "report.md")
 
