@@ -50,9 +50,9 @@ _SIDE_WORDS: dict[Side, frozenset[str]] = {
 }
 _COUNTED = frozenset(_TOKEN_WORDS.split())
 _OF_LENGTHS = frozenset((_IMAGE_WORDS + _TEXT_WORDS + _TOKEN_WORDS + _LENGTH_WORDS).split())
-_OF_MASKS = _OF_LENGTHS | frozenset(_MASK_WORDS.split())
 _COUNTS = frozenset(("num", "count", "counts", "number"))
 _LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens"))
+_OF_MASKS = _OF_LENGTHS | frozenset(_MASK_WORDS.split()) | _COUNTS | _LENGTHS
 _PADDING = frozenset(("pad", "padding", "padded", "paddings"))
 _KEPT = 4096  # names, since every file of a batch has the same few
 _LONGEST_PADDING = 2  # words of a name such as is_padding or image_pad

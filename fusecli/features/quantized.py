@@ -100,6 +100,22 @@ def dequantized(file: FeatureFile, stored: StoredTensor) -> StoredTensor | None:
     return replace(stored, dtype="float32", nbytes=nbytes, source=source)
 
 
+def is_scale_name(key: str) -> bool:
+    """Whether a key ends as those of scales and zero points do."""
+    return key.rpartition(".")[2].endswith(_SCALES + _ZERO_POINTS)
+
+
+def keys_of_scales(file: FeatureFile) -> set[str]:
+    """Keys of all scales and zero points that tensors of a file are dequantized with."""
+    found: set[str] = set()
+    for key, stored in file.tensors.items():
+        if stored.dtype in _ITEM_BYTES or stored.dtype.startswith("float8"):
+            scale = _beside(file, key, _SCALES)
+            zero = None if scale is None else _beside(file, key, _ZERO_POINTS)
+            found.update(str(part.key) for part in (scale, zero) if part is not None)
+    return found
+
+
 def _beside(file: FeatureFile, key: str, names: tuple[str, ...]) -> StoredTensor | None:
     first = key.split("_")[0]
     nest = "".join(key.rpartition(".")[:2])  # of a dict in a dict: `image.int_repr`, `image.scale`

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, shortened
-from fusecli.features.mask_names import mask_meaning, owner_named
+from fusecli.features.mask_names import mask_meaning
+from fusecli.pairs.companions import companions
 from fusecli.pairs.ids import LONGEST_ID, loose_id, repeated
 from fusecli.pairs.pair import Pair, Place, Unmatched, UnmatchedKind
 from fusecli.pairs.pattern import Pattern
 from fusecli.pairs.shards import keys_of
+
+_KEPT_FILES = 4
 
 # A mask lies beside the features, under the id and this.
 _MASKS = (".image_mask", ".text_mask")
@@ -51,6 +54,8 @@ class Keyed:
         self.notes: list[str] = []
         self.made_of = ""
         self._keys = keys
+        self._kept: dict[str, frozenset[str]] = {}  # the companions in the files looked up last
+        keys = self._keys_of_roles
         self._image = _Role("image", images, image_pattern, keys, loose)
         self._text = _Role("text", texts, text_pattern, keys, loose)
         self._image_mask = _Role("image mask", images, Pattern("", "", _MASKS[0]), keys, loose)
@@ -58,8 +63,6 @@ class Keyed:
         self._indexed = (self._text, self._image_mask, self._text_mask)
         # Files by the roles that their tensors can have.
         self._odd: list[tuple[str, tuple[_Role, ...]]] = []
-        # The keys of the file that was looked up last, and their parts before the last dot.
-        self._features_of: tuple[str, set[str]] = ("", set())
         self._learn()
 
     def pairs(self, unmatched: Unmatched) -> Iterator[Pair]:
@@ -105,8 +108,9 @@ class Keyed:
             sides = [(*image, *text)]
         for roles in sides:
             for number, file in enumerate(roles[0].files):
-                keys = self._keys(file)
-                if sum(role.learn(number, keys) for role in roles) != len(keys):
+                every = self._keys(file)
+                keys = self._of_roles(file, every)
+                if sum(role.learn(number, keys) for role in roles) != len(every):
                     self._odd.append((file, roles))
         for role in self._indexed:
             role.sort()
@@ -114,30 +118,42 @@ class Keyed:
     def _strangers(self) -> Iterator[Place]:
         """Tensors that have no role, by the patterns."""
         for file, roles in self._odd:
-            for key in self._keys(file):
+            every = self._keys(file)
+            with_a_role = set(self._of_roles(file, every))
+            for key in every:
                 place = Place(file, key)
-                no_role = all(role.id_of(key) is None for role in roles)
-                if no_role and not self._goes_with_features(place):
+                if key in with_a_role and any(role.id_of(key) is not None for role in roles):
+                    continue
+                if not self._goes_with_features(place):
                     yield place
 
+    def _keys_of_roles(self, file: str) -> list[str]:
+        """The keys of a file that may be features, or masks named after an id."""
+        return self._of_roles(file, self._keys(file))
+
+    def _of_roles(self, file: str, keys: list[str]) -> list[str]:
+        others = self._companions(file, keys)
+        return [key for key in keys if key not in others or key.endswith(_MASKS)]
+
+    def _companions(self, file: str, keys: list[str] | None = None) -> frozenset[str]:
+        if file not in self._kept:
+            while len(self._kept) >= _KEPT_FILES:
+                del self._kept[next(iter(self._kept))]
+            self._kept[file] = companions(file, self._keys(file) if keys is None else keys)
+        return self._kept[file]
+
     def _goes_with_features(self, place: Place) -> bool:
-        """Whether a tensor is a mask of features in its file, by its name.
+        """Whether a tensor is a mask or a scale of features in its file.
 
         It is used, or refused, when these features are read.
         """
         key = str(place.key)
-        meaning, owner = mask_meaning(key), owner_named(key)
-        if meaning is None or not owner:
+        if key not in self._companions(place.file):
             return False
-        if meaning.side is not None and self._image.files != self._text.files:
-            role = self._image if meaning.side == "image" else self._text
-            if place.file not in role.files:
-                return False
-        if self._features_of[0] != place.file:
-            keys = self._keys(place.file)
-            owners = {owner for owner, dot, _ in (each.rpartition(".") for each in keys) if dot}
-            self._features_of = place.file, owners.union(keys)
-        return owner in self._features_of[1]
+        meaning = mask_meaning(key)
+        if meaning is None or meaning.side is None or self._image.files == self._text.files:
+            return True
+        return place.file in (self._image if meaning.side == "image" else self._text).files
 
 
 class _Role:

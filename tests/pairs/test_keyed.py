@@ -339,3 +339,51 @@ def test_a_pairs_own_mask_that_does_not_fit_fails_that_pair(folder: Path, cli: C
     assert "failed: b: all.safetensors[b.text_attention_mask]: the text mask has" in done.err
     assert Path("out/a.npy").exists()
     assert not Path("out/b.npy").exists()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_scales_of_both_sides_are_no_pair_and_have_no_partner_to_miss(
+    own: bool, folder: Path, cli: Callable
+) -> None:
+    rng = np.random.default_rng(0)
+    real = {}
+    for side, shape in (("images", (6, 48)), ("texts", (7, 32))):
+        whole = {id: rng.integers(-99, 99, shape).astype(np.int8) for id in "ab"}
+        scales = {"a.scale": 0.5, "b.scale": 0.25} if own else {"scale": 0.5}
+        numbers = {key: np.array([scale], np.float32) for key, scale in scales.items()}
+        save_file({**whole, **numbers}, f"{side}.safetensors")
+        real[side] = {
+            id: array * np.float32(scales.get(f"{id}.scale", 0.5)) for id, array in whole.items()
+        }
+    done = cli("batch", "images.safetensors", "texts.safetensors", "-o", "out", "--dim", "32")
+    assert (done.code, "without a partner" in done.err) == (0, False), done.err
+    for id in "ab":
+        np.save("image.npy", real["images"][id])
+        np.save("text.npy", real["texts"][id])
+        assert cli("fuse", "image.npy", "text.npy", "-o", f"{id}.npy", "--dim", "32").code == 0
+        np.testing.assert_allclose(np.load(f"out/{id}.npy"), np.load(f"{id}.npy"), atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["attention_mask", "a.attention_mask"])
+def test_masks_of_both_sides_are_no_pair(mask: str, folder: Path, cli: Callable) -> None:
+    rng = np.random.default_rng(0)
+    sides = {"images": (6, 48), "texts": (7, 32)}
+    for side, shape in sides.items():
+        features = {id: rng.standard_normal(shape).astype(np.float32) for id in "ab"}
+        save_file({**features, mask: np.arange(shape[0]) < 4}, f"{side}.safetensors")
+        np.save(f"{side}.npy", features["a"])
+        np.save(f"{side}_mask.npy", np.arange(shape[0]) < 4)
+    done = cli("batch", "images.safetensors", "texts.safetensors", "-o", "out", "--dim", "32")
+    assert (done.code, "without a partner" in done.err) == (0, False), done.err
+    masks = ("--image-mask", "images_mask.npy", "--text-mask", "texts_mask.npy")
+    assert cli("fuse", "images.npy", "texts.npy", "-o", "a.npy", "--dim", "32", *masks).code == 0
+    np.testing.assert_allclose(np.load("out/a.npy"), np.load("a.npy"), atol=1e-5)
+
+
+def test_a_scale_that_nothing_is_dequantized_with_is_named(folder: Path, cli: Callable) -> None:
+    save_file({"a": np.ones((6, 48), np.float32), "a.scale": np.ones(1)}, "images.safetensors")
+    save_file({"a": np.ones((7, 32), np.float32), "lengths": np.ones(9)}, "texts.safetensors")
+    done = cli("batch", "images.safetensors", "texts.safetensors", "-o", "out", "--dim", "32")
+    assert done.code == 0
+    assert "images.safetensors[a.scale]" in done.err
+    assert "texts.safetensors[lengths]" in done.err
