@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fusecli.errors import FeatureFileError, UsageError, WeightsError, counted, shortened
+from fusecli.fusion.bare_attention import bare_note
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
 from fusecli.fusion.literals import MethodName
 from fusecli.fusion.method import Method, Recognised
@@ -33,6 +34,7 @@ class StoredModule:
         remedy: the options that answer the question.
         unused: keys of the file's tensors that are not used, and that no option switched off.
         zero_biases: parameters that the file does not hold and that are taken as zero.
+        bare: the file is an attention alone, and its projections are taken as the identity.
     """
 
     config: FusionConfig
@@ -41,6 +43,7 @@ class StoredModule:
     remedy: str = ""
     unused: tuple[str, ...] = ()
     zero_biases: tuple[str, ...] = ()
+    bare: bool = False
 
     def notes(self, file: str) -> list[str]:
         """What is left out and what is added, one sentence each.
@@ -49,6 +52,8 @@ class StoredModule:
             file: the name of the weights file.
         """
         notes = []
+        if self.bare:
+            notes.append(bare_note(file, self.config.embed_dim))
         if self.zero_biases:
             notes.append(f"{file}: has no {', '.join(self.zero_biases)}: taken as zero")
         if self.unused:
@@ -124,7 +129,8 @@ def module_of(
     sources = _checked_sources(weights, config)
     zero = tuple(parameter for parameter, stored in sources.items() if not stored)
     unused = _unused(weights, sources, options)
-    return StoredModule(config, heads_assumed, question, remedy, unused, zero)
+    bare = weights.bare
+    return StoredModule(config, heads_assumed, question, remedy, unused, zero, bare)
 
 
 def _recognised(

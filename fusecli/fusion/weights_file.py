@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features.file import FeatureFile, open_features
+from fusecli.fusion.bare_attention import bare_prefix, with_identity
 from fusecli.fusion.config import FusionConfig, shown
 from fusecli.records import record
 
@@ -34,12 +35,14 @@ class WeightsFile:
         prefix: of every parameter's name ("module." and the like).
         config: from the metadata, or None for a state dict without metadata.
         seed: the seed of initial weights that were never trained, or None.
+        bare: it is an attention alone, and its projections are the identity.
     """
 
     file: FeatureFile
     prefix: str
     config: FusionConfig | None
     seed: int | None
+    bare: bool = False
 
     @property
     def name(self) -> str:
@@ -177,7 +180,14 @@ def weights_in(file: FeatureFile, prefix: str | None = None) -> WeightsFile:
             raise WeightsError(
                 f"{name}: its fusecli metadata is of a {config.method} without weights"
             )
+    bare = None if config is not None or _has_anchor(file) else bare_prefix(file, prefix)
+    if bare is not None:
+        return WeightsFile(with_identity(file, bare), bare, None, None, bare=True)
     return WeightsFile(file, _prefix(file, config, prefix), config, seed)
+
+
+def _has_anchor(file: FeatureFile) -> bool:
+    return any(key.endswith(_ANCHORS) for key in file.tensors)
 
 
 def read_weights(weights: WeightsFile, rows: Mapping[str, slice]) -> dict[str, NDArray[np.float32]]:

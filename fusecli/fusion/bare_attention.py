@@ -1,0 +1,94 @@
+"""State dicts of `nn.MultiheadAttention` alone: attention without the projections in front.
+
+That is the fusion whose `text_proj` and `image_proj` are the identity, if both sides are as wide
+as the attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fusecli.errors import WeightsError
+from fusecli.features.file import FeatureFile
+from fusecli.features.tensor import InMemory, StoredTensor
+
+_RENAMED = (
+    *("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"),
+    *("bias_k", "bias_v"),  # under their new name they are refused
+)
+_OWN_WIDTHS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+_ANCHOR = "out_proj.weight"
+
+
+def bare_prefix(file: FeatureFile, wanted: str | None) -> str | None:
+    """The prefix of the parameters of an attention that is all that a file holds.
+
+    Args:
+        file: open.
+        wanted: the prefix that was asked for; then the file may hold other tensors as well.
+
+    Returns:
+        None if there is none, or several.
+    """
+    keys = file.tensors
+    found = {key.removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)}
+    fits = [
+        prefix
+        for prefix in found
+        if prefix + "in_proj_weight" in keys or prefix + _OWN_WIDTHS[0] in keys
+    ]
+    if wanted is not None:
+        fits = [prefix for prefix in fits if prefix.removesuffix(".") == wanted.removesuffix(".")]
+    if len(fits) != 1:
+        return None
+    alone = wanted is not None or all(key.startswith(fits[0]) for key in keys)
+    return fits[0] if alone else None
+
+
+def with_identity(file: FeatureFile, prefix: str) -> FeatureFile:
+    """The same file, with the parameters under the names of a fusion, and projections.
+
+    Args:
+        file: open.
+        prefix: of the parameters of the attention.
+
+    Raises:
+        WeightsError: key and value are of another width than the query.
+    """
+    widths = [
+        f"{name} {list(file.shape_of(prefix + name))}"
+        for name in _OWN_WIDTHS
+        if prefix + name in file.tensors
+    ]
+    if widths:
+        raise WeightsError(
+            f"{file.where}: is an nn.MultiheadAttention alone, with {', '.join(widths)}: fusecli "
+            "takes one without text_proj and image_proj only if its three matrices are as wide as "
+            "its embed_dim (in_proj_weight): train a module that has these two linear layers in "
+            "front (ImageTextFusion)"
+        )
+    D = file.shape_of(prefix + "out_proj.weight")[0]
+    identity = {f"{side}_proj.weight": np.eye(D, dtype=np.float32) for side in ("text", "image")}
+    zeros = {f"{side}_proj.bias": np.zeros(D, np.float32) for side in ("text", "image")}
+    renamed = {prefix + name: f"{prefix}attention.{name}" for name in _RENAMED}
+    tensors = {renamed.get(key, key): stored for key, stored in file.tensors.items()}
+    for name, array in (identity | zeros).items():
+        tensors[prefix + name] = StoredTensor(
+            file.name, prefix + name, array.shape, "float32", array.nbytes, InMemory(array)
+        )
+    return replace(file, tensors=tensors)
+
+
+def bare_note(file: str, D: int) -> str:
+    """What was assumed.
+
+    Args:
+        file: the weights file.
+        D: the width of the attention.
+    """
+    return (
+        f"{file}: is an nn.MultiheadAttention alone: text_proj and image_proj are taken as the "
+        f"identity, [{D}, {D}]"
+    )

@@ -1,0 +1,88 @@
+"""The state dict of an nn.MultiheadAttention alone, without the projections in front."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+D, H = 48, 4
+
+
+@pytest.fixture(autouse=True)
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    image, text = torch.randn(6, D), torch.randn(7, D)
+    for folder, name, tensor in (("images", "image", image), ("texts", "text", text)):
+        Path(folder).mkdir()
+        np.save(f"{name}.npy", tensor.numpy())
+        np.save(f"{folder}/0.npy", tensor.numpy())
+    return image, text
+
+
+def attention(**options: object) -> nn.MultiheadAttention:
+    module = nn.MultiheadAttention(D, H, batch_first=True, **options)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0, 0.2)
+    return module
+
+
+OPTIONS = ("--weights", "w.pt", "--heads", str(H), "-f", "-o")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.cross_attn."])
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_a_fusion_with_the_identity_in_front(
+    prefix: str, bias: bool, pair: tuple[torch.Tensor, torch.Tensor], cli: Callable
+) -> None:
+    module = attention(bias=bias)
+    torch.save({prefix + key: value for key, value in module.state_dict().items()}, "w.pt")
+    image, text = (side[None] for side in pair)
+    wanted = module(text, image, image)[0][0].detach().numpy()
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert done.code == 0, done.err
+    assert "w.pt: is an nn.MultiheadAttention alone: text_proj and image_proj are taken as the" in (
+        done.err
+    )
+    assert "is a state dict, which cannot say whether the module was trained with" in done.err
+    np.testing.assert_allclose(np.load("out.npy"), wanted, atol=1e-5)
+    done = cli("batch", "images", "texts", *OPTIONS, "out")
+    assert (done.code, "taken as the identity" in done.err) == (0, True), done.err
+    np.testing.assert_allclose(np.load("out/0.npy"), wanted, atol=1e-5)
+
+
+def test_of_several_modules_a_prefix_chooses_it(
+    pair: tuple[torch.Tensor, torch.Tensor], cli: Callable
+) -> None:
+    module, layer = attention(), nn.TransformerDecoderLayer(D, H, 64)
+    state = {f"cross.{key}": value for key, value in module.state_dict().items()}
+    torch.save({**state, **{f"layer.{k}": v for k, v in layer.state_dict().items()}}, "w.pt")
+    assert cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy").code == 1
+    done = cli("fuse", "image.npy", "text.npy", "--weights-prefix", "cross", *OPTIONS, "out.npy")
+    assert done.code == 0, done.err
+    image, text = (side[None] for side in pair)
+    wanted = module(text, image, image)[0][0].detach().numpy()
+    np.testing.assert_allclose(np.load("out.npy"), wanted, atol=1e-5)
+    assert "layer.linear1.bias" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kdim": 32, "vdim": 32}, "with q_proj_weight [48, 48], k_proj_weight [48, 32]"),
+        ({"add_bias_kv": True}, "bias_k"),
+    ],
+)
+def test_what_it_has_besides_is_refused(options: dict, said: str, cli: Callable) -> None:
+    torch.save(attention(**options).state_dict(), "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert (done.code, said in done.err) == (1, True), done.err
+
+
+def test_a_layer_of_a_transformer_is_not_taken_for_its_attention(cli: Callable) -> None:
+    torch.save(nn.TransformerEncoderLayer(D, H, 64).state_dict(), "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert (done.code, "found no text_proj.weight" in done.err) == (1, True)
