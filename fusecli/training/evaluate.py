@@ -29,7 +29,13 @@ from fusecli.training.report import Facts, metrics_json, summary_lines
 from fusecli.training.results import FUSION, Measured, compare
 from fusecli.training.run_files import PREDICTIONS, SPLIT, write_bytes
 from fusecli.training.run_folder import files_of_run, reading_run
-from fusecli.training.score_part import Part, network_headline, retrieval_of, seed_headlines
+from fusecli.training.score_part import (
+    Part,
+    network_headline,
+    refuse_nonfinite,
+    retrieval_of,
+    seed_headlines,
+)
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.split import join_groups
@@ -157,17 +163,21 @@ def evaluate_run(
             "images"
         )
     fitted = run.bind(data.examples, options.device)
+    logits = [part.logits(model) for model in fitted]
+    ids = [data.examples.ids[row] for row in rows.tolist()]
+    for model, found in zip(fitted, logits, strict=True):
+        refuse_nonfinite(options.run, model.name, ids, found)
     measured = [
         Measured(
             model.name,
-            part.flat(part.logits(model)),
+            part.flat(found),
             calibration_of(stored),
             stored.variant,
             seeds=seed_headlines(model, part),
             shares=model.shares,
             network=network_headline(model, part),
         )
-        for model, stored in zip(fitted, run.models, strict=True)
+        for model, stored, found in zip(fitted, run.models, logits, strict=True)
     ]
     result = compare(GIVEN, measured, len(rows), options.seed)
     result.retrieval.update(retrieval_of(fitted, part))
@@ -295,6 +305,7 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     stored = next(model for model in run.models if model.name == FUSION)
     fusion = next(m for m in run.bind(data.examples, options.device) if m.name == FUSION)
     logits = fusion.logits(np.arange(data.examples.n))
+    refuse_nonfinite(options.run, FUSION, data.examples.ids, logits)
     info = PairInfo(data.examples.ids, text_mask=data.examples.text_mask)
     said = ModelLogits(FUSION, logits, calibration_of(stored))
     write_bytes(options.output, answers_csv(run.task, run.names, info, said))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusecli.errors import FeatureFileError, counted, shortened
 from fusecli.training.bootstrap import headline
 from fusecli.training.calibration import Calibration, calibrate
 from fusecli.training.examples import Examples
@@ -104,3 +105,27 @@ def retrieval_of(models: Sequence[Fitted], part: Part) -> dict[str, dict[str, fl
         return {}
     rows = candidates(part.examples, part.rows, part.seed)
     return {model.name: recall(model, rows) for model in models}
+
+
+def refuse_nonfinite(
+    path: str, name: str, ids: Sequence[str], logits: NDArray[np.floating]
+) -> None:
+    """Refuse logits that are no numbers: their answers and metrics would look like some.
+
+    Args:
+        path: of the run.
+        name: of the model.
+        ids: of the pairs.
+        logits: `[m, ...]` of the pairs; for `match` `[2 m, 1]`.
+
+    Raises:
+        FeatureFileError: NaN or infinity is among them.
+    """
+    wrong = np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
+    if len(wrong):
+        raise FeatureFileError(
+            f"{path}: its model {name!r} gives NaN or infinity for "
+            f"{counted(len(wrong), 'pair')}, the first is {shortened(ids[wrong[0] % len(ids)])!r}: "
+            "the features are far larger than those it has learnt from, or its weights are "
+            "damaged; compare both with fusecli inspect --stats"
+        )

@@ -203,3 +203,22 @@ def test_numbers_of_a_finished_run(folder_of_run: Path, name: str) -> None:
         else:
             refused += 1
     assert refused
+
+
+def test_model_whose_numbers_overflow_says_nothing(folder_of_run: Path) -> None:
+    """Finite parameters, and NaN for every pair: "no" would be the answer to all of them."""
+    os.unlink("run/metrics.json")
+    record = Path("run/weights.safetensors")
+    data = record.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    numbers = np.frombuffer(data[start:], np.float32).copy()
+    numbers[:] = np.where(np.abs(numbers) > 0, np.float32(3e38), 1)
+    record.write_bytes(data[:start] + numbers.tobytes())
+    done = run("predict", "run", "images", "texts", "-o", "new.csv", "--quiet")
+    assert (done.code, done.out) == (1, ""), done
+    assert done.err.startswith("error: run: its model 'fusion' gives NaN or infinity for 24 pairs")
+    assert done.err.count("\n") == 1
+    assert not os.path.exists("new.csv")
+    done = run("evaluate", "run", "images", "texts", "--labels", "labels.csv", "--quiet")
+    assert (done.code, done.out) == (1, ""), done
+    assert "gives NaN or infinity" in done.err
