@@ -14,6 +14,7 @@ from fusecli.batch.store.locks import check_platform
 from fusecli.batch.store.pack_headers import PackHeaders
 from fusecli.batch.store.pack_index import write_index
 from fusecli.batch.summary import Summary
+from fusecli.errors import counted
 from fusecli.features.protected import ProtectedFiles
 
 Tell = Callable[[str], None]
@@ -46,7 +47,7 @@ def merge(output: str, tell: Tell = lambda line: None) -> Summary:
             return entry.output is not None and file_exists(folder, entry.output, entry.size)
 
         journals = folder.own_journals
-        history = PreviousResults(folder.root, journals, is_there)
+        history = PreviousResults(folder.root, journals, is_there, folder.spec)
         summary.skipped, summary.failed_before = history.done, history.failed
         for line in [*damaged_lines(folder, history), *_unfinished(folder, journals)]:
             tell(line)
@@ -77,11 +78,17 @@ def _unfinished(folder: OutputFolder, journals: list[str]) -> Iterator[str]:
 
 
 def damaged_lines(folder: OutputFolder, history: PreviousResults) -> Iterator[str]:
-    """A warning for every journal with lines that are not used."""
+    """A warning for every journal with lines that are damaged, or of a run with other options."""
     for name, lines in history.damaged.items():
         first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
         yield (
             f"warning: {folder.inside(name)}: {len(lines):,} damaged "
             f"{'line' if len(lines) == 1 else 'lines'} ({first}) not used; pairs that no other "
             "line names are done again"
+        )
+    for name, count in history.foreign.items():
+        yield (
+            f"warning: {folder.inside(name)}: {counted(count, 'line')} of a run with other options "
+            "than run.json says, as in two output folders that were copied together: not used; "
+            "the same command does these pairs again"
         )

@@ -103,7 +103,7 @@ def run_batch(
             tell(note)
         sink = _sink(options, spec, folder, tuning)
         stack.callback(sink.rollback)
-        history = PreviousResults(folder.root, folder.own_journals, sink.is_valid)
+        history = PreviousResults(folder.root, folder.own_journals, sink.is_valid, folder.spec)
         assert folder.journal is not None
         folder.journal.run = history.last_run + 1
         for line in damaged_lines(folder, history):
@@ -333,7 +333,7 @@ def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, t
         return
     assert folder.journal is not None
     removed = []
-    for entry in latest_entries(folder.root, folder.own_journals):
+    for entry in latest_entries(folder.root, folder.own_journals, folder.spec):
         if entry.done and run.history.is_unseen(entry.id):
             sink.delete_entry(entry)
             removed.append(removed_entry(entry.id))

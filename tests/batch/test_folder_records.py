@@ -362,3 +362,35 @@ def test_run_that_cannot_begin_makes_nothing(pairs):
     with pytest.raises(FuseError):
         run_batch(options(weights="none.safetensors"))
     assert os.listdir("out") == []
+
+
+@pytest.mark.parametrize("pack", [(), ("--pack",)])
+def test_folders_of_other_options_that_were_put_together_are_no_run(cli, pairs, pack):
+    """Such as two shards of two weights, computed apart: one index of both would be no result."""
+    shared = ("batch", "images", "texts", "-q", *pack)
+    assert cli(*shared, "-o", "whole", "--shard", "1/2").code == 0
+    assert cli(*shared, "-o", "whole", "--shard", "2/2").code == 0
+    expected = outputs(Path("whole"))
+    assert cli(*shared, "-o", "out", "--shard", "1/2").code == 0
+    assert cli(*shared, "-o", "other", "--shard", "2/2", "--seed", "5").code == 0
+    for path in Path("other").rglob("*"):
+        target = Path("out", path.relative_to("other"))
+        if path.is_file() and not target.exists():
+            target.parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(path, target)
+    merged = cli("batch", "--merge", "-o", "out")
+    said = "journal-2-of-2.jsonl: 3 lines of a run with other options than run.json says"
+    assert said in merged.err
+    assert "0 done, 6 skipped" in merged.err
+    if pack:
+        assert len(json.loads(Path(INDEX).read_text())["weight_map"]) == 6
+    again = cli(*[a for a in shared if a != "-q"], "-o", "out", "--shard", "2/2")
+    assert again.code == 0
+    assert said in again.err
+    assert "3 done" in again.err
+    if pack:
+        assert len(json.loads(Path(INDEX).read_text())["weight_map"]) == 9
+    else:
+        assert outputs(Path("out")) == expected
+    done = cli(*[a for a in shared if a != "-q"], "-o", "out")
+    assert "0 done, 9 skipped" in done.err

@@ -12,7 +12,13 @@ from fusecli.batch.store import layout
 from fusecli.batch.store.cleanup import delete_results, delete_staged
 from fusecli.batch.store.journal import Journal, is_journal
 from fusecli.batch.store.locks import try_lock, unlock
-from fusecli.batch.store.run_record import LARGEST_RECORD, RECORD, RunRecord, decode_record
+from fusecli.batch.store.run_record import (
+    LARGEST_RECORD,
+    RECORD,
+    RunRecord,
+    decode_record,
+    spec_of,
+)
 from fusecli.batch.store.safe_folder import ResultFolders, SafeFolder, open_root
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError, UsageError
@@ -52,6 +58,7 @@ class OutputFolder:
         self.journal: Journal | None = None
         self._stack = contextlib.ExitStack()
         self._lock = -1
+        self._spec: int | None = None
         self._alone = self._was_ours = False
 
     def inside(self, *parts: str) -> str:
@@ -142,6 +149,17 @@ class OutputFolder:
             OutputError: the record is damaged.
         """
         return _read_record(self.root)
+
+    @property
+    def spec(self) -> int:
+        """Tells what the run computes, by `run.json` as it is; 0 where there is none.
+
+        Raises:
+            OutputError: the record cannot be read.
+        """
+        if self._spec is None:
+            self._spec = spec_of(_record_bytes(self.root) or b"{}")
+        return self._spec
 
     @property
     def journals(self) -> list[str]:
@@ -259,6 +277,7 @@ class OutputFolder:
                 self.root, self.journal_name, self.root.open(self.journal_name, flags)
             )
             self._stack.callback(self.journal.close)
+            self.journal.spec = self.spec
             where = self.inside(layout.HIDDEN)
             self.staging = self.hidden.folder(layout.staging_name(self.suffix), make=True)
             self._stack.callback(self._close_staging)
@@ -336,6 +355,11 @@ class OutputFolder:
 
 
 def _read_record(root: SafeFolder) -> RunRecord | None:
+    content = _record_bytes(root)
+    return None if content is None else decode_record(content, root.join(RECORD))
+
+
+def _record_bytes(root: SafeFolder) -> bytes | None:
     path = root.join(RECORD)
     try:
         descriptor = root.open(RECORD, os.O_RDONLY)
@@ -350,4 +374,4 @@ def _read_record(root: SafeFolder) -> RunRecord | None:
             raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if len(content) > LARGEST_RECORD:
         raise OutputError(f"{path}: is no record of a run: say another -o")
-    return decode_record(content, path)
+    return content

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.batch.store.journal import Entry, fingerprint, read_entries
+from fusecli.batch.store.journal import Entry, fingerprint, of_spec, read_entries
 from fusecli.batch.store.safe_folder import SafeFolder
 
 Known = Literal["nothing", "done", "failed"]
@@ -47,9 +47,11 @@ class PreviousResults:
         journals: names of all journals in it, older ones first (for lines that have no run
             number).
         is_valid: whether the result that a line names still exists.
+        spec: of the run; lines of others are not used. 0: all are.
 
     Attributes:
         damaged: numbers of the lines of each journal that are damaged, where there are any.
+        foreign: how many lines of each journal are of a run with other options, likewise.
         last_run: the highest number of a run.
 
     Raises:
@@ -61,13 +63,18 @@ class PreviousResults:
         folder: SafeFolder,
         journals: list[str],
         is_valid: Callable[[Entry], bool] = lambda entry: True,
+        spec: int = 0,
     ) -> None:
         self.damaged: dict[str, list[int]] = {}
+        self.foreign: dict[str, int] = {}
         ids, versions, sources, contents = array("Q"), array("Q"), array("Q"), array("Q")
         states, sizes, runs = array("B"), array("Q"), array("Q")
         for name in journals:
             damaged: list[int] = []
             for entry in read_entries(folder, name, damaged):
+                if spec and entry.spec not in (0, spec):
+                    self.foreign[name] = self.foreign.get(name, 0) + 1
+                    continue
                 ids.append(fingerprint(entry.id))
                 versions.append(fingerprint(entry.id, entry.stamps))
                 sources.append(entry.source)
@@ -158,30 +165,35 @@ def _state(entry: Entry, is_valid: Callable[[Entry], bool]) -> int:
     return _DIAGNOSED if entry.diagnoses else _DONE
 
 
-def latest_entries(folder: SafeFolder, journals: list[str]) -> Iterator[Entry]:
+def latest_entries(folder: SafeFolder, journals: list[str], spec: int = 0) -> Iterator[Entry]:
     """The latest line of each id, in the order of the journals; keeps 8 bytes a line in memory.
 
     Args:
         folder: the output folder.
         journals: names of all journals, the older first where their lines do not tell.
+        spec: of the run; lines of others are left out. 0: none are.
 
     Raises:
         OutputError: a journal cannot be read.
     """
+
+    def entries(name: str) -> Iterator[Entry]:
+        return of_spec(read_entries(folder, name), spec)
+
     ids = array("Q")
     for name in journals:
-        ids.extend(fingerprint(entry.id) for entry in read_entries(folder, name))
+        ids.extend(fingerprint(entry.id) for entry in entries(name))
     values = np.array(ids, np.uint64)
     values.sort()
     repeated = set(values[1:][values[1:] == values[:-1]].tolist())
     latest: dict[int, tuple[int, str, int]] = {}  # run, journal and place in it
     for name in journals if repeated else []:
-        for number, entry in enumerate(read_entries(folder, name)):
+        for number, entry in enumerate(entries(name)):
             key = fingerprint(entry.id)
             if key in repeated and (key not in latest or entry.run >= latest[key][0]):
                 latest[key] = entry.run, name, number
     for name in sorted(journals, key=lambda name: (len(name), name)):
-        for number, entry in enumerate(read_entries(folder, name)):
+        for number, entry in enumerate(entries(name)):
             place = entry.run, name, number
             if not repeated or latest.get(fingerprint(entry.id), place) == place:
                 yield entry

@@ -54,6 +54,7 @@ class Entry:
         notes: what was assumed, or used though no option named it.
         removed: its result was removed, since the pair is no longer among the inputs.
         run: the number of the run that wrote the line; 0 in journals that do not say it.
+        spec: tells what that run computed, see `spec_of`; 0 in journals that do not say it.
     """
 
     id: str
@@ -69,13 +70,14 @@ class Entry:
     notes: list[str] = field(default_factory=list)
     removed: bool = False
     run: int = 0
+    spec: int = 0
 
     @property
     def done(self) -> bool:
         """Whether the line says that there is a result."""
         return self.error is None and not self.removed
 
-    def line(self, run: int) -> bytes:
+    def line(self, run: int, spec: int = 0) -> bytes:
         """As it stands in the journal, written by the run of this number."""
         shape: object = self.shapes
         if self.shapes is not None and len(self.shapes) == 1:
@@ -101,6 +103,8 @@ class Entry:
             data["source"] = f"{self.source:016x}"
         if self.content:
             data["content"] = f"{self.content:016x}"
+        if spec:
+            data["spec"] = f"{spec:016x}"
         data["run"] = run
         data["format"] = FORMAT
         return json.dumps(data, separators=(",", ":")).encode() + b"\n"
@@ -116,6 +120,7 @@ class Journal:
 
     Attributes:
         run: number of this run, written into every line.
+        spec: tells what this run computes; written into every line.
         outcomes: number of lines of this run that say whether a pair is done or failed.
 
     Raises:
@@ -124,7 +129,7 @@ class Journal:
 
     def __init__(self, folder: SafeFolder, name: str, descriptor: int) -> None:
         self._path, self._descriptor = folder.join(name), descriptor
-        self.run, self.outcomes = 1, 0
+        self.run, self.spec, self.outcomes = 1, 0, 0
         try:
             if not try_lock(descriptor, "exclusive", self._path):
                 raise OutputError(f"{self._path}: another run is writing it: wait for it")
@@ -147,7 +152,7 @@ class Journal:
             OutputError: the disk is full, or a limit is reached.
         """
         entries = list(entries)
-        data = memoryview(b"".join(entry.line(self.run) for entry in entries))
+        data = memoryview(b"".join(entry.line(self.run, self.spec) for entry in entries))
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]
@@ -204,6 +209,11 @@ def is_journal(folder: SafeFolder, name: str) -> bool:
             return True
         empty = False
     return empty
+
+
+def of_spec(entries: Iterable[Entry], spec: int) -> Iterator[Entry]:
+    """Entries of runs that computed this; those of others were copied into the folder."""
+    return (entry for entry in entries if entry.spec in (0, spec) or not spec)
 
 
 def read_entries(
@@ -297,6 +307,7 @@ def _entry(data: dict[str, Any]) -> Entry:
         [_text(note) for note in data.get("notes", [])],
         removed,
         _number(data.get("run", 0)),
+        _hexadecimal(data.get("spec")),
     )
 
 

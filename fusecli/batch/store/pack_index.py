@@ -39,7 +39,7 @@ def write_index(folder: OutputFolder) -> str:
     total, comma = 0, b"\n"
     with StagedFile(path) as staged:
         staged.begin().write(b'{\n  "weight_map": {')
-        for entry in latest_entries(folder.root, folder.journals):
+        for entry in latest_entries(folder.root, folder.journals, folder.spec):
             if entry.at is None or not headers.holds(entry):
                 continue
             total += entry.at[1] - entry.at[0]

@@ -20,7 +20,7 @@ from fusecli.batch.store.cleanup import delete_staged
 from fusecli.batch.store.encode import bytes_of
 from fusecli.batch.store.entries import done_entry, failed_entry
 from fusecli.batch.store.folder import OutputFolder
-from fusecli.batch.store.journal import Entry, Shapes, read_entries
+from fusecli.batch.store.journal import Entry, Shapes, of_spec, read_entries
 from fusecli.batch.store.layout import pack_name, pack_number, staging_name
 from fusecli.batch.store.open_pack import OpenPack
 from fusecli.batch.store.pack_headers import LARGEST_ROOM, PackHeaders
@@ -202,7 +202,7 @@ class PackSink:
         self._number = pack_number(name, folder.suffix)
         pack = self._pack = self._open(name)
         stored = max(0, os.fstat(pack.descriptor).st_size - self._room)
-        for entry in read_entries(folder.root, folder.journal_name):
+        for entry in of_spec(read_entries(folder.root, folder.journal_name), folder.spec):
             if entry.output == name and entry.at is not None and entry.at[1] <= stored:
                 pack.take(entry)
         pack.cut()

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fusecli._version import __version__
-from fusecli.batch.store.journal import FORMAT
+from fusecli.batch.store.journal import FORMAT, fingerprint
 from fusecli.errors import FuseError, OutputError, shortened
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.config import FusionConfig, option_of
@@ -123,6 +123,24 @@ class RunRecord:
             for name in {**before, **now}
             if name not in ("format", "fusecli") and before.get(name) != now.get(name)
         ]
+
+
+def spec_of(content: bytes) -> int:
+    """64 bits that tell records apart, whatever wrote them and however they are laid out.
+
+    What stands in the file counts, and not what a later version adds to it.
+
+    Args:
+        content: of the file. What is no object of JSON gives 0.
+    """
+    try:
+        data = json.loads(content)
+        if type(data) is not dict or not data:
+            return 0
+        kept = {name: value for name, value in data.items() if name not in ("format", "fusecli")}
+        return fingerprint(json.dumps(kept, sort_keys=True)) or 1
+    except (ValueError, RecursionError):
+        return 0
 
 
 def decode_record(content: bytes, path: str) -> RunRecord:
