@@ -152,6 +152,7 @@ def test_a_journal_that_says_no_sizes_still_counts(cli, pairs):
     assert f"0 done, {COUNT} skipped" in cli("batch", "images", "texts", "-o", "out").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [[], ["--pack", "--shard-size", "9k"]])
 def test_a_result_of_an_input_that_changed_is_made_again(cli, pairs, pack):
     cli("batch", "images", "texts", "-o", "out", *pack)

@@ -88,6 +88,7 @@ def test_damage_in_the_journal_of_a_pack_under_way_is_seen(pairs, damage):
     assert run_batch(options(pack=True)).skipped == COUNT
 
 
+@pytest.mark.slow
 def test_merge_counts_what_is_finished_and_names_the_rest(cli, pairs):
     ids = {}
     for index in (1, 2, 3):
@@ -172,6 +173,7 @@ def test_verify_finds_what_size_and_time_do_not_tell(cli, pairs):
     assert f"0 done, {COUNT} skipped" in cli(*RUN, "--verify").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [[], ["--pack"]])
 def test_results_of_removed_inputs_are_told_and_pruned(cli, pairs, pack):
     assert cli(*RUN, *pack).code == 0

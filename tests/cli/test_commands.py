@@ -185,6 +185,7 @@ def test_selftest_fails_when_a_method_is_wrong(monkeypatch):
     assert failed >= {"concat", "sum", "bilinear"}
 
 
+@pytest.mark.slow
 def test_bench_compares_equal_results():
     rows = list(
         bench_rows(

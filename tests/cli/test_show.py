@@ -117,6 +117,7 @@ def test_a_terminal_without_colours_gets_none(folder, on_terminal):
         assert "\x1b[48" not in shown
 
 
+@pytest.mark.slow
 def test_true_colour_is_used_where_there_is_any(folder, on_terminal):
     shown = on_terminal(*show(*pair("cat")), COLORTERM="truecolor")
     assert "\x1b[48;2;125;124;120m" in shown  # cividis half way

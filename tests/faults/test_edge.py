@@ -91,6 +91,7 @@ def test_system_error_that_nobody_words_is_one_line_and_does_not_blame_stdout(
     assert not os.path.exists("out.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [

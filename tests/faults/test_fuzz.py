@@ -187,6 +187,7 @@ def test_records_of_an_output_folder(pairs: Path, layout: str, name: str) -> Non
         assert left_behind(Path("out")) == []
 
 
+@pytest.mark.slow
 def test_index_of_packs(pairs: Path) -> None:
     assert run(*BATCH, "--pack").code == 0
     index = Path("out/fused.safetensors.index.json")
@@ -201,6 +202,7 @@ def test_index_of_packs(pairs: Path) -> None:
         assert not Path("second").exists() or left_behind(Path("second")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_manifest(pairs: Path, ending: str) -> None:
     rows = [(f"{i}", f"images/{i}/{i:04d}.npy", f"texts/{i}/{i:04d}.npy") for i in range(3)]
@@ -220,6 +222,7 @@ def test_manifest(pairs: Path, ending: str) -> None:
         check(manifest, mutated(data, chance), args, (0, 1, 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option"),
     [
@@ -284,6 +287,7 @@ LARGE_HEADERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE_HEADERS)
 def test_large_header(pairs: Path, name: str) -> None:
     """A header of a megabyte is read, or refused, in a second and little memory."""

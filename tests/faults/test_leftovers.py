@@ -91,6 +91,7 @@ def test_init_removes_what_a_killed_init_left(folder: Path, cli: Callable, dead_
     assert os.listdir() == ["w.safetensors"]
 
 
+@pytest.mark.slow
 def test_predict_removes_what_a_killed_predict_left(folder_of_run: Path, dead_name: str) -> None:
     Path(dead_name).write_bytes(b"half a table")
     before = set(os.listdir())

@@ -16,6 +16,8 @@ from fusecli.training.sums import are_whole
 from tests.faults.running import contents, run
 from tests.faults.training import TRAIN
 
+pytestmark = pytest.mark.slow
+
 EVALUATE = ("evaluate", "run", "images", "texts", "--labels", "labels.csv", "-q")
 PREDICT = ("predict", "run", "images", "texts", "-o", "new.csv", "-q")
 

@@ -201,6 +201,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", NAMES)
 def test_odd_name_of(here: Path, called: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Files of any name are read and written; no name reaches stderr as it is."""
@@ -241,6 +242,7 @@ def test_odd_name_of(here: Path, called: str, capfd: pytest.CaptureFixture[str])
 TOO_LONG = {"name": "n" * 300, "path": "d/" * 3000 + "n"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", TOO_LONG)
 def test_path_that_no_file_can_have(here: Path, called: str) -> None:
     for place, (args, name) in PLACES.items():

@@ -85,6 +85,7 @@ def check(args: tuple[str, ...], sample: int | None, within: str = "") -> int:
     return ended
 
 
+@pytest.mark.slow
 def test_calls_of_predict_fail(folder_of_run: Path) -> None:
     Path("said.csv").unlink()
     assert check(PREDICT, 20, "/run/") > 10

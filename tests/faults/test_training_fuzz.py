@@ -32,6 +32,7 @@ from tests.faults.training import TRAIN, N
 MODELS = ("weights.safetensors", "models/text-only.safetensors", "models/majority.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models_of_a_finished_run(folder_of_run: Path, name: str) -> None:
     os.unlink("run/metrics.json")  # its sums would refuse every damage at once
@@ -96,6 +97,7 @@ def test_list_of_pairs_that_a_run_has_learnt_from(folder_of_run: Path) -> None:
     assert run(*evaluate).err.startswith("error: run/split.csv: is not a regular file")
 
 
+@pytest.mark.slow
 def test_checkpoint_is_whole_or_not_used(folder: Path) -> None:
     rng = np.random.default_rng(0)
     state = JobState(3, 12, *(rng.standard_normal(40).astype(np.float32) for _ in range(4)))
@@ -118,6 +120,7 @@ def test_checkpoint_is_whole_or_not_used(folder: Path) -> None:
     assert kept.load("job") is None
 
 
+@pytest.mark.slow
 def test_metrics_of_a_finished_run_are_whole_or_the_run_is_done_again(folder_of_run: Path) -> None:
     record = Path("run/metrics.json")
     data, chance, used = record.read_bytes(), random.Random("metrics.json"), 0
@@ -153,6 +156,7 @@ LABELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LABELS)
 def test_tables_of_labels(folder_of_run: Path, name: str) -> None:
     """As `train` and `evaluate` read them, and some through the command line."""
@@ -183,6 +187,7 @@ def test_tables_of_labels(folder_of_run: Path, name: str) -> None:
     assert all("\n" not in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS[:2])
 def test_numbers_of_a_finished_run(folder_of_run: Path, name: str) -> None:
     """Parameters and the statistics of the features: predictions are numbers, or there are none."""

@@ -211,6 +211,7 @@ HARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("null_token", [False, True])
 @pytest.mark.parametrize("sharpness", [1, 3])
@@ -282,6 +283,7 @@ def test_the_order_of_text_tokens_is_the_order_of_the_result(engine, drawn, data
     assert np.abs(turned.run(arrays, plan) - straight).max() <= case.tolerance(FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @many
 @given(drawn=cases_in_an_order())
@@ -335,6 +337,7 @@ def test_weights_are_those_of_the_plain_module(engine, drawn):
         assert np.abs(found[some_real].sum(axis=-1) - 1).max(initial=0) <= FLOAT32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "switches",

@@ -34,6 +34,7 @@ def test_a_transformer_costs_what_torch_counts(T, P, layers, ffn_dim):
     assert multiply_adds(config, T, P) == counted(build_module(config), image, text)
 
 
+@pytest.mark.slow
 def test_projections_cost_what_torch_counts_for_each_side_once():
     text, image = torch.zeros(3, 6), torch.zeros(5, 10)
     for method in ("concat", "sum"):
@@ -44,12 +45,14 @@ def test_projections_cost_what_torch_counts_for_each_side_once():
         assert multiply_adds(config, 3, 5) == products + 5 * 10  # and the mean itself
 
 
+@pytest.mark.slow
 def test_a_bilinear_fusion_costs_what_torch_counts():
     config = FusionConfig(12, 8, 10, 6, method="bilinear", rank=4)
     products = counted(build_module(config), torch.zeros(5, 10), torch.zeros(3, 6))
     assert multiply_adds(config, 3, 5) == products + 5 * 10 + 3 * 4  # the mean, the product
 
 
+@pytest.mark.slow
 def test_attention_costs_no_more_than_the_plain_module():
     for T, P in ((1, 1), (8, 197), (77, 2), (16, 49)):
         config = FusionConfig(16, 4, 10, 6)

@@ -228,6 +228,7 @@ def test_an_open_gate_lets_the_tanh_of_it_through():
         assert_close(gated.fuse(image, text) - text, np.tanh(value) * attended)
 
 
+@pytest.mark.slow
 def test_the_gate_can_be_trained_open():
     torch.manual_seed(0)
     module = build_module(CONFIGS["gate"])

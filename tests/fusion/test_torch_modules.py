@@ -80,6 +80,7 @@ def test_a_seed_gives_the_published_parameters_bit_for_bit(dim, heads, seed):
     assert any(array.any() for array in ours.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dim", "heads", "seed"), PUBLISHED)
 @pytest.mark.parametrize("P", [1, 5])
 def test_output_is_that_of_the_published_module(dim, heads, seed, P):
@@ -311,6 +312,7 @@ def test_gradients_reach_every_parameter(switches):
     assert text.grad.abs().amax(dim=2).min() > 1e-6
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss():
     torch.manual_seed(0)
     module = ImageTextFusion(12, 3, residual=True)

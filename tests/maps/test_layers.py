@@ -98,6 +98,7 @@ def test_of_an_attention_mask_too():
     np.testing.assert_allclose(found.sum(-1)[words], 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_terminal_say_which_layer(cli):
     shown = []
     fuse_files(options(MapOptions(show=True, layer=1, sample=1)), show=shown.append)

@@ -152,6 +152,7 @@ def test_without_a_weight_to_draw_there_is_no_scale(grid):
     assert len(axes) == (1 if grid == "none" else 2)
 
 
+@pytest.mark.slow
 def test_uniform_attention_is_one_flat_colour():
     figure = _Page(make(3, 49, sharp=False)).figure()
     for axes in figure.axes[:3]:

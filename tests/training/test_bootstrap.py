@@ -8,6 +8,8 @@ from fusecli.training import bootstrap
 from fusecli.training.bootstrap import draw_headlines, headline, interval
 from fusecli.training.flat import Flat
 
+pytestmark = pytest.mark.slow
+
 GENERATOR = np.random.default_rng(5)
 M = 60
 GROUP = np.sort(np.r_[np.arange(12), GENERATOR.integers(0, 12, M - 12)])

@@ -20,6 +20,8 @@ from fusecli.training.flat import Flat, flatten, headline_of, probabilities
 from fusecli.training.metrics import calibration_error, measure
 from fusecli.training.targets import IGNORED, Targets
 
+pytestmark = pytest.mark.slow
+
 GENERATOR = np.random.default_rng(2)
 
 
@@ -121,7 +123,6 @@ def test_the_temperature_stays_where_nothing_can_be_learnt():
     assert fit_temperature(rows) == 1.0
 
 
-@pytest.mark.slow
 def test_thresholds_are_the_best_of_all_by_trying_all():
     chance = np.round(GENERATOR.random(50), 2)
     positive = GENERATOR.random(50) < chance**2

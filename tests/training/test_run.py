@@ -13,6 +13,8 @@ import pytest
 
 from tests.training.runs import N, fusecli, write_pairs
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--method", "bilinear", "--epochs", "2", "--seeds", "1")
 
 
@@ -28,7 +30,6 @@ def trained(tmp_path_factory):
     return folder, done
 
 
-@pytest.mark.slow
 def test_the_folder_answers_everything(trained):
     folder, done = trained
     run = folder / "run"
@@ -78,7 +79,6 @@ def test_predictions_are_those_that_the_metrics_are_made_of(trained):
         assert auc == pytest.approx(model["metrics"]["auc"])
 
 
-@pytest.mark.slow
 def test_the_same_command_again_computes_nothing(trained):
     folder, _ = trained
     before = (folder / "run" / "metrics.json").read_bytes()
@@ -87,7 +87,6 @@ def test_the_same_command_again_computes_nothing(trained):
     assert (folder / "run" / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_other_options_are_refused(trained):
     folder, _ = trained
     arguments = ("img", "txt", "--labels", "labels.csv", "-o", "run", *FAST, "--lr", "0.01")
@@ -97,7 +96,6 @@ def test_other_options_are_refused(trained):
     assert "--force" in done.stderr
 
 
-@pytest.mark.slow
 def test_evaluate_leaves_out_what_was_learnt_and_takes_the_model_apart(trained):
     folder, _ = trained
     trained_on = json.loads((folder / "run" / "metrics.json").read_text())
@@ -114,7 +112,6 @@ def test_evaluate_leaves_out_what_was_learnt_and_takes_the_model_apart(trained):
     assert found["interaction"]["exact"]
 
 
-@pytest.mark.slow
 def test_predict_writes_one_row_a_pair(trained):
     folder, _ = trained
     fusecli("predict", "run", "img", "txt", "-o", "p.csv", cwd=folder)
@@ -128,7 +125,6 @@ def test_predict_writes_one_row_a_pair(trained):
     assert "exists: say -f" in done.stderr
 
 
-@pytest.mark.slow
 def test_features_of_other_widths_are_refused(trained, tmp_path):
     folder, _ = trained
     for name, width in (("img", 7), ("txt", 5)):
@@ -139,7 +135,6 @@ def test_features_of_other_widths_are_refused(trained, tmp_path):
     assert "learnt from 6" in done.stderr
 
 
-@pytest.mark.slow
 def test_an_unknown_label_is_refused(trained, tmp_path):
     folder, _ = trained
     other = write_pairs(tmp_path / "o", 20, 3, lambda n, a, b: "maybe" if n == 4 else "yes")
@@ -149,14 +144,12 @@ def test_an_unknown_label_is_refused(trained, tmp_path):
     assert "first 'maybe', pair 'p4'" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     write_pairs(tmp_path / "d", 20)
     done = fusecli("predict", "img", "img", "txt", cwd=tmp_path / "d", code=2)
     assert "run.json" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(trained, tmp_path):
     folder, _ = trained
     arguments = [
@@ -201,7 +194,6 @@ BAD = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("label", "more", "message"), BAD.values(), ids=BAD)
 def test_bad_labels_are_one_line_and_leave_nothing(label, more, message, tmp_path):
     folder = write_pairs(tmp_path / "d", 30, label=label)
@@ -214,7 +206,6 @@ def test_bad_labels_are_one_line_and_leave_nothing(label, more, message, tmp_pat
     assert not (folder / "run").exists()
 
 
-@pytest.mark.slow
 def test_too_few_pairs_and_one_image_are_refused(tmp_path):
     folder = write_pairs(tmp_path / "few", 19)
     done = fusecli("train", "img", "txt", "--labels", "labels.csv", "-o", "r", cwd=folder, code=1)
@@ -226,7 +217,6 @@ def test_too_few_pairs_and_one_image_are_refused(tmp_path):
     assert "are in 1 group" in done.stderr
 
 
-@pytest.mark.slow
 def test_tags_of_single_vectors_without_residual_are_refused(tmp_path):
     folder = write_pairs(tmp_path / "d", 30, label=lambda n, a, b: '"[""X"", ""Y""]"')
     for number in range(30):
@@ -238,7 +228,6 @@ def test_tags_of_single_vectors_without_residual_are_refused(tmp_path):
     assert "cannot be learnt" in done.stderr
 
 
-@pytest.mark.slow
 def test_folds_predict_everybody_once(tmp_path):
     folder = write_pairs(tmp_path / "d", 40)
     fusecli(
@@ -255,7 +244,6 @@ def test_folds_predict_everybody_once(tmp_path):
     assert len(chosen) == len(set(chosen))
 
 
-@pytest.mark.slow
 def test_labels_and_rows_of_stacks_in_a_manifest(tmp_path):
     generator = np.random.default_rng(0)
     np.save(tmp_path / "images.npy", generator.normal(size=(15, 2, 6)).astype(np.float32))
