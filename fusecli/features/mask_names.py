@@ -51,7 +51,7 @@ _SIDE_WORDS: dict[Side, frozenset[str]] = {
 _COUNTED = frozenset(_TOKEN_WORDS.split())
 _OF_LENGTHS = frozenset((_IMAGE_WORDS + _TEXT_WORDS + _TOKEN_WORDS + _LENGTH_WORDS).split())
 _COUNTS = frozenset(("num", "count", "counts", "number"))
-_LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens"))
+_LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens", "doclens"))
 _OF_MASKS = _OF_LENGTHS | frozenset(_MASK_WORDS.split()) | _COUNTS | _LENGTHS
 _PADDING = frozenset(("pad", "padding", "padded", "paddings"))
 _KEPT = 4096  # names, since every file of a batch has the same few
@@ -94,7 +94,7 @@ def _mask_meaning(key: str) -> MaskMeaning | None:
             side = each
     if len(words) > 1 and side is not None and words[-1] in _SIDE_WORDS[side]:
         last = mask_meaning("_".join(words[:-1]))  # mask_text, attention_mask_image
-        if last is not None and last.style != "lengths":
+        if last is not None and (last.style != "lengths" or words[0] in _LENGTHS):
             return MaskMeaning(side, last.style)
     if words[-1] in ("mask", "masks", "atts") or re.search(r"pad(ding)?masks?$", name):
         padded = re.search(r"pad(ding|ded)?_?masks?$", name) or _LEFT_OUT.intersection(words)
@@ -102,7 +102,9 @@ def _mask_meaning(key: str) -> MaskMeaning | None:
         return MaskMeaning(side, "padding" if padded and not real else "keep")
     if words[-1] in _PADDING and len(words) <= _LONGEST_PADDING:
         return MaskMeaning(side, "padding")
-    counts = words[0] in ("num", "n", "number") and words[-1] in _COUNTED
+    if words[-2:-1] == ["per"]:  # num_regions_per_image
+        words = words[:-2] or words
+    counts = words[0] in ("num", "n", "nb", "number") and words[-1] in _COUNTED
     counts = counts or (words[-1] in _COUNTS and words[-2:-1] != [] and words[-2] in _COUNTED)
     counts = counts or (name[0:1] == "n" and name[1:] in _COUNTED)  # nwords, nboxes
     counts = counts or name in ("count", "counts")

@@ -45,7 +45,12 @@ _BEGINNING_NAMES = """
 """
 _BEGINNINGS = frozenset(_BEGINNING_NAMES.split())
 # Of which sample each token is.
-_INDICES = frozenset(("batch", "batch_index", "batch_idx", "sample_index", "segment_ids"))
+_INDEX_NAMES = """
+    batch batch_index batch_idx batch_ids sample_index sample_idx sample_ids segment_ids seq_idx
+    sequence_ids sequence_index document_ids doc_ids
+"""
+_INDICES = frozenset(_INDEX_NAMES.split())
+_POSITIONS = frozenset(("position_ids", "positions", "position_index", "pos_ids"))
 _SEPARATORS = "._-/ "  # of the words of a name
 _NEAR = 8  # tokens more or fewer that a class token and registers make
 
@@ -327,27 +332,40 @@ def _is_turned(stored: StoredTensor, axes: Axes, N: int) -> bool:
 
 
 def _refuse_joined(file: FeatureFile, features: str | None, axes: Axes) -> None:
-    """Whether the tokens of several samples lie one after the other in `[tokens, width]`.
+    """Whether the tokens of several samples lie one after the other in `[tokens, width]`,
+    or in the one row of `[1, tokens, width]`.
 
     Raises:
         FeatureFileError: a tensor beside them says so: lengths that add up to the tokens, or the
             places where samples begin.
     """
-    if features is None or axes.samples is not None or len(axes.shape) != 2:
+    if features is None or axes.samples not in (None, 1) or len(axes.token_letters) != 1:
         return
     for key in file.tensors:
         shape = file.shape_of(key)  # a file may hold very many tensors
+        if len(shape) > 1 and shape[0] == 1 == axes.samples:
+            shape = shape[1:]
         if len(shape) != 1 or shape[0] < 2 or key == features:
             continue
         stored = file.tensors[key]
         meaning, name = mask_meaning(key), base_name(key)
         is_lengths = meaning is not None and meaning.style == "lengths"
-        is_index = name in _INDICES and stored.shape == (axes.tokens,)
-        if not (is_lengths or is_index or name in _BEGINNINGS) or not _is_whole(stored):
+        is_index = name in _INDICES and shape == (axes.tokens,)
+        is_position = name in _POSITIONS and shape == (axes.tokens,)
+        known = is_lengths or is_index or is_position or name in _BEGINNINGS
+        if not known or not _is_whole(stored):
             continue
-        numbers = stored.read().astype(np.int64)
+        numbers = stored.read().astype(np.int64).reshape(-1)
         lengths = numbers
-        if is_index:
+        if is_position:  # each sample begins anew, with the same number
+            starts = np.flatnonzero(numbers == numbers[0])
+            steps = np.diff(numbers, append=numbers[0])
+            lengths = np.diff(starts, append=axes.tokens)
+            if len(starts) < 2 or (steps[np.append(starts[1:], axes.tokens) - 1] == 1).any():
+                continue
+            if (np.delete(steps, np.append(starts[1:], axes.tokens) - 1) != 1).any():
+                continue
+        elif is_index:
             if (np.diff(numbers) < 0).any() or numbers[0] == numbers[-1]:
                 continue
             lengths = np.unique(numbers, return_counts=True)[1]

@@ -18,6 +18,7 @@ from fusecli.records import record
 
 _SCALES = ("scale", "scales")
 _ZERO_POINTS = ("zero_point", "zero_points", "zero", "zp")
+_FEW = 64  # tensors of a file of one pair; one by pair id holds scales of other pairs
 _ITEM_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4}
 
 
@@ -148,11 +149,14 @@ def _refuse_other_scales(file: FeatureFile, stored: StoredTensor) -> None:
     """
     unclear = ("scale_inv", "inv_scale", "scales_inv", "amax", "absmax")
     scale = _beside(file, stored.key or "", unclear)
+    if scale is None and len(file.tensors) <= _FEW:  # weight_scale, dequant_scale
+        named = (key for key in file.tensors if key.lower().endswith(_SCALES))
+        scale = next((file.tensors[key] for key in named), None)
     if scale is not None:
         raise FeatureFileError(
             f"{scale.where}: lies beside {stored.where} ({stored.dtype}), and its name does not "
-            "say whether it multiplies or divides: store it as scale (real = stored * scale), or "
-            "store real numbers"
+            "say whether it multiplies or divides these numbers: store it as scale (real = stored "
+            "* scale), or store real numbers"
         )
 
 

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from fusecli.errors import FeatureFileError, shortened
 from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import ends_in_word, is_called_features, is_known_mask, side_named
+from fusecli.features.mask_names import (
+    ends_in_word,
+    is_called_features,
+    is_known_mask,
+    says_its_style,
+    side_named,
+)
 from fusecli.features.quantized import Dequantized, dequantized
 from fusecli.features.tensor import StoredTensor
 
@@ -28,6 +34,16 @@ _NAMES: dict[Side, tuple[str, ...]] = {
 _EITHER = ("last_hidden_state", "hidden_states", "features", "embeddings", "embeds")
 _PIXELS = ("pixel_values", "pixels")
 _NO_FEATURES = ("scale", "scales", "zero_point", "zero_points", "labels", "label")
+
+
+# What is stored beside features, and is not what a fusion takes.
+_OTHER_THINGS = frozenset(
+    (
+        *("logits", "logits_per_image", "logits_per_text", "probs", "scores", "attentions"),
+        *("attention_weights", "attn_weights", "cross_attentions", "labels", "label", "loss"),
+        *("boxes", "bbox", "bboxes", "pred_boxes", "normalized_boxes", "exp_avg", "exp_avg_sq"),
+    )
+)
 
 
 def choose_tensor(
@@ -164,6 +180,11 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
                 f"{file.where}: its only tensor is called {names[0]}, and it is given as the "
                 f"{side}: give the two files in the order IMAGE TEXT, or say --{side}-key "
                 f"{names[0]}"
+            )
+        if _base(names[0]).lower() in _OTHER_THINGS or says_its_style(names[0]):
+            raise FeatureFileError(
+                f"{file.where}: its only tensor is called {names[0]}, which are no features: give "
+                f"the encoder's last_hidden_state, or say --{side}-key {names[0]} if they are"
             )
         return names[0]
     left = [name for name in names if not is_known_mask(name) and _side_of(name) in (side, None)]

@@ -22,6 +22,7 @@ NEARLY_ZERO = 1e-4
 # Features that are whole numbers all, and reach this size, are none: token numbers, pixels, or
 # quantized features without their scale. (Marks and counts of words are smaller.)
 _LARGE_WHOLE = 32.0
+_ALL_WHOLE = float(1 << 23)  # float32 has no others from here on
 
 Norms = NDArray[np.floating[Any]]
 
@@ -218,7 +219,7 @@ def largest_whole(tokens: NDArray[np.float32]) -> float:
     if not float(tokens[0, 0]).is_integer() or not np.array_equal(tokens[0], np.rint(tokens[0])):
         return 0.0
     largest = float(np.abs(tokens).max())
-    if not largest >= _LARGE_WHOLE or not np.array_equal(tokens, np.rint(tokens)):
+    if not _LARGE_WHOLE <= largest < _ALL_WHOLE or not np.array_equal(tokens, np.rint(tokens)):
         return 0.0
     return largest
 

@@ -267,3 +267,74 @@ def test_special_tokens_are_named_and_an_option_leaves_them_out(cli: Callable) -
     assert said.count("not used") == 1
     np.save("words.npy", special == 0)
     assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS, "--text-mask", "words.npy"))
+
+
+@pytest.mark.parametrize("name", ["nb_boxes", "num_regions_per_image", "lengths_image"])
+def test_further_names_of_counts(name: str, cli: Callable) -> None:
+    save_file({"last_hidden_state": IMAGES, name: KEEP.sum(axis=1)}, "image.safetensors")
+    np.save("text.npy", TEXTS)
+    np.save("keep.npy", KEEP)
+    result, _ = fused(cli, "image.safetensors", "text.npy")
+    assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS, "--image-mask", "keep.npy"))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"position_ids": np.r_[0:7, 0:5, 0:3][None]},
+        {"cu_seqlens": np.array([0, 7, 12, 15])},
+        {"seq_idx": np.repeat([0, 1, 2], [7, 5, 3])[None]},
+        {"doclens": np.array([7, 5, 3])},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_packed_sequences_are_refused_and_the_advice_works(beside: dict, cli: Callable) -> None:
+    lengths = [7, 5, 3]
+    parts = [TEXTS[n, :length] for n, length in enumerate(lengths)]
+    packed = np.ascontiguousarray(np.concatenate(parts)[None])
+    save_file({"last_hidden_state": packed, **beside}, "text.safetensors")
+    np.save("image.npy", IMAGES)
+    done = cli("fuse", "image.npy", "text.safetensors")
+    assert done.code == 1
+    assert "holds the tokens of 3 samples one after the other: store them as [3, 7, " in done.err
+    padded = np.zeros_like(TEXTS)
+    for n, part in enumerate(parts):
+        padded[n, : len(part)] = part
+    stack = {"last_hidden_state": padded, "lengths": np.array(lengths)}
+    save_file(stack, "text.safetensors")
+    np.save("words.npy", np.arange(7) < np.array(lengths)[:, None])
+    result, _ = fused(cli, "image.npy", "text.safetensors")
+    assert np.array_equal(result, of_arrays(cli, IMAGES, TEXTS, "--text-mask", "words.npy"))
+
+
+def test_positions_of_one_text_are_no_packing(cli: Callable) -> None:
+    text = {"last_hidden_state": TEXTS[:1].copy(), "position_ids": np.arange(7)[None]}
+    save_file(text, "text.safetensors")
+    np.save("image.npy", IMAGES[:1])
+    _, said = fused(cli, "image.npy", "text.safetensors")
+    assert "not used: position_ids [1, 7]" in said
+
+
+@pytest.mark.parametrize("name", ["logits", "attentions", "boxes", "attention_mask", "exp_avg"])
+def test_a_file_of_something_else_alone_is_refused(name: str, cli: Callable) -> None:
+    save_file({name: IMAGES[0]}, "image.safetensors")
+    np.save("text.npy", TEXTS[0])
+    done = cli("fuse", "image.safetensors", "text.npy")
+    assert (done.code, f"is called {name}, which are no features" in done.err) == (1, True)
+    result, _ = fused(cli, "image.safetensors", "text.npy", "--image-key", name)
+    assert np.array_equal(result, of_arrays(cli, IMAGES[0], TEXTS[0]))
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "dequant_scale", "image_scale_inv"])
+def test_a_scale_of_an_unclear_name_beside_float8_is_refused(name: str, cli: Callable) -> None:
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    whole = torch.from_numpy(IMAGES[0]).to(torch.float8_e4m3fn)
+    save_torch({"image_features": whole, name: torch.tensor([2.0])}, "image.safetensors")
+    np.save("text.npy", TEXTS[0])
+    done = cli("fuse", "image.safetensors", "text.npy")
+    assert (done.code, "does not say whether it multiplies or divides" in done.err) == (1, True)
+    save_torch({"image_features": whole, "scale": torch.tensor([2.0])}, "image.safetensors")
+    result, _ = fused(cli, "image.safetensors", "text.npy")
+    assert np.array_equal(result, of_arrays(cli, whole.float().numpy() * 2, TEXTS[0]))

@@ -67,3 +67,10 @@ def test_whole_numbers_that_an_option_calls_features_are_not(cli: Callable) -> N
     np.save("text.npy", TOKEN_NUMBERS)
     done = cli("fuse", "image.npy", "text.npy", "--allow-integers")
     assert (done.code, "whole numbers" in done.err) == (0, False)
+
+
+def test_large_features_are_not_whole_numbers(cli: Callable) -> None:
+    np.save("image.npy", IMAGE * np.float32(1e30))
+    np.save("text.npy", TEXT)
+    done = cli("fuse", "image.npy", "text.npy")
+    assert (done.code, "whole numbers" in done.err) == (0, False)
