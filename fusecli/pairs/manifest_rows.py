@@ -241,7 +241,9 @@ def _lines(handle: BufferedReader, file: str) -> Iterator[str]:
         try:
             yield line.decode()
         except UnicodeDecodeError:
-            raise PairsError(f"{file}: line {number}: is not UTF-8 text") from None
+            raise PairsError(
+                f"{file}: line {number}: is not UTF-8 text: save the file as UTF-8"
+            ) from None
 
 
 def _kind(value: object) -> str:

@@ -107,7 +107,9 @@ def _lines(file: str) -> Iterator[str]:
             except UnicodeDecodeError:
                 text = "\0"
             if "\0" in text:
-                raise PairsError(f"{file}: line {number}: is not UTF-8 text")
+                raise PairsError(
+                    f"{file}: line {number}: is not UTF-8 text: save the file as UTF-8"
+                )
             yield text
 
 

@@ -291,3 +291,12 @@ def test_other_endings_are_refused(tmp_path):
     (tmp_path / "labels.txt").write_text("id,label\n")
     with pytest.raises(UsageError, match=r"expected .csv, .jsonl, .parquet, found .txt"):
         read(str(tmp_path / "labels.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_labels_of_another_encoding_are_refused_with_what_to_do(tmp_path, encoding):
+    path = tmp_path / "labels.csv"
+    path.write_text("id,label\np0,grün\np1,rot\n", encoding=encoding)
+    line = 2 if encoding == "cp1252" else 1
+    with pytest.raises(PairsError, match=f"line {line}: is not UTF-8 text: save the file as UTF-8"):
+        read(str(path), PAIRS[:2])
