@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.bootstrap import Interval, headline
 from fusecli.training.examples import Examples, load_examples
-from fusecli.training.fit import Quiet, fit
+from fusecli.training.fit import fit
+from fusecli.training.fit_progress import Quiet
 from fusecli.training.fitted import Fitted
 from fusecli.training.flat import Flat, flatten
 from fusecli.training.options import LabelOptions, TrainOptions

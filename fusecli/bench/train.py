@@ -210,7 +210,8 @@ def _own_rates(
 
 def _table_seconds(examples: Examples, targets: Targets, folder: str) -> float:
     """Training of everything that `fusecli train` trains; a tenth of the pairs is validation."""
-    from fusecli.training.fit import Quiet, fit
+    from fusecli.training.fit import fit
+    from fusecli.training.fit_progress import Quiet
 
     rows = np.arange(examples.n)
     learnt = int(0.9 * examples.n)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from fusecli.training.blend import blend, parts_of, said_shares
 from fusecli.training.candidates import Candidate, make_candidates
 from fusecli.training.checkpoint import Checkpoints, EpochRecord
 from fusecli.training.examples import ChannelStatistics, Examples, Pooled
+from fusecli.training.fit_progress import FitProgress, Quiet
 from fusecli.training.fitted import FitInfo, Fitted, majority
 from fusecli.training.flat import flatten
 from fusecli.training.inference import Setting
@@ -44,35 +44,6 @@ Floats = NDArray[np.float32]
 FOLDED_ROWS = 2000  # up to here candidates are chosen by folds
 _FEW_ROWS = 1000  # up to here by four folds, above by three
 _SMALL_SEEDS = 3  # models that are averaged on small data
-
-
-class FitProgress(Protocol):
-    """What a fit tells while it runs; called from several threads, one call at a time."""
-
-    def plan(self, jobs: int) -> None:
-        """There will be so many models to train; called again when refits are known."""
-        ...
-
-    def epoch(self, model: str, epochs: int, record: EpochRecord) -> None:
-        """A model has done an epoch."""
-        ...
-
-    def done(self, model: str) -> None:
-        """A model is trained."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something was chosen or assumed."""
-        ...
-
-
-class Quiet:
-    """A progress that says nothing."""
-
-    def plan(self, jobs: int) -> None: ...
-    def epoch(self, model: str, epochs: int, record: EpochRecord) -> None: ...
-    def done(self, model: str) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @dataclass

@@ -14,7 +14,8 @@ from fusecli.errors import UsageError
 from fusecli.fusion.weights_file import RUN_WEIGHTS
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
-from fusecli.training.fit import FitProgress, fit
+from fusecli.training.fit import fit
+from fusecli.training.fit_progress import FitProgress
 from fusecli.training.fitted import Fitted
 from fusecli.training.flat import Flat
 from fusecli.training.metrics import require_sklearn

@@ -12,7 +12,7 @@ from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.weights import ModuleOptions
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.evaluate import RunOptions, evaluate_run, predict_run
-from fusecli.training.fit import Quiet
+from fusecli.training.fit_progress import Quiet
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.train import run_training
 from tests.training import generators

@@ -10,7 +10,8 @@ import pytest
 from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import fit_temperature, log_loss
-from fusecli.training.fit import Quiet, fit
+from fusecli.training.fit import fit
+from fusecli.training.fit_progress import Quiet
 from fusecli.training.flat import flatten
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.score import score_of
