@@ -76,8 +76,13 @@ def _listing(o: PairOptions) -> Listing:
         raise UsageError("expected a folder of images and one of texts, keyed files, or --manifest")
     texts = o.images if o.texts is None else o.texts
     for path in (o.images, texts):
-        if not os.path.exists(path):
-            raise PairsError(f"{path}: no such file or folder")
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise PairsError(f"{path}: no such file or folder") from None
+        except (OSError, ValueError) as error:  # a folder above it is closed to this user, say
+            why = getattr(error, "strerror", None) or error
+            raise PairsError(f"{path}: cannot be opened: {why}") from None
     keyed = [_is_keyed(path, o.keyed) for path in (o.images, texts)]
     if keyed[0] != keyed[1]:
         side = "text" if keyed[1] else "image"

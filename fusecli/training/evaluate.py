@@ -12,7 +12,15 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FeatureFileError, PairsError, ShapeError, UsageError, counted, shortened
+from fusecli.errors import (
+    FeatureFileError,
+    OutputError,
+    PairsError,
+    ShapeError,
+    UsageError,
+    counted,
+    shortened,
+)
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
 from fusecli.features.pair_inputs import ReadOptions
@@ -296,6 +304,9 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
         raise UsageError(f"-o {options.output}: predictions are written as .csv")
     if os.path.exists(options.output) and not options.force:
         raise UsageError(f"{options.output}: exists: say -f to replace it")
+    folder = os.path.dirname(os.path.realpath(options.output))
+    if not os.path.isdir(folder):  # before everything is read
+        raise OutputError(f"{options.output}: its folder {folder} does not exist: make it first")
     run = open_run(options.run)
     source = SourceOptions(options.pairs, None, options.reading, options.max_memory)
     data = open_data(source, tell, progress.reading)

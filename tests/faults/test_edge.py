@@ -144,6 +144,26 @@ def test_errors_that_nobody_can_read_keep_the_exit_code(inputs: Path, program: C
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+@pytest.mark.parametrize("command", ["batch", "train"])
+def test_folder_behind_a_closed_one_is_not_said_to_be_missing(
+    folder: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    real = os.stat
+
+    def closed(path: object, **options: object) -> os.stat_result:
+        if path == "closed/images":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, **options)  # type: ignore[call-overload,no-any-return]
+
+    Path("texts").mkdir()
+    monkeypatch.setattr(os, "stat", closed)
+    more = ("--labels", "labels.csv") if command == "train" else ()
+    done = cli(command, "closed/images", "texts", "-o", "out", *more)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: closed/images: cannot be opened: Permission denied\n"
+    assert os.listdir() == ["texts"]
+
+
 @pytest.mark.parametrize("digits", [20, 400])
 def test_memory_bound_of_any_number_of_digits_is_no_traceback(
     inputs: Path, cli: Callable, digits: int

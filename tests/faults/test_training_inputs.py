@@ -73,6 +73,12 @@ def test_predictions_go_through_no_link_to_an_input(
     refused((*PREDICT, "-o", "new.csv"), "new.csv: is also an input, and inputs are never changed")
 
 
+def test_predictions_into_a_folder_that_is_not_there(folder_of_run: Path) -> None:
+    """Said before the pairs are read."""
+    where = os.path.realpath("gone")
+    refused((*PREDICT, "-o", "gone/new.csv"), f"gone/new.csv: its folder {where} does not exist: m")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_predictions_replace_no_pipe_and_no_folder(folder_of_run: Path, kind: str) -> None:
     os.mkfifo("new.csv") if kind == "pipe" else os.mkdir("new.csv")
