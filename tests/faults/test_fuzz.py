@@ -145,6 +145,17 @@ def _peak() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
+def parquet_bytes(columns: dict[str, Any]) -> bytes:
+    """A .parquet file of these columns."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table({n: list(v) for n, v in columns.items()}), sink)
+    made: bytes = sink.getvalue().to_pybytes()
+    return made
+
+
 def check(record: Path, data: bytes, args: tuple[str, ...], codes: tuple[int, ...]) -> None:
     """One run on a damaged record."""
     record.write_bytes(data)
@@ -203,12 +214,16 @@ def test_index_of_packs(pairs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_manifest(pairs: Path, ending: str) -> None:
     rows = [(f"{i}", f"images/{i}/{i:04d}.npy", f"texts/{i}/{i:04d}.npy") for i in range(3)]
     manifest = Path(f"pairs.{ending}")
     if ending == "csv":
         data = "\n".join(map(",".join, [("id", "image", "text"), *rows])).encode()
+    elif ending == "parquet":
+        data = parquet_bytes(
+            dict(zip(("id", "image", "text"), zip(*rows, strict=True), strict=True))
+        )
     else:
         lines = [json.dumps(dict(zip(("id", "image", "text"), row, strict=True))) for row in rows]
         data = "\n".join(lines).encode()
@@ -217,7 +232,7 @@ def test_manifest(pairs: Path, ending: str) -> None:
     done = run(*args)
     assert done.code == 0, done
     chance = random.Random(ending)
-    for _ in range(TURNS):
+    for _ in range(TURNS // 5 if ending == "parquet" else TURNS):  # all of that is pyarrow's
         shutil.rmtree("out", ignore_errors=True)
         check(manifest, mutated(data, chance), args, (0, 1, 2, 3))
 

@@ -26,7 +26,7 @@ from fusecli.training.report import summary_lines
 from fusecli.training.run_files import read_metrics
 from fusecli.training.run_folder import RunFolder
 from tests.faults.running import run
-from tests.faults.test_fuzz import TURNS, bounds, check, mutated
+from tests.faults.test_fuzz import TURNS, bounds, check, mutated, parquet_bytes
 from tests.faults.training import TRAIN, N
 
 MODELS = ("weights.safetensors", "models/text-only.safetensors", "models/majority.safetensors")
@@ -157,11 +157,15 @@ LABELS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", [*LABELS, "classes.parquet"])
 def test_tables_of_labels(folder_of_run: Path, name: str) -> None:
     """As `train` and `evaluate` read them, and some through the command line."""
     ids = [f"{n:02}" for n in range(N)]
-    data, chance, said, used = LABELS[name].encode(), random.Random(name), list[str](), 0
+    if name == "classes.parquet":
+        data = parquet_bytes({"id": ids, "label": [("yes", "no")[n % 2] for n in range(N)]})
+    else:
+        data = LABELS[name].encode()
+    chance, said, used = random.Random(name), list[str](), 0
     evaluate = ("evaluate", "run", "images", "texts", "--labels", name, "--quiet")
     for turn in range(TURNS):
         damaged = mutated(data, chance)
