@@ -13,6 +13,8 @@ from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
 
 ID = "id"
+# A label for each of a million tokens; a line without an end is not text.
+_LONGEST_LINE = 1 << 24
 _BATCH = 4096
 
 
@@ -100,7 +102,14 @@ _READERS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
 
 def _lines(file: str) -> Iterator[str]:
     with open_regular(file) as handle:
-        for number, line in enumerate(handle, 1):
+        number = 0
+        while line := handle.readline(_LONGEST_LINE + 1):
+            number += 1
+            if len(line) > _LONGEST_LINE:
+                raise PairsError(
+                    f"{file}: line {number}: is longer than {_LONGEST_LINE:,} bytes: this is no "
+                    "table of labels"
+                )
             data = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             try:
                 text = data.decode()

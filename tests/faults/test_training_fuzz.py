@@ -231,3 +231,12 @@ def test_model_whose_numbers_overflow_says_nothing(folder_of_run: Path) -> None:
     done = run("evaluate", "run", "images", "texts", "--labels", "labels.csv", "--quiet")
     assert (done.code, done.out) == (1, ""), done
     assert "gives NaN or infinity" in done.err
+
+
+@pytest.mark.parametrize("name", ["endless.csv", "endless.jsonl"])
+def test_labels_without_an_end_of_line_take_no_memory(folder: Path, name: str) -> None:
+    with open(name, "wb") as file:
+        file.write(b"id,label")
+        file.truncate(1 << 34)
+    with bounds(), pytest.raises(FuseError, match="line 1: is longer than 16,777,216 bytes: this"):
+        labels_of_file(LabelOptions(name), ["a"], list[str]().append)
