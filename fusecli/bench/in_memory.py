@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -129,60 +129,86 @@ def bench_rows(options: RowOptions, peak: float) -> Iterator[Row]:
     Raises:
         DeviceError: the device is not there.
     """
-    device, dtype, engine = resolve_device(options.device), options.dtype, options.engine
-    pairs, dim, heads = options.pairs, options.dim, options.heads
-    plain_dtype = options.plain_dtype or dtype
-    config = FusionConfig(dim, heads)
-    weights = initial_weights(config, 0)
+    options = replace(options, device=resolve_device(options.device))
+    weights = initial_weights(FusionConfig(options.dim, options.heads), 0)
     rng = np.random.default_rng(0)
     for name in ("attention.in_proj_bias", "attention.out_proj.bias"):
         weights[name] = rng.standard_normal(weights[name].shape, np.float32) * np.float32(0.1)
     for P in options.image_tokens:
         for T in options.text_tokens:
-            image = rng.standard_normal((pairs, P, dim), np.float32)
-            text = rng.standard_normal((pairs, T, dim), np.float32)
-            plain = _plain_runner(config, weights, image, text, device, plain_dtype)
-            sizes = Sizes(pairs, T, P, dim, dim, dim, heads)
-            plan = choose_plan(sizes, prepared=True, dtype=dtype)
-            numpy = engine == "numpy" or (
-                engine == "auto" and device == "cpu" and dtype == "float32"
-            )
-            arrays: ArrayBackend = NumpyArrays() if numpy else TorchArrays(device, dtype)
-            began = time.perf_counter()
-            operands = prepare(weights, config, plan, arrays)
-            prepare_s = time.perf_counter() - began
-            if numpy:
-                fusion = AttentionFusion(operands, arrays, device, numpy_threads())
-                ours = _our_runner(fusion, sizes, image, text)
-            else:
-                ours = _our_device_runner(operands, arrays, image, text)
-            deviation = _deviation(plain, ours)
-            rest = REST_S if numpy else 0.0
-            ratios, plain_times, times = [], [], []
-            for turn in range(options.turns + 1):
-                a, b = _median_rate(plain, device, rest), _median_rate(ours, device, rest)
-                if turn:  # the first touches the memory
-                    plain_times.append(a)
-                    times.append(b)
-                    ratios.append(a / b)
-            seconds = statistics.median(times)
-            gflops = 2 * plan.multiply_adds / seconds / 1e9
-            yield Row(
-                P,
-                T,
-                pairs,
-                pairs / statistics.median(plain_times),
-                pairs / seconds,
-                statistics.median(ratios),
-                "numpy" if numpy else "torch",
-                plan.scores,
-                plan.values,
-                plan.plain / plan.multiply_adds,
-                gflops,
-                gflops / peak,
-                prepare_s,
-                deviation,
-            )
+            image = rng.standard_normal((options.pairs, P, options.dim), np.float32)
+            text = rng.standard_normal((options.pairs, T, options.dim), np.float32)
+            yield _measure(options, peak, weights, image, text)
+
+
+def _measure(
+    options: RowOptions,
+    peak: float,
+    weights: dict[str, NDArray[np.float32]],
+    image: NDArray[np.float32],
+    text: NDArray[np.float32],
+) -> Row:
+    """One row of the table.
+
+    Args:
+        options: with a device that is on this machine.
+        peak: what `measure_peak` gave.
+        weights: of both sides.
+        image, text: `[N, P, D]` and `[N, T, D]`.
+    """
+    device, dtype, dim = options.device, options.dtype, options.dim
+    (N, P, _), T = image.shape, text.shape[1]
+    config = FusionConfig(dim, options.heads)
+    plain = _plain_runner(config, weights, image, text, device, options.plain_dtype or dtype)
+    sizes = Sizes(N, T, P, dim, dim, dim, options.heads)
+    plan = choose_plan(sizes, prepared=True, dtype=dtype)
+    numpy = options.engine == "numpy" or (
+        options.engine == "auto" and device == "cpu" and dtype == "float32"
+    )
+    arrays: ArrayBackend = NumpyArrays() if numpy else TorchArrays(device, dtype)
+    began = time.perf_counter()
+    operands = prepare(weights, config, plan, arrays)
+    prepare_s = time.perf_counter() - began
+    if numpy:
+        fusion = AttentionFusion(operands, arrays, device, numpy_threads())
+        ours = _our_runner(fusion, sizes, image, text)
+    else:
+        ours = _our_device_runner(operands, arrays, image, text)
+    deviation = _deviation(plain, ours)
+    plain_times, times = _take_turns(plain, ours, options, REST_S if numpy else 0.0)
+    seconds = statistics.median(times)
+    gflops = 2 * plan.multiply_adds / seconds / 1e9
+    return Row(
+        P=P,
+        T=T,
+        N=N,
+        plain_rate=N / statistics.median(plain_times),
+        rate=N / seconds,
+        ratio=statistics.median(a / b for a, b in zip(plain_times, times, strict=True)),
+        engine="numpy" if numpy else "torch",
+        scores=plan.scores,
+        values=plan.values,
+        fewer=plan.plain / plan.multiply_adds,
+        gflops=gflops,
+        peak_share=gflops / peak,
+        prepare_s=prepare_s,
+        deviation=deviation,
+    )
+
+
+def _take_turns(
+    plain: Callable[[], Any], ours: Callable[[], Any], options: RowOptions, rest: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of the plain module and of fusecli, turn by turn, without the first turn, which
+    touches the memory."""
+    plain_times, times = [], []
+    for turn in range(options.turns + 1):
+        a = _second_run(plain, options.device, rest)
+        b = _second_run(ours, options.device, rest)
+        if turn:
+            plain_times.append(a)
+            times.append(b)
+    return plain_times, times
 
 
 def _plain_runner(
@@ -255,7 +281,7 @@ def _deviation(plain: Callable[[], Any], ours: Callable[[], Any]) -> float:
     return float(np.abs(a - b).max() / np.abs(a).max())
 
 
-def _median_rate(run: Callable[[], Any], device: str, rest: float) -> float:
+def _second_run(run: Callable[[], Any], device: str, rest: float) -> float:
     """Seconds of a run that follows another of its own side, as in a long job."""
     time.sleep(rest)
     _seconds(run, device)

@@ -31,9 +31,7 @@ from fusecli.fusion.backend.device import resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.methods import no_attention
-from fusecli.fusion.options import (
-    initial_config,
-)
+from fusecli.fusion.options import initial_config
 from fusecli.fusion.results import query_sides
 from fusecli.fusion.stored_module import StoredModule, module_of
 from fusecli.fusion.weights_file import WeightsFile, open_weights
@@ -44,6 +42,8 @@ from fusecli.report import diagnoses as diagnose
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask, Choices
     from fusecli.maps.selection import Drawing
+
+Masks = tuple[UsedMask | None, UsedMask | None]  # of the image and of the text
 
 
 @open_record
@@ -99,47 +99,18 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     options.maps.check_method(config, options.direction)
     check_widths(shapes, inputs, _expected_widths(options, config))
     mask_files: dict[Side, FeatureFile] = {}
-    masks = [
+    masks = (
         _find_mask("image", inputs, shapes, options, mask_files, stack),
         _find_mask("text", inputs, shapes, options, mask_files, stack),
-    ]
-    image, text = (
-        JobSide(
-            given.file,
-            TokenReader(
-                given.stored,
-                axes,
-                None if mask is None else mask.rows,
-                options.allow_nonfinite,
-                shared,
-                repeated=given is inputs.text and shared,
-            ),
-            mask,
-        )
-        for given, axes, mask, shared in (
-            (inputs.image, shapes.image, masks[0], shapes.image_shared),
-            (inputs.text, shapes.text, masks[1], shapes.text_shared),
-        )
     )
-    sides = query_sides(options.direction)
-    config.check_directions(sides, options.weights)
-    for query in sides:
-        given = image if query == "text" else text
-        if given.mask is not None and not options.allow_empty_image:
-            where, mask = given.reader.stored.where, given.mask
-            refuse_empty_images(mask.rows, where, mask.side, mask.if_inverted)
+    image, text = _sides(inputs, shapes, masks, options)
+    _check_query_sides(options, config, image, text)
     attention_mask, choices = _attention_mask(
         options, config, shapes, (image.reader.mask, text.reader.mask), stack
     )
     drawing = None
-    if options.maps.drawn:  # import the drawing code only if something is drawn
-        from fusecli.maps.selection import prepare_drawing
-
-        drawn = image.reader.mask, text.reader.mask
-        drawing = prepare_drawing(options.maps, shapes, options.text, *drawn, inputs.image.file)
-        if attention_mask is not None:
-            (allowed,) = attention_mask.rows(drawing.sample, drawing.sample + 1)
-            drawing = replace(drawing, allowed=allowed)
+    if options.maps.drawn:
+        drawing = _prepare_drawing(options, shapes, inputs, (image, text), attention_mask)
     boxes = None if drawing is None else drawing.boxes
     notes = [
         *shapes.notes,
@@ -150,13 +121,8 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
             for note in notes_on_inputs(inputs, masks, None if boxes is None else boxes.beside)
         ),
         *_notes_on_mask_files(mask_files, masks, (inputs.image.file.name, inputs.text.file.name)),
+        *_assumed(options, config, attention_mask, drawing),
     ]
-    assumed = (
-        None if attention_mask is None else attention_mask.note,
-        options.maps.note_on_layer(config),
-        None if boxes is None else f"regions: {boxes.how}",
-    )
-    notes += [note for note in assumed if note is not None]
     # Checked last, so that an existing result does not hide errors of the inputs.
     check_targets(options, output, options.force)
     return Job(
@@ -175,6 +141,77 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         output=output,
         drawing=drawing,
     )
+
+
+def _sides(
+    inputs: PairInputs, shapes: PairShapes, masks: Masks, options: FuseOptions
+) -> tuple[JobSide, JobSide]:
+    """Image and text with their readers."""
+    image = TokenReader(
+        inputs.image.stored,
+        shapes.image,
+        None if masks[0] is None else masks[0].rows,
+        options.allow_nonfinite,
+        shapes.image_shared,
+    )
+    text = TokenReader(
+        inputs.text.stored,
+        shapes.text,
+        None if masks[1] is None else masks[1].rows,
+        options.allow_nonfinite,
+        shapes.text_shared,
+        repeated=shapes.text_shared,
+    )
+    return JobSide(inputs.image.file, image, masks[0]), JobSide(inputs.text.file, text, masks[1])
+
+
+def _check_query_sides(
+    options: FuseOptions, config: FusionConfig, image: JobSide, text: JobSide
+) -> None:
+    """Raises:
+    FuseError: a side cannot be the query side, or a sample has no token on its context side.
+    """
+    sides = query_sides(options.direction)
+    config.check_directions(sides, options.weights)
+    for query in sides:
+        context = image if query == "text" else text
+        if context.mask is not None and not options.allow_empty_image:
+            where, mask = context.reader.stored.where, context.mask
+            refuse_empty_images(mask.rows, where, mask.side, mask.if_inverted)
+
+
+def _prepare_drawing(
+    options: FuseOptions,
+    shapes: PairShapes,
+    inputs: PairInputs,
+    sides: tuple[JobSide, JobSide],
+    attention_mask: AttentionMask | None,
+) -> Drawing:
+    """What is drawn of the attention weights. Imports the drawing code."""
+    from fusecli.maps.selection import prepare_drawing
+
+    image, text = (side.reader.mask for side in sides)
+    drawing = prepare_drawing(options.maps, shapes, options.text, image, text, inputs.image.file)
+    if attention_mask is None:
+        return drawing
+    (allowed,) = attention_mask.rows(drawing.sample, drawing.sample + 1)
+    return replace(drawing, allowed=allowed)
+
+
+def _assumed(
+    options: FuseOptions,
+    config: FusionConfig,
+    attention_mask: AttentionMask | None,
+    drawing: Drawing | None,
+) -> list[str]:
+    """Notes on what is assumed of the attention mask, the layer and the regions."""
+    boxes = None if drawing is None else drawing.boxes
+    assumed = (
+        None if attention_mask is None else attention_mask.note,
+        options.maps.note_on_layer(config),
+        None if boxes is None else f"regions: {boxes.how}",
+    )
+    return [note for note in assumed if note is not None]
 
 
 def pair_shapes(options: FuseOptions) -> PairShapes:
@@ -266,7 +303,7 @@ def _find_mask(
 
 
 def _notes_on_mask_files(
-    files: dict[Side, FeatureFile], masks: list[UsedMask | None], inputs: tuple[str, str]
+    files: dict[Side, FeatureFile], masks: Masks, inputs: tuple[str, str]
 ) -> list[str]:
     """Notes on mask files with several tensors: which tensor was taken, and which were not.
 

@@ -3,13 +3,16 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from fusecli.cli.option_groups import Computing, JsonProgram
 from fusecli.cli.options import OptionGroup, option_group
 from fusecli.fusion.literals import Dtype
+
+if TYPE_CHECKING:
+    from fusecli.bench.in_memory import Row
 
 
 @option_group
@@ -199,11 +202,7 @@ def _bench_in_memory(
             f"H = {shapes.heads}, {shapes.pairs} pairs, {turns} turns; "
             f"matrix-product peak {peak:.0f} GFLOP/s"
         )
-        typer.echo(
-            f"{'P':>5} {'T':>4} {'plain/s':>9} {'fusecli/s':>10} {'ratio':>6}  "
-            f"{'engine':<6}  {'order (scores/values)':<22} {'fewer':>6} "
-            f"{'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
-        )
+        typer.echo(_ROW_HEADINGS)
     rows = []
     options = RowOptions(
         device=device,
@@ -220,13 +219,7 @@ def _bench_in_memory(
     for row in bench_rows(options, peak):
         rows.append(row)
         if not as_json:
-            order = f"{row.scores}/{row.values}" if row.scores != "none" else "one token"
-            typer.echo(
-                f"{row.P:>5} {row.T:>4} {row.plain_rate:>9.0f} {row.rate:>10.0f} "
-                f"{row.ratio:>6.2f}  {row.engine:<6}  {order:<22} {row.fewer:>6.1f} "
-                f"{row.gflops:>8.0f} {row.peak_share:>8.0%} "
-                f"{row.prepare_s * 1e3:>6.0f}ms {row.deviation:>8.0e}"
-            )
+            typer.echo(_row_line(row))
     whole = bench_process(turns) if measurements.process else None
     if as_json:
         data: dict[str, object] = {
@@ -247,6 +240,24 @@ def _bench_in_memory(
             f"{whole.fusecli_s:.3f} s, plain script {whole.script_s:.3f} s, "
             f"ratio {whole.ratio:.1f}"
         )
+
+
+_ROW_HEADINGS = (
+    f"{'P':>5} {'T':>4} {'plain/s':>9} {'fusecli/s':>10} {'ratio':>6}  "
+    f"{'engine':<6}  {'order (scores/values)':<22} {'fewer':>6} "
+    f"{'GFLOP/s':>8} {'of peak':>8} {'prepare':>8} {'apart':>8}"
+)
+
+
+def _row_line(row: "Row") -> str:
+    """One row of the table under `_ROW_HEADINGS`."""
+    order = f"{row.scores}/{row.values}" if row.scores != "none" else "one token"
+    return (
+        f"{row.P:>5} {row.T:>4} {row.plain_rate:>9.0f} {row.rate:>10.0f} "
+        f"{row.ratio:>6.2f}  {row.engine:<6}  {order:<22} {row.fewer:>6.1f} "
+        f"{row.gflops:>8.0f} {row.peak_share:>8.0%} "
+        f"{row.prepare_s * 1e3:>6.0f}ms {row.deviation:>8.0e}"
+    )
 
 
 def _bench_batch(pairs: int, memory: int, ray: int, as_json: bool) -> None:

@@ -114,7 +114,7 @@ def prepare(
         plan: the order of products.
         arrays: where they are computed with.
     """
-    D, H, d = config.embed_dim, config.num_heads, config.head_dim
+    D = config.embed_dim
     Wi, bi = weights["image_proj.weight"], weights["image_proj.bias"]
     b_in = weights["attention.in_proj_bias"]
     Wq, Wk, Wv = _input_matrices(weights, config)
@@ -128,37 +128,12 @@ def prepare(
         "empty": bo,  # an image without a real token has a context of zero
         "out": None if plan.fold_output else Wo,
     }
-    V = _product(Wv, Wi) if plan.fold_value else Wv
-    if plan.values == "context":
-        formed["value_heads"] = V.reshape(H, d, -1).swapaxes(1, 2)  # [H, Di, d]
-        formed["value_bias"] = v_bias.reshape(H, d) if null else None
-    else:
-        formed["value"] = _product(Wo, V) if plan.fold_output else V
-        formed["value_bias"] = v_bias if null else None
-        if plan.fold_output:  # its product is the result, so it includes the output bias
-            formed["value_bias"] = formed["out_bias"]
-    if plan.values == "output":
-        formed["out_heads"] = Wo.reshape(D, H, d).transpose(1, 2, 0)  # [H, d, D]
+    formed |= _value_matrices(weights, config, plan, Wv, v_bias)
+    if plan.values != "context" and plan.fold_output:
+        # The product with "value" is the result, so it includes the output bias.
+        formed["value_bias"] = formed["out_bias"]
     if plan.scores != "none":
-        scale = 1 / math.sqrt(d)
-        Wt, bt = weights["text_proj.weight"], weights["text_proj.bias"]
-        bq, bk = b_in[:D], b_in[D : 2 * D]
-        Q = (_product(Wq, Wt) if plan.fold_query else Wq) * scale
-        K = _product(Wk, Wi) if plan.fold_key else Wk
-        q_bias = (_product(Wq, bt) + bq) * scale
-        k_bias = _product(Wk, bi) + bk
-        if plan.scores == "key":
-            formed["query_heads"] = Q.reshape(H, d, -1)  # [H, d, Dt]
-            formed["query_bias"] = q_bias.reshape(H, d, 1)
-        else:
-            formed["query"] = Q
-            formed["query_bias"] = q_bias if plan.fold_query else bq * scale
-        if plan.scores == "query":
-            formed["key_heads"] = K.reshape(H, d, -1)  # [H, d, Di]
-            formed["key_bias"] = k_bias.reshape(H, d, 1) if null else None
-        else:
-            formed["key"] = K
-            formed["key_bias"] = k_bias if null else None
+        formed |= _score_matrices(weights, config, plan, Wq, Wk)
     if uses_projected_text(config, plan):
         formed["text"], formed["text_bias"] = weights["text_proj.weight"], weights["text_proj.bias"]
     if uses_projected_image(plan):
@@ -170,6 +145,75 @@ def prepare(
         for name, array in formed.items()
     }
     return Operands(config, plan, Matrices(**placed))
+
+
+def _value_matrices(
+    weights: Mapping[str, NDArray[np.float32]],
+    config: FusionSettings,
+    plan: Plan,
+    Wv: NDArray[Any],
+    v_bias: NDArray[Any],
+) -> dict[str, NDArray[Any] | None]:
+    """The matrices that make values of the image.
+
+    Args:
+        weights, config, plan: as for `prepare`.
+        Wv: `[D, D]`.
+        v_bias: of a value, `[D]` in float64.
+    """
+    D, H, d = config.embed_dim, config.num_heads, config.head_dim
+    Wi, Wo = weights["image_proj.weight"], weights["attention.out_proj.weight"]
+    null = config.null_token
+    formed: dict[str, NDArray[Any] | None] = {}
+    V = _product(Wv, Wi) if plan.fold_value else Wv
+    if plan.values == "context":
+        formed["value_heads"] = V.reshape(H, d, -1).swapaxes(1, 2)  # [H, Di, d]
+        formed["value_bias"] = v_bias.reshape(H, d) if null else None
+    else:
+        formed["value"] = _product(Wo, V) if plan.fold_output else V
+        formed["value_bias"] = v_bias if null else None
+    if plan.values == "output":
+        formed["out_heads"] = Wo.reshape(D, H, d).transpose(1, 2, 0)  # [H, d, D]
+    return formed
+
+
+def _score_matrices(
+    weights: Mapping[str, NDArray[np.float32]],
+    config: FusionSettings,
+    plan: Plan,
+    Wq: NDArray[Any],
+    Wk: NDArray[Any],
+) -> dict[str, NDArray[Any] | None]:
+    """The matrices that make queries of the text and keys of the image.
+
+    Args:
+        weights, config, plan: as for `prepare`.
+        Wq, Wk: `[D, D]`.
+    """
+    D, H, d = config.embed_dim, config.num_heads, config.head_dim
+    Wi, bi = weights["image_proj.weight"], weights["image_proj.bias"]
+    Wt, bt = weights["text_proj.weight"], weights["text_proj.bias"]
+    b_in, null = weights["attention.in_proj_bias"], config.null_token
+    bq, bk = b_in[:D], b_in[D : 2 * D]
+    scale = 1 / math.sqrt(d)
+    formed: dict[str, NDArray[Any] | None] = {}
+    Q = (_product(Wq, Wt) if plan.fold_query else Wq) * scale
+    K = _product(Wk, Wi) if plan.fold_key else Wk
+    q_bias = (_product(Wq, bt) + bq) * scale
+    k_bias = _product(Wk, bi) + bk
+    if plan.scores == "key":
+        formed["query_heads"] = Q.reshape(H, d, -1)  # [H, d, Dt]
+        formed["query_bias"] = q_bias.reshape(H, d, 1)
+    else:
+        formed["query"] = Q
+        formed["query_bias"] = q_bias if plan.fold_query else bq * scale
+    if plan.scores == "query":
+        formed["key_heads"] = K.reshape(H, d, -1)  # [H, d, Di]
+        formed["key_bias"] = k_bias.reshape(H, d, 1) if null else None
+    else:
+        formed["key"] = K
+        formed["key_bias"] = k_bias if null else None
+    return formed
 
 
 def _input_matrices(
