@@ -180,6 +180,8 @@ def open_regular(name: str) -> BufferedReader:
     except FileNotFoundError:
         windows = os.sep == "/" and "\\" in name
         hint = ": its path holds backslashes, write it with /" if windows else ""
+        if name != name.strip() and os.path.exists(name.strip()):
+            hint = ": its path has spaces around it, and without them there is one"
         raise FeatureFileError(f"{name}: no such file{hint}") from None
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) == errno.ENXIO:  # a socket

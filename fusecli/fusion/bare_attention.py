@@ -32,19 +32,24 @@ def bare_prefix(file: FeatureFile, wanted: str | None) -> str | None:
     Returns:
         None if there is none, or several.
     """
-    keys = file.tensors
-    found = {key.removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)}
-    fits = [
-        prefix
-        for prefix in found
-        if prefix + "in_proj_weight" in keys or prefix + _OWN_WIDTHS[0] in keys
-    ]
+    fits = bare_prefixes(file)
     if wanted is not None:
         fits = [prefix for prefix in fits if prefix.removesuffix(".") == wanted.removesuffix(".")]
     if len(fits) != 1:
         return None
-    alone = wanted is not None or all(key.startswith(fits[0]) for key in keys)
+    alone = wanted is not None or all(key.startswith(fits[0]) for key in file.tensors)
     return fits[0] if alone else None
+
+
+def bare_prefixes(file: FeatureFile) -> list[str]:
+    """The prefixes under which a file holds an `nn.MultiheadAttention`."""
+    keys = file.tensors
+    found = {key.removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)}
+    return sorted(
+        prefix
+        for prefix in found
+        if prefix + "in_proj_weight" in keys or prefix + _OWN_WIDTHS[0] in keys
+    )
 
 
 def with_identity(file: FeatureFile, prefix: str) -> FeatureFile:

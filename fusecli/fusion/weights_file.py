@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.fusion.bare_attention import bare_prefix, with_identity
+from fusecli.fusion.bare_attention import bare_prefix, bare_prefixes, with_identity
 from fusecli.fusion.config import FusionConfig, shown
 from fusecli.records import record
 
@@ -237,7 +237,7 @@ def _prefix(file: FeatureFile, config: FusionConfig | None, wanted: str | None) 
     if not prefixes:
         raise WeightsError(
             f"{file.name}: expected the weights of one fusion, found no {anchors[0]}; there are "
-            f"{_listed(file)}"
+            f"{_listed(file)}{_remedy(file)}"
         )
     shown_prefixes = ", ".join(shortened(repr(prefix)) for prefix in prefixes[:12])
     if wanted is not None:
@@ -257,6 +257,21 @@ def _prefix(file: FeatureFile, config: FusionConfig | None, wanted: str | None) 
             f"{shown_prefixes}: choose one with --weights-prefix"
         )
     return prefixes[0]
+
+
+def _remedy(file: FeatureFile) -> str:
+    """What to do about the weights of other modules, as the end of a sentence."""
+    if bare := bare_prefixes(file):
+        return (
+            f"; --weights-prefix {bare[0].removesuffix('.')} takes the nn.MultiheadAttention of "
+            "that name alone"
+        )
+    if any(key.endswith("kernel") for key in file.tensors):
+        return "; kernel is what Flax and Keras call a weight, which torch stores transposed"
+    return (
+        "; fusecli's attention is the linear layers text_proj and image_proj and an "
+        "nn.MultiheadAttention called attention"
+    )
 
 
 def _listed(file: FeatureFile) -> str:

@@ -59,8 +59,10 @@ def test_of_several_modules_a_prefix_chooses_it(
 ) -> None:
     module, layer = attention(), nn.TransformerDecoderLayer(D, H, 64)
     state = {f"cross.{key}": value for key, value in module.state_dict().items()}
+    torch.save({**state, "head.weight": torch.ones(3, D)}, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert (done.code, "--weights-prefix cross takes the nn.Multihead" in done.err) == (1, True)
     torch.save({**state, **{f"layer.{k}": v for k, v in layer.state_dict().items()}}, "w.pt")
-    assert cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy").code == 1
     done = cli("fuse", "image.npy", "text.npy", "--weights-prefix", "cross", *OPTIONS, "out.npy")
     assert done.code == 0, done.err
     image, text = (side[None] for side in pair)

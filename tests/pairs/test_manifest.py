@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -499,3 +500,13 @@ def test_a_column_of_lists_in_parquet_says_what_is_expected(folder: Path) -> Non
     (pair,) = open_pairs(PairOptions(manifest="m.parquet"))
     assert pair.image_mask is not None
     assert pair.image_mask.file == "m.npy"
+
+
+def test_spaces_around_a_path_are_pointed_out(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.ones((3, 8), np.float32))
+    np.save("b.npy", np.ones((4, 8), np.float32))
+    (tmp_path / "m.csv").write_text("id,image,text\n1,a.npy, b.npy\n")
+    done = cli("batch", "--manifest", "m.csv", "-o", "out")
+    assert done.code != 0
+    assert " b.npy: no such file: its path has spaces around it" in done.err
