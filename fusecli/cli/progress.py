@@ -1,4 +1,4 @@
-"""What a running command tells: the person on stderr, a script on stdout."""
+"""What a running command prints: messages for people on stderr, results for scripts on stdout."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 
 from fusecli.errors import StdoutError, printable
 
-_PATIENCE = 1.0  # seconds before a bar appears: a short job needs none
+_PATIENCE = 1.0  # seconds before a progress bar appears; a short job has none
 _PLAIN_EVERY = 30.0  # seconds between lines where stderr is no terminal
 
 
 def print_path(path: str) -> None:
-    """The one line a script reads: the path's own bytes, whatever the locale.
+    """Print the path of a result as its own bytes, whatever the locale.
 
-    On a terminal, which would obey escape sequences in a file's name, they are escaped.
+    On a terminal, escape sequences in the name are escaped, because a terminal would obey them.
     """
     name = printable(path).encode() if sys.stdout.isatty() else os.fsencode(path)
     print_about(path, name + b"\n")
 
 
 def print_about(path: str, data: bytes) -> None:
-    """Print what a script reads about a file that has been written.
+    """Print to stdout what a script needs to know about a written file.
 
     Raises:
-        StdoutError: stdout cannot be written; it says that the file is there nevertheless.
+        StdoutError: stdout cannot be written; the message says that the file is complete.
     """
     try:
         sys.stdout.flush()
@@ -41,9 +41,9 @@ def print_about(path: str, data: bytes) -> None:
 
 
 class Progress:
-    """Notes, and for long jobs a bar with rate and time left.
+    """Prints notes, and for long jobs a progress bar with the rate and the time left.
 
-    Notes of a short job wait for its end: an error is to be the only line.
+    Notes of a short job are printed at its end, so that an error is the only line.
 
     Args:
         verb: what is being done.
@@ -58,7 +58,7 @@ class Progress:
         self._waiting: list[str] = []
 
     def tell(self, line: str) -> None:
-        """One line for people; with --quiet only a pair that failed is told."""
+        """Print one line for people; with --quiet only lines on failed pairs."""
         if self._quiet and line.startswith("failed:"):
             with self._whatever_stderr_does():
                 print(printable(line), file=sys.stderr, flush=True)
@@ -73,14 +73,14 @@ class Progress:
 
     @contextlib.contextmanager
     def _whatever_stderr_does(self) -> Iterator[None]:
-        """A closed terminal or a full disk behind stderr silences notes; the job goes on."""
+        """Ignore errors of stderr, such as a closed terminal: the job goes on without notes."""
         try:
             yield
         except OSError:
             self._quiet = True
 
     def update(self, done: int, total: int) -> None:
-        """So many of so many samples are done."""
+        """Show how many samples of how many are done."""
         now = time.monotonic()
         if self._quiet or now - self._began < _PATIENCE:
             return

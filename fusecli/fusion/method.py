@@ -44,11 +44,11 @@ class Way:
     """One row of `fusecli methods`: a method with some of its switches.
 
     Attributes:
-        patches: what the fused vector takes from the image tokens: their "mean", or all of them
-            "weighed" for each text token and head.
-        text: what of the text is in the result: "unchanged" (beside the image, or with the
-            image added), "projected", "times alpha", or "not kept" (it is only the query).
-        switches: that are on.
+        patches: how the image tokens enter the fused vector: as their "mean", or "weighed" for
+            each text token and head.
+        text: how the text is in the result: "unchanged" (beside the image, or with the image
+            added), "projected", "times alpha", or "not kept" (it is only the query).
+        switches: the switches that are on.
         projected: both sides are projected to D by `--dim`; None where the method has no
             `projected`.
     """
@@ -113,13 +113,13 @@ class Method(ABC):
 
     Attributes:
         name: as `--method` names it.
-        fields: of `FusionSettings`, which this method reads besides the widths; it refuses
-            the others.
-        required: those of `fields` that a weights file has to say.
-        engines: that can compute it.
+        fields: the fields of `FusionSettings` that this method reads besides the widths; it
+            refuses the others.
+        required: the `fields` that a weights file must hold.
+        engines: the engines that can compute it.
         gives_weights: it has attention weights, for `--attention` and `--plot`.
-        pools_context: it takes only the mean of the context side's real tokens, so that a trainer
-            may form the means once.
+        pools_context: of the context side it reads only the mean of the real tokens, so that a
+            trainer may compute the means once.
         ways: the rows it has in `fusecli methods`.
     """
 

@@ -19,20 +19,22 @@ def stream(
     write: Callable[[Made], None],
     workers: int = 1,
 ) -> None:
-    """Take every cut through the three steps.
+    """Read, compute and write every chunk.
 
-    Each worker reads a chunk and computes with it while it is still in its core's cache; what
-    they made is written here, in the order of the cuts. Only one of them reads at a time, in
-    order, so that a file or an archive is read from front to end. What is made and not yet
-    written never exceeds one chunk a worker and one more. The error of the first chunk that
-    has one ends the whole and is raised here.
+    Each worker reads a chunk and computes with it while it is still in its core's cache. The
+    calling thread writes the results, in the order of the cuts. Only one worker reads at a
+    time, in order, so that a file or an archive is read from front to end. At most one result
+    a worker, and one more, waits to be written.
 
     Args:
         cuts: start and stop of every chunk.
-        read: gives a chunk; what it gives must stay as it is until the same thread reads again.
-        compute: makes of it what is written, in memory of its own.
-        write: takes that.
+        read: returns a chunk; it must not change until the same thread reads again.
+        compute: returns the result of a chunk, in memory of its own.
+        write: writes a result.
         workers: chunks that are read or computed at the same time.
+
+    Raises:
+        Exception: the error of the first chunk that has one; later chunks are not written.
     """
     if len(cuts) == 1:  # a thread would cost more than it saves
         write(compute(*cuts[0], read(*cuts[0])))

@@ -39,9 +39,7 @@ from fusecli.maps.writer import ChunkMaps, MapSink
 from fusecli.records import record
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.parts import AttentionPart
-from fusecli.report.report import (
-    Report,
-)
+from fusecli.report.report import Report
 
 if TYPE_CHECKING:
     from fusecli.maps.view import AttentionView

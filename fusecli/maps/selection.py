@@ -1,6 +1,6 @@
-"""Decide what is drawn, before anything is computed.
+"""Decide what a picture shows, before anything is computed.
 
-The pair, its text tokens and their labels, and where image tokens are in the picture.
+That is: the pair, its text tokens and their labels, and the places of image tokens.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fusecli.maps.boxes import Boxes, boxes_of, find_boxes
 from fusecli.maps.token_labels import read_labels
 from fusecli.maps.writer import MapOptions
 
-MOST_ROWS = 512  # text tokens of one picture
-MOST_COLUMNS = 4096  # image tokens of one, where they lie in a row
-MOST_CELLS = 1 << 22  # weights of one
+MOST_ROWS = 512  # text tokens in a picture
+MOST_COLUMNS = 4096  # image tokens in a picture that shows them in a row
+MOST_CELLS = 1 << 22  # weights in a picture
 _SIDE_OF_GUESS = 2  # the smallest square that is taken for a grid
 
 

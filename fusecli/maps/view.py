@@ -1,11 +1,11 @@
-"""One pair's attention made ready to be looked at: which rows, which words, on which scale.
+"""One pair's attention weights, prepared for a picture: its rows, its words and its scale.
 
-What is drawn is the weight in multiples of the uniform one: 1 is what every image token gets
-where the text makes no difference. The scale starts at 0 and spans at least four times the
-uniform weight, so that attention which is nearly uniform looks uniform; a scale from the least
-to the largest weight would make a pattern of any noise. It goes by the square root, in which
-distances between distributions are even (Hellinger's), so that one weight of sixty times the
-uniform one leaves the others readable.
+A picture shows weights in multiples of the uniform weight: 1 is what every image token gets
+where the text makes no difference. The scale starts at 0 and ends at four times the uniform
+weight or above, so that nearly uniform attention looks uniform. A scale from the smallest to
+the largest weight would turn noise into a pattern. Colours follow the square root of the
+weight, as the Hellinger distance does: the other weights stay readable beside one that is
+sixty times the uniform weight.
 """
 
 from __future__ import annotations
