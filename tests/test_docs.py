@@ -110,6 +110,7 @@ def test_every_key_of_a_batch_s_summary_is_in_its_page():
         assert f"`{key}`" in table
 
 
+@pytest.mark.slow
 def test_the_picture_s_module_can_be_trained(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import train_sample

@@ -112,6 +112,7 @@ def test_one_that_changed_is_fused_again_and_what_was_assumed_is_told(cli: Calla
     np.testing.assert_allclose(np.load("out/p2.npy"), fused(cli, 2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(cli: Callable) -> None:
     manifest(
         "image", "text", "attention_mask", row=lambda n: (f"i{n}.npy", f"t{n}.npy", f"m{n}.npy")

@@ -62,6 +62,7 @@ def test_several_tensors_of_other_methods_are_what_fuse_gives(cli, pairs, method
     }
 
 
+@pytest.mark.slow
 def test_a_transformer_and_the_image_as_the_side_that_asks(cli, pairs):
     for more in (["--method", "transformer", "--layers", "1"], ["--direction", "image"]):
         out = f"out{len(more)}"
@@ -151,6 +152,7 @@ def test_an_output_that_overrules_or_does_not_count_is_said(cli, pairs, more, sa
     assert (said or "") in done.err
 
 
+@pytest.mark.slow
 def test_packs_hold_every_pair_under_its_id(cli, pairs):
     assert cli("batch", "images", "texts", "-o", "plain").code == 0
     done = cli("batch", "images", "texts", "-o", "out", "--pack", "--shard-size", "8k", "--json")

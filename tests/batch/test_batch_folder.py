@@ -16,6 +16,7 @@ from tests.batch.runs import COUNT, names
 from tests.batches import DI, DT, journal, outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

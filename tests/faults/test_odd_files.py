@@ -20,6 +20,8 @@ from fusecli.batch.store import files
 from tests.conftest import Outcome
 from tests.faults.running import run
 
+pytestmark = pytest.mark.slow
+
 FUSE = ("fuse", "image.npy", "text.npy", "-q", "--dim", "8")
 PLOT = (*FUSE, "-o", "o.npy", "--plot", "p.png", "--grid", "2x2")
 BATCH = ("batch", "images", "texts", "-q", "--workers", "1", "--dim", "8")

@@ -269,6 +269,7 @@ def test_folder_without_shards_is_refused(folder: Path) -> None:
 KEYS = st.sets(st.sampled_from([f"{n:02}" for n in range(24)]), min_size=1)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
