@@ -26,15 +26,26 @@ _CONNECTING = 10.0  # seconds to reach an address
 _WITNESS = """
 import os, shutil, signal, sys, time
 
-def kill_left(mark):
+def is_ours(name, logs, mark):
+    with open(f"/proc/{name}/environ", "rb") as file:
+        if mark.encode() in file.read().split(b"\\0"):
+            return True
+    # A process of Ray that gives itself a title writes it over its environment.
+    for number in os.listdir(f"/proc/{name}/fd"):
+        try:
+            if os.readlink(f"/proc/{name}/fd/{number}").startswith(logs + os.sep):
+                return True
+        except OSError:
+            pass
+    return False
+
+def kill_left(logs, mark):
     left = 0
     for name in os.listdir("/proc") if mark and os.path.isdir("/proc") else []:
         try:
-            if name.isdigit() and int(name) != os.getpid():
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if mark.encode() in file.read().split(b"\\0"):
-                        left += 1
-                        os.kill(int(name), signal.SIGKILL)
+            if name.isdigit() and int(name) != os.getpid() and is_ours(name, logs, mark):
+                left += 1
+                os.kill(int(name), signal.SIGKILL)
         except OSError:
             pass
     return left
@@ -44,7 +55,7 @@ if not sys.stdin.read():
           "or by a kill; the same command goes on", file=sys.stderr, flush=True)
     clean = 0
     for _ in range(300):  # a process may be on its way to start another one
-        left = kill_left(sys.argv[2])
+        left = kill_left(sys.argv[1], sys.argv[2])
         shutil.rmtree(sys.argv[1], ignore_errors=True)
         clean = 0 if left or os.path.exists(sys.argv[1]) else clean + 1
         if clean == 3:
