@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fusecli.errors import FeatureFileError, UsageError, WeightsError, counted, shortened
-from fusecli.fusion.bare_attention import bare_note
 from fusecli.fusion.config import FusionConfig, option_of, refuse_foreign
 from fusecli.fusion.literals import MethodName
 from fusecli.fusion.method import Method, Recognised
@@ -53,6 +52,8 @@ class StoredModule:
         """
         notes = []
         if self.bare:
+            from fusecli.fusion.bare_attention import bare_note
+
             notes.append(bare_note(file, self.config.embed_dim))
         if self.zero_biases:
             notes.append(f"{file}: has no {', '.join(self.zero_biases)}: taken as zero")

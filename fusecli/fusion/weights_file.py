@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, WeightsError, shortened
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.fusion.bare_attention import bare_prefix, bare_prefixes, with_identity
 from fusecli.fusion.config import FusionConfig, shown
 from fusecli.records import record
 
@@ -180,9 +179,12 @@ def weights_in(file: FeatureFile, prefix: str | None = None) -> WeightsFile:
             raise WeightsError(
                 f"{name}: its fusecli metadata is of a {config.method} without weights"
             )
-    bare = None if config is not None or _has_anchor(file) else bare_prefix(file, prefix)
-    if bare is not None:
-        return WeightsFile(with_identity(file, bare), bare, None, None, bare=True)
+    if config is None and not _has_anchor(file):
+        from fusecli.fusion.bare_attention import bare_prefix, with_identity
+
+        bare = bare_prefix(file, prefix)
+        if bare is not None:
+            return WeightsFile(with_identity(file, bare), bare, None, None, bare=True)
     return WeightsFile(file, _prefix(file, config, prefix), config, seed)
 
 
@@ -261,6 +263,8 @@ def _prefix(file: FeatureFile, config: FusionConfig | None, wanted: str | None) 
 
 def _remedy(file: FeatureFile) -> str:
     """What to do about the weights of other modules, as the end of a sentence."""
+    from fusecli.fusion.bare_attention import bare_prefixes
+
     if bare := bare_prefixes(file):
         return (
             f"; --weights-prefix {bare[0].removesuffix('.')} takes the nn.MultiheadAttention of "
