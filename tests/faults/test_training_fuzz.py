@@ -50,6 +50,7 @@ def test_models_of_a_finished_run(folder_of_run: Path, name: str) -> None:
         assert (sorted(os.listdir("run")), sorted(os.listdir("run/models"))) == inside
 
 
+@pytest.mark.slow
 def test_what_a_run_was_begun_with(folder_of_run: Path) -> None:
     record = Path("run/run.json")
     data, chance = record.read_bytes(), random.Random("run.json")

@@ -98,6 +98,7 @@ def test_forward_returns_one_tensor_with_the_text_s_shape():
     assert fused.shape == (5, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("P", [1, 4])
 def test_state_dict_loads_both_ways(P):
     image, text = features(P, 24), features(6, 24, seed=1)

@@ -116,6 +116,7 @@ def test_a_run_is_never_written_among_the_features(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_part_of_one_class_has_no_auc_and_says_so():
     from fusecli.training.calibration import Calibration
     from fusecli.training.flat import flatten
