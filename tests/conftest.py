@@ -34,11 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import a file of which every test is slow, where slow tests are left out."""
-    if collection_path.suffix != ".py" or "not slow" not in config.option.markexpr:
+    """Do not even import a file of which every test has a mark that is left out."""
+    left_out = [mark for mark in ("slow", "ray") if f"not {mark}" in config.option.markexpr]
+    if collection_path.suffix != ".py" or not left_out:
         return None
     lines = collection_path.read_text(encoding="utf-8").splitlines()
-    marks = {"pytestmark = pytest.mark.slow", "pytestmark = pytest.mark.ray"}
+    marks = {f"pytestmark = pytest.mark.{mark}" for mark in left_out}
     return True if marks.intersection(lines) else None
 
 
