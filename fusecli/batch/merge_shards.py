@@ -19,6 +19,9 @@ from fusecli.features.protected import ProtectedFiles
 
 Tell = Callable[[str], None]
 
+_RUN = "run fusecli batch with them again"  # a merge computes nothing
+_NOW = "this run does those again that are among its own"
+
 
 def merge(output: str, tell: Tell = lambda line: None) -> Summary:
     """Write the index of packs over all shards of a run, and count what is finished.
@@ -49,7 +52,7 @@ def merge(output: str, tell: Tell = lambda line: None) -> Summary:
         journals = folder.own_journals
         history = PreviousResults(folder.root, journals, is_there, folder.spec)
         summary.skipped, summary.failed_before = history.done, history.failed
-        for line in [*damaged_lines(folder, history), *_unfinished(folder, journals)]:
+        for line in [*damaged_lines(folder, history, _RUN), *_unfinished(folder, journals)]:
             tell(line)
         if history.missing:
             tell(
@@ -77,18 +80,26 @@ def _unfinished(folder: OutputFolder, journals: list[str]) -> Iterator[str]:
             )
 
 
-def damaged_lines(folder: OutputFolder, history: PreviousResults) -> Iterator[str]:
-    """A warning for every journal with lines that are damaged, or of a run with other options."""
+def damaged_lines(
+    folder: OutputFolder, history: PreviousResults, then: str = _NOW
+) -> Iterator[str]:
+    """A warning for every journal with lines that are damaged, or of a run with other options.
+
+    Args:
+        folder: the output folder.
+        history: what its journals say.
+        then: what becomes of pairs that have no other line.
+    """
     for name, lines in history.damaged.items():
         first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
         yield (
             f"warning: {folder.inside(name)}: {len(lines):,} damaged "
             f"{'line' if len(lines) == 1 else 'lines'} ({first}) not used; pairs that no other "
-            "line names are done again"
+            f"line names: {then}"
         )
     for name, count in history.foreign.items():
         yield (
             f"warning: {folder.inside(name)}: {counted(count, 'line')} of a run with other options "
             "than run.json says, as in two output folders that were copied together: not used; "
-            "the same command does these pairs again"
+            f"pairs that no other line names: {then}"
         )

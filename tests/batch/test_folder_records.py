@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from fusecli.batch import BatchOptions, Shard, run_batch
 from fusecli.batch.store import safe_folder
+from fusecli.batch.store.run_record import spec_of
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.worker import Fuser
 from fusecli.errors import FuseError, OutputError
@@ -383,12 +384,15 @@ def test_folders_of_other_options_that_were_put_together_are_no_run(cli, pairs, 
     merged = cli("batch", "--merge", "-o", "out")
     said = "journal-2-of-2.jsonl: 3 lines of a run with other options than run.json says"
     assert said in merged.err
+    assert "run fusecli batch with them again" in merged.err
+    assert "this run" not in merged.err
     assert "0 done, 6 skipped" in merged.err
     if pack:
         assert len(json.loads(Path(INDEX).read_text())["weight_map"]) == 6
     again = cli(*[a for a in shared if a != "-q"], "-o", "out", "--shard", "2/2")
     assert again.code == 0
     assert said in again.err
+    assert "this run does those again that are among its own" in again.err
     assert "3 done" in again.err
     if pack:
         assert len(json.loads(Path(INDEX).read_text())["weight_map"]) == 9
@@ -396,3 +400,22 @@ def test_folders_of_other_options_that_were_put_together_are_no_run(cli, pairs, 
         assert outputs(Path("out")) == expected
     done = cli(*[a for a in shared if a != "-q"], "-o", "out")
     assert "0 done, 9 skipped" in done.err
+    # What has been done again since is no reason to warn in every later run.
+    assert "other options" not in done.err + cli("batch", "--merge", "-o", "out").err
+
+
+def test_shards_of_machines_with_other_core_counts_are_one_run(cli, pairs):
+    shared = ("batch", "images", "texts", "-o", "out")
+    assert cli(*shared).code == 0
+    path = Path("out/run.json")
+    record = json.loads(path.read_text())
+    spec = spec_of(path.read_bytes())
+    record["chosen_for"]["N"] -= 1
+    record["computing"]["threads"] = 12345
+    path.write_text(json.dumps(record))
+    assert spec_of(path.read_bytes()) == spec
+    done = cli("batch", "--merge", "-o", "out")
+    assert "other options" not in done.err
+    assert "0 done, 9 skipped" in done.err
+    record["result"]["direction"] = "both"
+    assert spec_of(json.dumps(record).encode()) != spec

@@ -51,7 +51,8 @@ class PreviousResults:
 
     Attributes:
         damaged: numbers of the lines of each journal that are damaged, where there are any.
-        foreign: how many lines of each journal are of a run with other options, likewise.
+        foreign: for each journal that has any, how many of its lines are of a run with other
+            options and name a pair of which no usable line is left.
         last_run: the highest number of a run.
 
     Raises:
@@ -66,14 +67,14 @@ class PreviousResults:
         spec: int = 0,
     ) -> None:
         self.damaged: dict[str, list[int]] = {}
-        self.foreign: dict[str, int] = {}
+        foreign: dict[str, array[int]] = {}
         ids, versions, sources, contents = array("Q"), array("Q"), array("Q"), array("Q")
         states, sizes, runs = array("B"), array("Q"), array("Q")
         for name in journals:
             damaged: list[int] = []
             for entry in read_entries(folder, name, damaged):
                 if spec and entry.spec not in (0, spec):
-                    self.foreign[name] = self.foreign.get(name, 0) + 1
+                    foreign.setdefault(name, array("Q")).append(fingerprint(entry.id))
                     continue
                 ids.append(fingerprint(entry.id))
                 versions.append(fingerprint(entry.id, entry.stamps))
@@ -100,6 +101,9 @@ class PreviousResults:
         self._states = np.array(states, np.uint8)[kept]
         self._sizes = np.array(sizes, np.uint64)[kept]
         self._seen = np.zeros(len(kept), bool)
+        usable = self._ids[self._states != _MISSING]
+        lost = {name: ~np.isin(np.array(lines), usable) for name, lines in foreign.items()}
+        self.foreign = {name: int(each.sum()) for name, each in lost.items() if each.any()}
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -21,6 +21,7 @@ from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool
 RECORD = "run.json"
 LARGEST_RECORD = 1 << 20  # bytes
 _LARGEST_NUMBER = 1 << 48
+_NOT_THE_RUN = ("format", "fusecli", "chosen_for")  # see `spec_of`
 
 
 _T = TypeVar("_T")
@@ -128,7 +129,9 @@ class RunRecord:
 def spec_of(content: bytes) -> int:
     """64 bits that tell records apart, whatever wrote them and however they are laid out.
 
-    What stands in the file counts, and not what a later version adds to it.
+    What stands in the file counts, and not what a later version adds to it. What the first shard
+    found, how many pairs there are and how many threads its machine has, makes no other run: shards
+    that were computed on several machines can be put together.
 
     Args:
         content: of the file. What is no object of JSON gives 0.
@@ -137,7 +140,9 @@ def spec_of(content: bytes) -> int:
         data = json.loads(content)
         if type(data) is not dict or not data:
             return 0
-        kept = {name: value for name, value in data.items() if name not in ("format", "fusecli")}
+        kept = {name: value for name, value in data.items() if name not in _NOT_THE_RUN}
+        if type(computing := kept.get("computing")) is dict:
+            kept["computing"] = {k: v for k, v in computing.items() if k != "threads"}
         return fingerprint(json.dumps(kept, sort_keys=True)) or 1
     except (ValueError, RecursionError):
         return 0
