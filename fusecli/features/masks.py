@@ -185,7 +185,9 @@ def _mask_of_its_name(
         It, also where its shape does not fit: then reading it is an error. None if there is none.
     """
     for key in named:
-        if not (key.startswith(features) and key[len(features)] in _SEPARATORS):
+        if key == features or not key.startswith(features):
+            continue  # features of the user's choice may be called a mask
+        if key[len(features)] not in _SEPARATORS:
             continue
         meaning, stored = mask_meaning(key), file.tensors[key]
         if meaning is None or meaning.side not in (axes.side, None) or axes.tokens == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.mask_names import ends_in_word, mask_meaning, owner_named
@@ -23,21 +24,52 @@ def companions(file: str, keys: list[str]) -> frozenset[str]:
     """
     named = [key for key in keys if ends_in_word(key)]
     masks = [key for key in named if mask_meaning(key) is not None]
-    found: set[str] = set()
-    if masks:
-        owners = {owner for owner, dot, _ in (key.rpartition(".") for key in keys) if dot}
-        owners.update(keys)
-        found.update(key for key in masks if owner_named(key) in owners)
-    of_all = [key for key in masks if not owner_named(key)]
+    owned: dict[str, list[str]] = {}
+    for key in masks:
+        owned.setdefault(owner_named(key), []).append(key)
+    of_all = owned.pop("", [])
+    owners = _owners(keys, owned) if owned else {}
     scales = any(map(is_scale_name, named))
-    if of_all or scales:
+    found: set[str] = set()
+    if owners or of_all or scales:
         with open_features(file) as opened:
+            for name, features in owners.items():
+                shapes = [opened.shape_of(key) for key in features]
+                found.update(key for key in owned[name] if _belongs(opened.shape_of(key), shapes))
             if scales:
                 found |= keys_of_scales(opened)
             if of_all:
                 tokens = _token_counts(opened, keys)
                 found.update(key for key in of_all if _marks(opened, key, tokens))
     return frozenset(found)
+
+
+def _owners(keys: list[str], owned: Container[str]) -> dict[str, list[str]]:
+    """The features that masks are named after: the key itself, or those of one dict."""
+    owners: dict[str, list[str]] = {}
+    for key in keys:
+        if key in owned:
+            owners.setdefault(key, []).append(key)
+        nest = key.rpartition(".")[0]
+        if nest in owned and mask_meaning(key) is None:
+            owners.setdefault(nest, []).append(key)
+    return owners
+
+
+def _belongs(shape: tuple[int, ...], owners: list[tuple[int, ...]]) -> bool:
+    """Whether what is named after features can be their mask by its shape.
+
+    `ski_mask` may be the id of another pair, beside `ski`: then it has tokens and a width as well,
+    and not to fuse it would go unnoticed. One row of marks counts, also where it is too long or
+    too short: it is refused with its features.
+    """
+    size, flat = math.prod(shape), sum(length != 1 for length in shape) <= 1
+    for owner in owners:
+        tokens = math.prod(owner[:-1])
+        map_first = len(owner) > len(shape) > 1 and shape == owner[:-3] + owner[-2:]
+        if size == tokens or (flat and tokens > 1) or map_first:
+            return True
+    return False
 
 
 def _token_counts(file: FeatureFile, keys: list[str]) -> set[int]:

@@ -52,6 +52,12 @@ def test_what_has_no_tokens_owns_no_mask(tmp_path, beside):
     assert found == [True] * 5 + [False] * 4
 
 
+@pytest.mark.parametrize(("beside", "real"), [({}, TOKENS), ({"ski_mask_mask": marks(4)}, 4)])
+def test_chosen_features_may_be_called_a_mask(tmp_path, beside, real):
+    found = real_rows(tmp_path, "ski_mask", {"ski": rows(2), "ski_mask": rows(1), **beside})
+    assert found == [True] * real + [False] * (TOKENS - real)
+
+
 def real_rows(folder, key: str, tensors: dict[str, np.ndarray]) -> list[bool]:
     """Which rows of the text are fused, and not zero as those of padding are."""
     np.savez(folder / "text.npz", **tensors)

@@ -381,6 +381,33 @@ def test_masks_of_both_sides_are_no_pair(mask: str, folder: Path, cli: Callable)
     np.testing.assert_allclose(np.load("out/a.npy"), np.load("a.npy"), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(6, 48), (48,), (2, 6, 48), (1, 6, 48)])
+@pytest.mark.parametrize("mask", ["ski_mask", "ski.mask"])
+def test_an_id_that_reads_as_the_mask_of_another_is_a_pair(
+    shape: tuple[int, ...], mask: str, folder: Path
+) -> None:
+    for side in ("images", "texts"):
+        save_file(dict.fromkeys(("ski", mask), np.ones(shape, np.float32)), f"{side}.safetensors")
+    source = opened("images.safetensors", "texts.safetensors")
+    assert ids(source) == sorted(("ski", mask))
+    assert source.unmatched.counts == {}
+
+
+@pytest.mark.parametrize(
+    ("features", "marks"),
+    [((6, 48), (6,)), ((6, 48), (5,)), ((2, 6, 48), (2, 1, 1, 6)), ((48, 3, 4), (3, 4)),
+     ((6, 48), ()), ((3, 4, 48), (12,)), ((1, 6, 48), (1, 6))],
+)  # fmt: skip
+@pytest.mark.parametrize("mask", ["ski_mask", "ski.mask"])
+def test_what_has_the_shape_of_a_mask_is_no_pair(
+    features: tuple[int, ...], marks: tuple[int, ...], mask: str, folder: Path
+) -> None:
+    tensors = {"ski": np.ones(features, np.float32), mask: np.ones(marks, np.float32)}
+    for side in ("images", "texts"):
+        save_file(tensors, f"{side}.safetensors")
+    assert ids(opened("images.safetensors", "texts.safetensors")) == ["ski"]
+
+
 def test_a_scale_that_nothing_is_dequantized_with_is_named(folder: Path, cli: Callable) -> None:
     save_file({"a": np.ones((6, 48), np.float32), "a.scale": np.ones(1)}, "images.safetensors")
     save_file({"a": np.ones((7, 32), np.float32), "lengths": np.ones(9)}, "texts.safetensors")
