@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from safetensors.numpy import load_file
 
 from fusecli.batch import BatchOptions, Shard, run_batch
 from fusecli.batch.store import safe_folder
-from fusecli.batch.store.run_record import spec_of
+from fusecli.batch.store.run_record import RunRecord, _option, spec_of
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.worker import Fuser
 from fusecli.errors import FuseError, OutputError
@@ -402,6 +405,22 @@ def test_folders_of_other_options_that_were_put_together_are_no_run(cli, pairs, 
     assert "0 done, 9 skipped" in done.err
     # What has been done again since is no reason to warn in every later run.
     assert "other options" not in done.err + cli("batch", "--merge", "-o", "out").err
+
+
+def test_what_differs_from_an_earlier_run_is_named_by_options_that_there_are(cli):
+    there = set(re.findall(r"--[a-z][a-z-]*", cli("batch", "--help").out))
+    parts = get_type_hints(RunRecord)
+    names = [
+        f"{part}.{field.name}"
+        for part, kind in parts.items()
+        if is_dataclass(kind)
+        for field in fields(kind)
+    ]
+    assert len(names) > 30
+    said = {name: _option(name) for name in names}
+    assert [o for o in said.values() if o.startswith("--") and o.split()[0] not in there] == []
+    assert said["module.text_dim"] == "width of the text features"
+    assert said["module.embed_dim"] == "--dim"
 
 
 def test_shards_of_machines_with_other_core_counts_are_one_run(cli, pairs):

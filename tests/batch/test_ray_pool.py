@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from fusecli.batch import BatchOptions, RayOptions
 from fusecli.batch.pair_features import Result
 from fusecli.batch.ray import actor
 from fusecli.batch.ray import pool as on_ray
-from fusecli.batch.ray.cluster import worker_count
+from fusecli.batch.ray.cluster import _WITNESS, worker_count
 from fusecli.batch.resolve import resolve
 from fusecli.batch.worker import Fuser
 from fusecli.cli.main import _with_values
@@ -41,6 +42,36 @@ def test_missing_ray_names_the_extra(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: --ray needs Ray: pip install '.[ray]' in a clone of fusecli\n"
     assert not os.path.exists("out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are looked up in /proc")
+def test_witness_ends_who_writes_rays_logs_and_not_who_reads_them(folder: Path) -> None:
+    os.mkdir("real")
+    os.symlink("real", "link")  # as a TMPDIR may be
+    logs = folder / "link" / "fray-1"
+    logs.mkdir()
+    code = "import sys, time; f = open(sys.argv[1], sys.argv[2]); print(flush=True); time.sleep(60)"
+    log = str(logs / "raylet.out")
+    opened = [
+        subprocess.Popen([sys.executable, "-c", code, log, mode], stdout=subprocess.PIPE)
+        for mode in ("a", "a+")
+    ]
+    for process in opened:
+        assert process.stdout is not None
+        process.stdout.readline()
+    reader = subprocess.Popen([sys.executable, "-c", code, log, "r"], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    try:
+        command = [sys.executable, "-IS", "-c", _WITNESS, str(logs), "NO_PROCESS_HAS=this"]
+        subprocess.run(command, input=b"", stderr=subprocess.DEVNULL, check=True, timeout=50)
+        assert [process.wait(5) for process in opened] == [-signal.SIGKILL] * 2
+        assert reader.poll() is None
+        assert not logs.exists()
+    finally:
+        for process in (*opened, reader):
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize(

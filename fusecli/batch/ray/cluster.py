@@ -27,20 +27,27 @@ _WITNESS = """
 import os, shutil, signal, sys, time
 
 def is_ours(name, logs, mark):
+    if os.stat(f"/proc/{name}").st_uid != os.getuid():
+        return False
     with open(f"/proc/{name}/environ", "rb") as file:
         if mark.encode() in file.read().split(b"\\0"):
             return True
-    # A process of Ray that gives itself a title writes it over its environment.
+    # A process of Ray that gives itself a title writes it over its environment. It writes a log;
+    # who only reads one, as tail or an editor does, is somebody else.
     for number in os.listdir(f"/proc/{name}/fd"):
         try:
-            if os.readlink(f"/proc/{name}/fd/{number}").startswith(logs + os.sep):
+            if not os.readlink(f"/proc/{name}/fd/{number}").startswith(logs + os.sep):
+                continue
+            with open(f"/proc/{name}/fdinfo/{number}") as file:
+                flags = next(line.split()[1] for line in file if line.startswith("flags:"))
+            if int(flags, 8) & (os.O_WRONLY | os.O_RDWR):
                 return True
         except OSError:
             pass
     return False
 
 def kill_left(logs, mark):
-    left = 0
+    left, logs = 0, os.path.realpath(logs)  # as the system names open files
     for name in os.listdir("/proc") if mark and os.path.isdir("/proc") else []:
         try:
             if name.isdigit() and int(name) != os.getpid() and is_ours(name, logs, mark):

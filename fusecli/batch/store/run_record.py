@@ -246,6 +246,10 @@ def _flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 _OPTIONS = {
+    # The features and the weights decide these: no option does.
+    "module.image_dim": "width of the image features",
+    "module.text_dim": "width of the text features",
+    "module.context_dim": "width of the image in the weights",
     "weights.sha256": "--weights (sha256 of the file)",
     "weights.prefix": "--weights-prefix",
     "result.dtype": "--out-dtype",
@@ -258,7 +262,7 @@ _OPTIONS = {
 
 
 def _option(name: str) -> str:
-    """The option of `batch` that sets a value of the record, for messages."""
+    """The option of `batch` that sets a value of the record, or what it is, for messages."""
     return _OPTIONS.get(name) or option_of(name.partition(".")[2])
 
 
