@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,8 +32,8 @@ from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
 from fusecli.training.stored import Member
-from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION, MODELS, model_names
-from fusecli.training.sums import file_sum
+from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION
+from fusecli.training.sums import MODELS, file_sum, model_names, models_of
 
 CHECKPOINTS = "checkpoints"
 _VERSION = 1
@@ -105,16 +105,7 @@ class RunFolder:
             except (OSError, ValueError):
                 continue
             inputs.check(path)
-            folder = os.path.basename(path) in (MODELS, CHECKPOINTS)
-            expected = "folder" if folder else "file"
-            if stat.S_ISLNK(status.st_mode):
-                raise OutputError(
-                    f"{path}: is a link, which is not followed in a run's folder; expected a "
-                    f"{expected}: remove it"
-                )
-            if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
-                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-                raise OutputError(f"{path}: is {kind}; expected a {expected}: remove it")
+            _refuse_odd(path, status.st_mode)
 
     def begin(self, resume: bool = False, force: bool = False) -> bool:
         """Make the folder, or find the run that is to go on.
@@ -175,8 +166,7 @@ class RunFolder:
         Raises:
             FuseError: one of them cannot be read.
         """
-        files = [RUN_WEIGHTS, *names]
-        files += [os.path.join(MODELS, name) for name in model_names(self.path / MODELS)]
+        files = [RUN_WEIGHTS, *names, *models_of(self.path)]
         return {name: file_sum(str(self.path / name)) for name in files}
 
     def finish(self) -> None:
@@ -189,7 +179,9 @@ class RunFolder:
         head: Mapping[str, Any],
         calibrations: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Write `weights.safetensors` and `models/`.
+        """Write `weights.safetensors` and `models/`, and delete other models there.
+
+        One that another run has left would be taken for a model of this one.
 
         Args:
             fitted: the lines of the table, "fusion" among them.
@@ -197,9 +189,10 @@ class RunFolder:
             calibrations: temperature and thresholds by the model's name; plain data.
 
         Raises:
-            OutputError: a file cannot be written.
+            OutputError: a file cannot be written, or a link or a folder stands in its place.
         """
         (self.path / MODELS).mkdir(exist_ok=True)
+        written = set()
         for model in fitted:
             calibration = dict(calibrations.get(model.name, {}))
             for number, member in enumerate(model.members):
@@ -209,11 +202,27 @@ class RunFolder:
                 else:
                     name = file_name(model.name, number)
                     _write(self.path / MODELS / name, _tensors(member), {MODEL_KEY: meta})
+                    written.add(name)
             if model.constant is not None:
                 meta = {"name": model.name, "variant": model.info.variant}
                 meta["calibration"] = calibration
-                path = self.path / MODELS / file_name(model.name, 0)
-                _write(path, {"constant": model.constant}, {MODEL_KEY: meta})
+                name = file_name(model.name, 0)
+                _write(self.path / MODELS / name, {"constant": model.constant}, {MODEL_KEY: meta})
+                written.add(name)
+        self._delete_models_except(written)
+
+    def _delete_models_except(self, written: Collection[str]) -> None:
+        folder = self.path / MODELS
+        _refuse_odd(str(folder), os.lstat(folder).st_mode)  # hours after `check`
+        for name in model_names(folder):
+            path = folder / name
+            if name in written:
+                continue
+            _refuse_odd(str(path), os.lstat(path).st_mode)
+            try:
+                path.unlink()
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be deleted: {error.strerror}") from None
 
     def _save_weights(self, member: Member, meta: Mapping[str, Any]) -> None:
         tensors = {n.removeprefix("fusion."): a for n, a in member.arrays.items()}
@@ -256,6 +265,22 @@ def files_of_run(path: str, results: Sequence[str] = ()) -> ProtectedFiles:
         results: names of files in it besides weights, models and record.
     """
     return ProtectedFiles(lambda: _paths(path, results))
+
+
+def _refuse_odd(path: str, mode: int) -> None:
+    """Raises:
+    OutputError: something else stands where a file or a folder of the run has its place.
+    """
+    folder = os.path.basename(path) in (MODELS, CHECKPOINTS)
+    expected = "folder" if folder else "file"
+    if stat.S_ISLNK(mode):
+        raise OutputError(
+            f"{path}: is a link, which is not followed in a run's folder; expected a "
+            f"{expected}: remove it"
+        )
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise OutputError(f"{path}: is {kind}; expected a {expected}: remove it")
 
 
 def _paths(folder: str, results: Sequence[str]) -> list[str]:

@@ -28,9 +28,8 @@ from fusecli.training.examples import ChannelStatistics
 from fusecli.training.results import ORDER
 from fusecli.training.standardise import unit_statistics
 from fusecli.training.stored import Member, StoredModel
-from fusecli.training.sums import Sums, check_sum, sums_of_run
+from fusecli.training.sums import MODELS, Sums, check_sum, models_of, sums_of_run
 
-MODELS = "models"  # the folder of the other models
 HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
 MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models
 # Of both. 1: every line of the table is its own networks alone; 2: other lines may count in it.
@@ -79,7 +78,7 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
     members: dict[str, dict[int, Member]] = {"fusion": {0: fusion}}
     constants: dict[str, NDArray[np.float32]] = {}
     about: dict[str, dict[str, Any]] = {"fusion": head}
-    inner = [os.path.join(MODELS, name) for name in model_names(os.path.join(path, MODELS))]
+    inner = models_of(path)
     gone = sorted(name for name in sums or () if name.startswith(MODELS) and name not in inner)
     if gone:
         raise _damaged(os.path.join(path, gone[0]), "no such file, and the run has written it")
@@ -134,19 +133,6 @@ def _blend(path: str, about: Mapping[str, Any], name: str) -> Blend | None:
     if any(type(n) not in (int, float) or not 0 < n < _LARGEST_NUMBER for n in numbers):
         raise _damaged(path, f"what counts in {name!r} is not above 0")
     return Blend(shares, factors)
-
-
-def model_names(folder: str | os.PathLike[str]) -> list[str]:
-    """The files of the models in the folder `models/` of a run.
-
-    Raises:
-        FeatureFileError: it cannot be listed.
-    """
-    try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
-    except OSError as error:
-        raise FeatureFileError(f"{folder}: cannot be listed: {error.strerror}") from None
-    return [name for name in names if not name.startswith(".")]
 
 
 def _damaged(path: str, why: str) -> FeatureFileError:

@@ -15,10 +15,33 @@ from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.file import open_regular
 
 METRICS = "metrics.json"
+MODELS = "models"  # the folder of the other models
 SUMS_KEY = "files"
 LARGEST_METRICS = 1 << 26  # bytes
 
 Sums = Mapping[str, str]
+
+
+def model_names(folder: str | os.PathLike[str]) -> list[str]:
+    """The files of the models in the folder `models/` of a run.
+
+    Raises:
+        FeatureFileError: it cannot be listed.
+    """
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    except OSError as error:
+        raise FeatureFileError(f"{folder}: cannot be listed: {error.strerror}") from None
+    return [name for name in names if not name.startswith(".")]
+
+
+def models_of(path: str | os.PathLike[str]) -> list[str]:
+    """The same by their paths in the run's folder, with "/" on every system: a run is copied.
+
+    Raises:
+        FeatureFileError: the folder of the models cannot be listed.
+    """
+    return [f"{MODELS}/{name}" for name in model_names(os.path.join(path, MODELS))]
 
 
 def file_sum(path: str) -> str:
@@ -76,10 +99,17 @@ def check_sum(sums: Sums | None, folder: str, name: str, found: str) -> None:
 
 
 def are_whole(path: str) -> bool:
-    """Whether the files of a run are those that it has written, as far as it says."""
+    """Whether the files of a run are those that it has written, as far as it says.
+
+    A model more is none of them: the run would be refused with it, and nobody would mend it.
+    """
     try:
         sums = sums_of_run(path)
-        return all(file_sum(os.path.join(path, n)) == text for n, text in (sums or {}).items())
+        if sums is None:
+            return True
+        if set(models_of(path)) != {name for name in sums if name.startswith(f"{MODELS}/")}:
+            return False
+        return all(file_sum(os.path.join(path, n)) == text for n, text in sums.items())
     except (FuseError, OSError, ValueError):
         return False
 

@@ -63,6 +63,7 @@ def test_model_that_is_gone_or_of_nobody_is_refused(folder_of_run: Path) -> None
     shutil.copy("run/models/additive.safetensors", "run/models/fusion.seed-1.safetensors")
     with pytest.raises(FeatureFileError, match=r"run/models/fusion.seed-1.safetensors: is not the"):
         open_run("run")
+    assert not are_whole("run")
     os.unlink("run/models/fusion.seed-1.safetensors")
     os.unlink("run/models/additive.safetensors")
     with pytest.raises(
@@ -70,6 +71,13 @@ def test_model_that_is_gone_or_of_nobody_is_refused(folder_of_run: Path) -> None
     ):
         open_run("run")
     assert not are_whole("run")
+
+
+def test_paths_in_the_sums_are_those_of_every_system(folder_of_run: Path) -> None:
+    files = json.loads(Path("run/metrics.json").read_text())["files"]
+    assert {name for name in files if "/" in name} == {
+        f"models/{name}" for name in os.listdir("run/models")
+    }
 
 
 def test_run_that_says_nothing_of_its_files_is_read_as_before(folder_of_run: Path) -> None:

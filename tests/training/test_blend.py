@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 import numpy as np
 import pytest
 import torch
 
-from fusecli.errors import FeatureFileError
+from fusecli.errors import FeatureFileError, OutputError
 from fusecli.fusion.config import FusionConfig
 from fusecli.training import blend as blend_module
 from fusecli.training.blend import Blend, _Loss, blend, parts_of
@@ -227,6 +228,23 @@ def saved(lines, path):
     run.begin()
     run.save_models([additive, concat, line], {"task": "regress", "names": []}, {})
     return str(path)
+
+
+def test_models_that_another_run_has_left_are_deleted(lines, tmp_path):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"another's")
+    run = RunFolder(str(tmp_path / "run"), {})
+    run.begin()
+    models = tmp_path / "run" / "models"
+    models.mkdir()
+    (models / "fusion.seed-1.safetensors").write_bytes(b"of a run before")
+    (models / "mine.txt").write_text("no model")
+    run.save_models([lines[0]], {"task": "regress", "names": []}, {})
+    assert sorted(os.listdir(models)) == ["additive.safetensors", "mine.txt"]
+    (models / "x.safetensors").symlink_to(other)
+    with pytest.raises(OutputError, match="x.safetensors: is a link"):
+        run.save_models([lines[0]], {"task": "regress", "names": []}, {})
+    assert other.read_bytes() == b"another's"
 
 
 def changed(path, change):
