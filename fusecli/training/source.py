@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,7 @@ from fusecli.training.targets import Targets, Task
 Tell = Callable[[str], None]
 OnRead = Callable[[int, int], None]
 
+_READINGS = 3  # of a pair whose files are touched meanwhile
 MAX_MEMORY = 2 << 30  # of features in memory; above it they are read from the files again
 
 
@@ -70,8 +72,9 @@ class PairFiles:
         self.ids: Sequence[str] = tuple(pair.id for pair in pairs)
         self.stored = np.zeros(len(pairs), np.int64)
         self.said = SaidOfPairs(len(pairs))
-        # Of the files of each pair that was read, as a hash: 0 for one that was not.
-        self._stamps = np.zeros(len(pairs), np.int64)
+        # Of each pair that was read: its files' sizes and times, their versions, and the content
+        # that was read, as hashes; 0 for one that was not.
+        self._stamps, self._versions, self._contents = np.zeros((3, len(pairs)), np.int64)
 
     def named(self) -> dict[Side, NDArray[np.int64]]:
         """int64 `[N]` a side: equal numbers where two pairs name the same features."""
@@ -91,23 +94,53 @@ class PairFiles:
         """
         pair = self._pairs[row]
         try:
-            self._stamps[row] = self._stamps[row] or _hash_of(pair)
-            features = self._reader.read(pair)
-            if _hash_of(pair) != self._stamps[row]:
-                raise FeatureFileError(
-                    f"{pair.image.file} or {pair.text.file}: changed while the run reads it: run "
-                    "the command again once nobody writes to it"
-                )
+            features = self._read_unchanged(row, pair)
         except FuseError as error:
             raise type(error)(f"pair {shortened(pair.id)!r}: {error}") from None
         self.stored[row] = len(features.text)
         self.said.add(row, features)
         return features
 
+    def _read_unchanged(self, row: int, pair: Pair) -> PairFeatures:
+        """Raises:
+        FeatureFileError: the files are others than those that were read first.
+        """
+        for _ in range(_READINGS):
+            stamps, version = _hashes_of(pair)
+            features = self._reader.read(pair)
+            after = _hashes_of(pair)
+            first = self._stamps[row] or stamps
+            if stamps != first or after[0] != first:
+                break
+            if after[1] != version:
+                continue  # a further link or other rights, or a rewrite: it is read again
+            if version != self._versions[row]:  # the first time, or the same
+                content = _content_of(features)
+                if content != (self._contents[row] or content):
+                    break
+                self._stamps[row], self._versions[row] = stamps, version
+                self._contents[row] = content
+            return features
+        raise FeatureFileError(
+            f"{pair.image.file} or {pair.text.file}: changed while the run reads it: run "
+            "the command again once nobody writes to it"
+        )
 
-def _hash_of(pair: Pair) -> int:
-    """64 bits, not 0, that tell the versions of a pair's files."""
-    return hash(tuple(FileStamps().versions(pair))) or 1
+
+def _hashes_of(pair: Pair) -> tuple[int, int]:
+    """64 bits each, not 0, that tell sizes and times, and the versions, of a pair's files."""
+    files = FileStamps()
+    return hash(tuple(files.of(pair))) or 1, hash(tuple(files.versions(pair))) or 1
+
+
+def _content_of(features: PairFeatures) -> int:
+    """64 bits, not 0, that tell what was read of a pair."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in (features.image, features.text, features.image_mask, features.text_mask):
+        digest.update(repr(None if array is None else array.shape).encode())
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return int.from_bytes(digest.digest(), "little", signed=True) or 1
 
 
 @dataclass(frozen=True)

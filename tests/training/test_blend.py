@@ -242,7 +242,7 @@ def test_models_that_another_run_has_left_are_deleted(lines, tmp_path):
     run.save_models([lines[0]], {"task": "regress", "names": []}, {})
     assert sorted(os.listdir(models)) == ["additive.safetensors", "mine.txt"]
     (models / "x.safetensors").symlink_to(other)
-    with pytest.raises(OutputError, match="x.safetensors: is a link"):
+    with pytest.raises(OutputError, match=r"x.safetensors: is a link"):
         run.save_models([lines[0]], {"task": "regress", "names": []}, {})
     assert other.read_bytes() == b"another's"
 

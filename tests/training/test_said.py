@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -87,6 +88,36 @@ def test_folders_named_after_the_other_side_are_told() -> None:
     write(4, {"image": noise(6, 24)})
     _, said = opened("texts", "images")
     assert said[0].startswith("warning: the image is read from texts and the text from images")
+
+
+def test_a_link_other_rights_or_another_name_are_no_change() -> None:
+    write(2, {"image": noise(6, 24)})
+    files = PairFiles(list(open_pairs(PairOptions("images", "texts"))), ReadOptions())
+    first = files.read(0)
+    os.link("texts/0.npy", "linked.npy")
+    os.chmod("images/0.safetensors", 0o600)
+    assert np.array_equal(files.read(0).text, first.text)
+    shutil.copy2("texts/0.npy", "copy.npy")
+    os.replace("copy.npy", "texts/0.npy")
+    assert np.array_equal(files.read(0).text, first.text)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_other_numbers_with_the_same_size_and_time_are_a_change(renamed: bool) -> None:
+    write(2, {"image": noise(6, 24)})
+    files = PairFiles(list(open_pairs(PairOptions("images", "texts"))), ReadOptions())
+    found = os.stat("texts/0.npy")
+    numbers = files.read(0).text.copy()
+    numbers[0, 0] += 1
+    time.sleep(0.02)  # clocks of file systems are coarse
+    np.save("new.npy" if renamed else "texts/0.npy", numbers)
+    if renamed:
+        os.replace("new.npy", "texts/0.npy")
+    os.utime("texts/0.npy", ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert os.stat("texts/0.npy").st_size == found.st_size
+    for _ in range(2):
+        with pytest.raises(FeatureFileError, match=r"pair '0': .* changed while the run reads it"):
+            files.read(0)
 
 
 def test_a_file_that_is_changed_between_two_readings_is_an_error() -> None:
