@@ -367,6 +367,9 @@ def _refuse_joined(file: FeatureFile, features: str | None, axes: Axes) -> None:
                 continue
             if (np.delete(steps, np.append(starts[1:], axes.tokens) - 1) != 1).any():
                 continue
+            # Patches are numbered in every row of their grid as well, all rows of one length.
+            if lengths.max() == 1 or (axes.side == "image" and lengths.min() == lengths.max()):
+                continue
         elif is_index:
             if (np.diff(numbers) < 0).any() or numbers[0] == numbers[-1]:
                 continue

@@ -60,7 +60,8 @@ def with_identity(file: FeatureFile, prefix: str) -> FeatureFile:
         prefix: of the parameters of the attention.
 
     Raises:
-        WeightsError: key and value are of another width than the query.
+        WeightsError: key and value are of another width than the query, or the shapes are not
+            those of an attention.
     """
     widths = [
         f"{name} {list(file.shape_of(prefix + name))}"
@@ -74,8 +75,8 @@ def with_identity(file: FeatureFile, prefix: str) -> FeatureFile:
             "its embed_dim (in_proj_weight): train a module that has these two linear layers in "
             "front (ImageTextFusion)"
         )
-    D = file.shape_of(prefix + "out_proj.weight")[0]
-    identity = {f"{side}_proj.weight": np.eye(D, dtype=np.float32) for side in ("text", "image")}
+    D = _width(file, prefix)
+    identity = dict.fromkeys(("text_proj.weight", "image_proj.weight"), np.eye(D, dtype=np.float32))
     zeros = {f"{side}_proj.bias": np.zeros(D, np.float32) for side in ("text", "image")}
     renamed = {prefix + name: f"{prefix}attention.{name}" for name in _RENAMED}
     tensors = {renamed.get(key, key): stored for key, stored in file.tensors.items()}
@@ -84,6 +85,26 @@ def with_identity(file: FeatureFile, prefix: str) -> FeatureFile:
             file.name, prefix + name, array.shape, "float32", array.nbytes, InMemory(array)
         )
     return replace(file, tensors=tensors)
+
+
+def _width(file: FeatureFile, prefix: str) -> int:
+    """D of an attention.
+
+    An identity is made of it, so that it has to be the one that fills the matrices in the file.
+
+    Raises:
+        WeightsError: the matrices are not of one width.
+        FeatureFileError: the file holds less than it promises.
+    """
+    in_, out = (file.shape_of(prefix + name) for name in ("in_proj_weight", _ANCHOR))
+    if len(out) != 2 or in_ != (3 * out[0], out[0]) or out[0] != out[1]:
+        raise WeightsError(
+            f"{file.where}: {prefix}in_proj_weight has shape {list(in_)} and {prefix}{_ANCHOR} "
+            f"{list(out)}, expected [3 * D, D] and [D, D], as an nn.MultiheadAttention has them: "
+            "give the weights as torch stores them"
+        )
+    file.tensors[prefix + "in_proj_weight"].check_readable()  # a file may promise any shape
+    return out[0]
 
 
 def bare_note(file: str, D: int) -> str:

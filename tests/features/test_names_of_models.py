@@ -315,6 +315,22 @@ def test_positions_of_one_text_are_no_packing(cli: Callable) -> None:
     assert "not used: position_ids [1, 7]" in said
 
 
+@pytest.mark.parametrize("numbers", [np.arange(9) % 3, np.zeros(9, int)])
+def test_places_of_patches_in_their_grid_are_no_packing(numbers: np.ndarray, cli: Callable) -> None:
+    image = noise(9, 48)
+    save_file({"features": image, "positions": numbers}, "image.safetensors")
+    np.save("text.npy", TEXTS[0])
+    result, _ = fused(cli, "image.safetensors", "text.npy")
+    assert np.array_equal(result, of_arrays(cli, image, TEXTS[0]))
+
+
+def test_positions_that_are_all_zero_are_no_packing(cli: Callable) -> None:
+    save_file({"features": TEXTS[0], "position_ids": np.zeros(T, int)}, "text.safetensors")
+    np.save("image.npy", IMAGES[0])
+    result, _ = fused(cli, "image.npy", "text.safetensors")
+    assert np.array_equal(result, of_arrays(cli, IMAGES[0], TEXTS[0]))
+
+
 @pytest.mark.parametrize("name", ["logits", "attentions", "boxes", "attention_mask", "exp_avg"])
 def test_a_file_of_something_else_alone_is_refused(name: str, cli: Callable) -> None:
     save_file({name: IMAGES[0]}, "image.safetensors")

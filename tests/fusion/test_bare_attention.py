@@ -88,3 +88,27 @@ def test_a_layer_of_a_transformer_is_not_taken_for_its_attention(cli: Callable) 
     torch.save(nn.TransformerEncoderLayer(D, H, 64).state_dict(), "w.pt")
     done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
     assert (done.code, "found no text_proj.weight" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("in_", "out"),
+    [((3 * D, D), ()), ((3 * D, D), (D,)), ((3, 1), (200_000, 1)), ((3 * D, D), (2 * D, 2 * D))],
+)
+def test_shapes_of_no_attention_are_refused_before_an_identity_is_made(
+    in_: tuple[int, ...], out: tuple[int, ...], cli: Callable
+) -> None:
+    torch.save({"in_proj_weight": torch.ones(in_), "out_proj.weight": torch.ones(out)}, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert done.code == 1
+    assert f"in_proj_weight has shape {list(in_)} and out_proj.weight {list(out)}" in done.err
+
+
+def test_a_promised_width_that_is_not_stored_asks_for_no_memory(cli: Callable) -> None:
+    wide, one = 200_000, torch.ones(1, 1)
+    state = {
+        "in_proj_weight": one.expand(3 * wide, wide),
+        "out_proj.weight": one.expand(wide, wide),
+    }
+    torch.save(state, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert (done.code, "w.pt[in_proj_weight]: promises [600000, 200000]" in done.err) == (1, True)
