@@ -23,9 +23,12 @@ def version_of(status: os.stat_result) -> tuple[int, ...]:
 
 
 def was_changed(before: os.stat_result, after: os.stat_result) -> bool:
-    """Whether the content of an open file was changed between two looks at it.
+    """Whether the content of an open file seems to have been changed between two looks at it.
 
-    A new file that took its name, a further link, or other rights leave the content as it is.
+    Where size and time are as before, the time that no program can set decides. A further link,
+    other rights, or a new file that took its name set it too, and are told by what else they
+    change: a rewrite together with one of them, with size and time set back, is not seen. A rename
+    and a new access time (`touch -a`) leave nothing else, and are taken for a rewrite.
     """
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         return True
@@ -34,7 +37,7 @@ def was_changed(before: os.stat_result, after: os.stat_result) -> bool:
 
 
 def settled_status(descriptor: int) -> os.stat_result:
-    """What there is to know of an open file; `was_changed` sees every later change.
+    """What there is to know of an open file, for `was_changed` to compare with later.
 
     Waits, for 20 ms at most, where a large file was changed just now.
     """

@@ -137,7 +137,7 @@ def choose_mask(
     for wanted in (side, None) if neutral else (side,):
         for key in others:
             meaning = mask_meaning(key)
-            if meaning is None or meaning.side != wanted:
+            if meaning is None or meaning.side != wanted or _may_count_samples(key, N):
                 continue
             if by_name_only and key in own and axes.tokens > 1 and _is_flat(file.tensors[key]):
                 return file.tensors[key]  # or refused, if it does not fit
@@ -191,6 +191,8 @@ def _mask_of_its_name(
             continue
         meaning, stored = mask_meaning(key), file.tensors[key]
         if meaning is None or meaning.side not in (axes.side, None) or axes.tokens == 1:
+            continue
+        if _may_count_samples(key, N):
             continue
         if meaning.style == "lengths":
             if _is_counts(stored, N):
@@ -433,6 +435,12 @@ def _is_flat(stored: StoredTensor) -> bool:
 def _is_counts(stored: StoredTensor, N: int) -> bool:
     whole = stored.source.problem is None and np.dtype(_numpy_name(stored)).kind in "iuf"
     return whole and stored.shape in ((N,), (N, 1), *(((),) if N == 1 else ()))
+
+
+def _may_count_samples(key: str, N: int) -> bool:
+    """Whether a count may be one of samples, or a running statistic: one number that is called no
+    more than a count."""
+    return N == 1 and base_name(key) in ("count", "counts")
 
 
 def _may_be_a_mask(stored: StoredTensor, key: str, axes: Axes, N: int) -> bool:

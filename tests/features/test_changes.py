@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,3 +60,24 @@ def test_reading_changes_nothing(path: Path) -> None:
         before = settled_status(file.fileno())
         file.read()
         assert not was_changed(before, os.fstat(file.fileno()))
+
+
+def with_new_access_time(path: Path) -> None:
+    os.utime(path, ns=(1, os.stat(path).st_mtime_ns))
+
+
+def rewritten_with_other_rights(path: Path) -> None:
+    rewritten_in_place(path)
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"), [(with_new_access_time, True), (rewritten_with_other_rights, False)]
+)
+def test_where_the_times_alone_mislead(path: Path, change: Callable, seen: bool) -> None:
+    """As the docstring of `was_changed` says."""
+    with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
+        time.sleep(0.02)  # a step of the system's time
+        change(path)
+        assert was_changed(before, os.fstat(file.fileno())) is seen

@@ -137,6 +137,30 @@ def test_count_that_is_too_large_is_refused(folder, cli) -> None:
     assert (done.code, "sample 1 has 7 real image tokens" in done.err) == (1, True)
 
 
+@pytest.mark.parametrize("name", ["count", "counts", "features.count"])
+def test_count_beside_one_sample_may_count_samples_and_is_named(folder, cli, name) -> None:
+    np.save("features.npy", STACK[0])
+    np.save("text.npy", OTHER[0])
+    done = cli("fuse", "features.npy", "text.npy", "-o", "wanted.npy")
+    assert done.code == 0
+    np.savez("a.npz", features=STACK[0], **{name: np.array([3])})
+    done = cli("fuse", "a.npz", "text.npy", "-o", "out.npy")
+    assert done.code == 0, done.err
+    assert f"not used: {name} [1]" in done.err
+    np.testing.assert_array_equal(np.load("out.npy"), np.load("wanted.npy"))
+    # One that is given as a mask is a mask.
+    said = cli("fuse", "a.npz", "text.npy", "-o", "b.npy", "--image-mask", f"a.npz:{name}")
+    assert said.code == 0, said.err
+    assert (np.load("b.npy") != np.load("out.npy")).any()
+
+
+@pytest.mark.parametrize("name", ["count", "counts"])
+def test_count_beside_a_stack_counts_tokens(folder, cli, name) -> None:
+    wanted = expected("image", cli)
+    np.savez("a.npz", features=STACK, **{name: COUNTS})
+    np.testing.assert_array_equal(masked("image", cli, "a.npz"), wanted)
+
+
 @pytest.mark.parametrize("name", ["logits", "attn_mask", "image", "num", "mask_token"])
 def test_other_names_are_no_masks(name: str) -> None:
     assert mask_meaning(name) is None
