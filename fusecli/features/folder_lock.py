@@ -1,4 +1,8 @@
-"""A lock on a folder, which ends with the process that holds it and leaves no file behind."""
+"""A lock on a folder, which ends with the process that holds it and leaves no file behind.
+
+It holds among the processes of one machine: over NFS the system locks a folder without asking the
+server, so that another machine sees nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-# On NFS only a file that is open for writing can be locked, which a folder never is (EBADF).
+# EBADF: where only what is open for writing can be locked, which a folder never is.
 _WITHOUT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 Held = Literal["held", "others hold it", "no locks here"]
@@ -23,7 +27,7 @@ Held = Literal["held", "others hold it", "no locks here"]
 
 @contextmanager
 def folder_lock(path: str, kind: Literal["exclusive", "shared"]) -> Iterator[Held]:
-    """Try to lock a folder for the block, without waiting.
+    """Try to lock a folder for the block, among the processes of this machine, without waiting.
 
     Args:
         path: of the folder.

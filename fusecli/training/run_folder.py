@@ -60,7 +60,7 @@ class RunFolder:
 
     @contextmanager
     def alone(self, resume: bool = False) -> Iterator[bool]:
-        """Make the folder if it does not exist, and keep other trainings out of it.
+        """Make the folder if it does not exist, and keep other trainings of this machine out of it.
 
         A folder that was made here and stays empty is removed at the end.
 
@@ -68,7 +68,7 @@ class RunFolder:
             resume: as for `begin`: no folder is made.
 
         Returns:
-            Whether the folder is locked: some file systems have no locks.
+            Whether the folder is locked: Windows and some file systems have no such locks.
 
         Raises:
             OutputError: another training works in the folder, or it cannot be made.
@@ -243,7 +243,7 @@ class RunFolder:
 
 @contextmanager
 def reading_run(path: str) -> Iterator[None]:
-    """While this lasts no training begins to work in the folder of a run.
+    """While this lasts no training of this machine begins to work in the folder of a run.
 
     Raises:
         OutputError: one is working there.

@@ -103,9 +103,10 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     run = _Run(options, data, notes, progress)
     with run.folder.alone(options.resume) as locked:
         if not locked:
-            notes(
-                f"note: {options.output}: its file system has no locks: run no other training in "
-                "this folder before this one has ended"
+            # Only told: kept in the report it would make other bytes of the same run.
+            tell(
+                f"note: {options.output}: no locks here: run no other training in this folder "
+                "before this one has ended"
             )
         run.folder.check(data.inputs)
         if run.folder.begin(options.resume, options.force):

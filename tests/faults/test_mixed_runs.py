@@ -145,4 +145,15 @@ def test_file_system_without_locks_is_said(
     done = run(*(arg for arg in TRAIN if arg != "--quiet"))
     assert done.code == 0
     open_run("run")
-    assert "its file system has no locks: run no other training in this folder" in done.err
+    assert "note: run: no locks here: run no other training in this folder" in done.err
+
+
+def test_report_is_the_same_without_locks(
+    folder_of_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes of a run would differ by the file system."""
+    whole = contents(Path("run"))
+    make_other("split.csv")
+    monkeypatch.setattr("fusecli.features.folder_lock.fcntl", None)
+    assert run(*TRAIN).code == 0
+    assert contents(Path("run")) == whole
