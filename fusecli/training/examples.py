@@ -19,7 +19,7 @@ from fusecli.training.side_index import PackedSide, Rows, SideIndex, SideScan, m
 
 _ROUNDING = 1e-5  # of the size of the features; float32 rounds at 6e-8
 _FORESEEN_BY = 200  # pairs that tell how large all of them are
-_CLEARLY = 1.5  # times the memory: the first pairs need not be like the others
+_CLEARLY = 2.0  # times the memory: the first pairs need not be like the others, as where sorted
 _CHUNK_BYTES = 16 << 20  # tokens that statistics are made of at a time
 
 
@@ -84,6 +84,7 @@ class Examples:
         widths: dict[Side, int],
         index: dict[Side, SideIndex],
         packed: dict[Side, PackedSide] | None,
+        foreseen: str | None = None,
     ) -> None:
         self._source, self._index, self._packed = source, index, packed
         self._starts: dict[Side, Rows] = {}
@@ -94,10 +95,8 @@ class Examples:
         self.in_memory = packed is not None
         self.notes: list[str] = []
         if not self.in_memory:
-            self.notes.append(
-                "the features are larger than --max-memory allows: every batch is read from the "
-                "files"
-            )
+            why = foreseen or "the features are larger than --max-memory allows"
+            self.notes.append(f"{why}: every batch is read from the files")
 
     @property
     def n(self) -> int:
@@ -256,6 +255,7 @@ def load_examples(
         side: PackedSide(widths[side], budget) for side in sides
     }
     foreseen = None if named is None else _Foreseen(named, budget)
+    said: str | None = None
     for row, features in read_all(source):
         for side in sides:
             tokens, real = trimmed(features, side)
@@ -270,11 +270,16 @@ def load_examples(
                 packed = None
         if packed is not None:
             used = sum(side.nbytes for side in packed.values())
-            if used > budget or (foreseen is not None and foreseen.too_large(row, packed)):
+            if used > budget:
                 packed = None
+            elif foreseen is not None:
+                said = foreseen.too_large(row, packed)
+                packed = packed if said is None else None
         if on_read is not None:
             on_read(row + 1, n)
-    return Examples(source, widths, {side: scan.index() for side, scan in scans.items()}, packed)
+    return Examples(
+        source, widths, {side: scan.index() for side, scan in scans.items()}, packed, said
+    )
 
 
 class _Foreseen:
@@ -293,14 +298,21 @@ class _Foreseen:
             first[np.unique(numbers, return_index=True)[1]] = 1
             self._read[side] = np.cumsum(first)
 
-    def too_large(self, row: int, packed: Mapping[Side, PackedSide]) -> bool:
-        """Whether all will not fit, if the rest is like what is packed up to this pair."""
+    def too_large(self, row: int, packed: Mapping[Side, PackedSide]) -> str | None:
+        """What is to be said where all will not fit, if the rest is like what is packed up to this
+        pair; else None."""
         if row < _FORESEEN_BY:
-            return False
+            return None
         wanted = sum(
             packed[side].nbytes * read[-1] / read[row] for side, read in self._read.items()
         )
-        return bool(wanted > _CLEARLY * self._budget)
+        if wanted < _CLEARLY * self._budget:
+            return None
+        size = f"{wanted / 1e9:,.1f} GB" if wanted >= 1e9 else f"{wanted / 1e6:,.1f} MB"
+        return (
+            f"the features would take about {size} by the first {row + 1:,} pairs, more than "
+            "--max-memory allows"
+        )
 
 
 def _gather(flat: Floats, starts: Rows, lengths: Rows) -> tuple[Floats, Mask | None]:

@@ -123,9 +123,11 @@ def refuse_nonfinite(
     """
     wrong = np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(axis=1))
     if len(wrong):
+        pairs = len(np.unique(wrong % len(ids)))
         raise FeatureFileError(
             f"{path}: its model {name!r} gives NaN or infinity for "
-            f"{counted(len(wrong), 'pair')}, the first is {shortened(ids[wrong[0] % len(ids)])!r}: "
+            f"{counted(pairs, 'pair')}, the first is {shortened(ids[wrong[0] % len(ids)])!r}: "
             "the features are far larger than those it has learnt from, or its weights are "
-            "damaged; compare both with fusecli inspect --stats"
+            "damaged; compare these features with those it has learnt from: fusecli inspect "
+            "--stats says how large features are"
         )

@@ -122,7 +122,7 @@ def test_features_of_another_width_name_both_pairs():
 
 
 def test_features_that_are_much_too_large_are_not_collected_until_the_memory_is_full(monkeypatch):
-    """All would take twice the memory, which the first 200 pairs tell."""
+    """All would take three times the memory, which the first 200 pairs tell."""
     rng = np.random.default_rng(2)
     source = InMemory(
         [OnePair(*rng.normal(size=(2, 1, 8)).astype(np.float32)) for _ in range(2000)]
@@ -130,8 +130,31 @@ def test_features_that_are_much_too_large_are_not_collected_until_the_memory_is_
     size = 2 * 2000 * 4 * 8
     numbers = np.arange(2000)
     named = {"text": numbers, "image": numbers}
-    assert _most_packed(monkeypatch, source, size // 2, named) <= 201
+    assert _most_packed(monkeypatch, source, size // 3, named) <= 201
     assert _most_packed(monkeypatch, source, 2 * size, named) == 2000
+
+
+def test_what_the_first_pairs_tell_is_said_as_such():
+    """201 pairs of more image tokens than the others, as where they are sorted."""
+    named = {"text": np.arange(2000), "image": np.arange(2000)}
+    rng = np.random.default_rng(5)
+
+    def read(long, max_memory):
+        lengths = [long] * 201 + [1] * 1799
+        made = [rng.normal(size=(n + 1, 25)).astype(np.float32) for n in lengths]
+        source = InMemory([OnePair(both[:-1], both[-1:]) for both in made])
+        return load_examples(source, max_memory, named=named)
+
+    # By the first pairs 2000 * 21 * 100 bytes.
+    assert read(20, 1_000_000).notes == [
+        "the features would take about 4.2 MB by the first 201 pairs, more than --max-memory "
+        "allows: every batch is read from the files"
+    ]
+    # By the first pairs 1.2 MB, above the memory; it is 0.48 MB, which fits.
+    assert read(5, 700_000).in_memory
+    assert read(2, 400_000).notes == [
+        "the features are larger than --max-memory allows: every batch is read from the files"
+    ]
 
 
 def test_features_that_many_pairs_share_are_packed_though_the_first_pairs_are_all_different(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from fusecli.errors import FeatureFileError
 from fusecli.training.calibration import (
     Calibration,
     best_balanced_accuracy,
@@ -18,6 +19,7 @@ from fusecli.training.calibration import (
 )
 from fusecli.training.flat import Flat, flatten, headline_of, probabilities
 from fusecli.training.metrics import calibration_error, measure
+from fusecli.training.score_part import refuse_nonfinite
 from fusecli.training.targets import IGNORED, Targets
 
 pytestmark = pytest.mark.slow
@@ -189,3 +191,13 @@ def test_without_sklearn_one_line_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install '.[train]'" in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_pairs_of_match_without_a_number_are_counted_once():
+    """A pair has two rows: with its own image and with a wrong one."""
+    logits = np.zeros((6, 1), np.float32)
+    logits[[1, 2, 4], 0] = np.nan
+    with pytest.raises(
+        FeatureFileError, match=r"'fusion' gives NaN or infinity for 2 pairs, the first is 'b'"
+    ):
+        refuse_nonfinite("run", "fusion", ["a", "b", "c"], logits)
