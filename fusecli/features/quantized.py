@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError
 from fusecli.features.dtypes import to_float32
 from fusecli.features.file import FeatureFile
+from fusecli.features.mask_names import base_name, side_named
 from fusecli.features.tensor import Buffer, StoredTensor
 from fusecli.records import record
 
@@ -151,13 +152,24 @@ def _refuse_other_scales(file: FeatureFile, stored: StoredTensor) -> None:
     scale = _beside(file, stored.key or "", unclear)
     if scale is None and len(file.tensors) <= _FEW:  # weight_scale, dequant_scale
         named = (key for key in file.tensors if key.lower().endswith(_SCALES))
-        scale = next((file.tensors[key] for key in named), None)
+        scale = next((file.tensors[key] for key in named if _may_scale(file, key, stored)), None)
     if scale is not None:
         raise FeatureFileError(
             f"{scale.where}: lies beside {stored.where} ({stored.dtype}), and its name does not "
             "say whether it multiplies or divides these numbers: store it as scale (real = stored "
             "* scale), or store real numbers"
         )
+
+
+def _may_scale(file: FeatureFile, key: str, stored: StoredTensor) -> bool:
+    """Whether a tensor that is called a scale may be one of these numbers, by name and shape."""
+    if base_name(key) == "logit_scale":
+        return False  # CLIP's, by which similarities are multiplied
+    sides = {side_named(key), side_named(stored.key or "")}
+    if sides == {"image", "text"}:
+        return False
+    found, shape = file.shape_of(key), stored.shape
+    return bool(_alignments(found, shape)) or _groups(found, shape) > 0
 
 
 def _aligned(numbers: StoredTensor, stored: StoredTensor) -> NDArray[np.float32]:
@@ -168,27 +180,17 @@ def _aligned(numbers: StoredTensor, stored: StoredTensor) -> NDArray[np.float32]
     """
     shape, rank = stored.shape, len(stored.shape)
     found = numbers.shape
+    possible = _alignments(found, shape)
     ones = (1,) * rank
-    if math.prod(found) == 1:
-        return numbers.read().reshape(ones)
-    possible = {
-        (*shape[:-1], 1) if found == shape[:-1] else None,
-        (*ones[1:], shape[-1]) if found == shape[-1:] else None,
-        (shape[0], *ones[1:]) if found == shape[:1] and rank > 1 else None,
-    }
-    if len(found) == rank and all(f in (1, s) for f, s in zip(found, shape, strict=True)):
-        possible.add(found)
-    possible.discard(None)
     if len(possible) != 1:
         why = (
             "could be one a row or one a channel" if possible else "fits neither rows nor channels"
         )
-        groups = found[-1] if len(found) == rank and found[:-1] == shape[:-1] else 0
-        grouped = groups > 0 and shape[-1] % groups == 0
-        size = shape[-1] // groups if grouped else 0
+        groups = _groups(found, shape)
+        size = shape[-1] // groups if groups else 0
         remedy = (
             f"for one a group of {size} columns store numpy.repeat(scale, {size}, axis=-1)"
-            if grouped
+            if groups
             else f"store it with as many axes, such as {[*shape[:-1], 1]} or "
             f"{[*ones[1:], shape[-1]]}"
         )
@@ -196,5 +198,28 @@ def _aligned(numbers: StoredTensor, stored: StoredTensor) -> NDArray[np.float32]
             f"{numbers.where}: {list(found)} {why} of {stored.where} {list(shape)}: {remedy}"
         )
     (aligned,) = possible
-    assert aligned is not None
     return numbers.read().reshape(aligned)
+
+
+def _alignments(found: tuple[int, ...], shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """The shapes, of as many axes as a tensor's, that its scale of shape `found` may mean."""
+    rank = len(shape)
+    ones = (1,) * rank
+    if math.prod(found) == 1:
+        return {ones}
+    possible = set()
+    if found == shape[:-1]:
+        possible.add((*shape[:-1], 1))
+    if found == shape[-1:]:
+        possible.add((*ones[1:], shape[-1]))
+    if found == shape[:1] and rank > 1:
+        possible.add((shape[0], *ones[1:]))
+    if len(found) == rank and all(f in (1, s) for f, s in zip(found, shape, strict=True)):
+        possible.add(found)
+    return possible
+
+
+def _groups(found: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many groups of columns a scale of shape `found` has a number for; 0 if it is none."""
+    groups = found[-1] if found and len(found) == len(shape) and found[:-1] == shape[:-1] else 0
+    return groups if groups > 0 and shape[-1] % groups == 0 else 0

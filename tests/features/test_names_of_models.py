@@ -230,6 +230,33 @@ def test_a_scale_of_float8_that_may_divide_is_refused() -> None:
         choose_tensor(file, "image", None)
 
 
+def test_a_scale_of_groups_beside_float8_is_refused() -> None:
+    stored = torch.randn(6, 48).to(torch.float8_e4m3fn)
+    save_torch({"features": stored, "block_scale": torch.ones(6, 3)}, "a.safetensors")
+    with (
+        open_features("a.safetensors") as file,
+        pytest.raises(FeatureFileError, match="does not say whether it multiplies or divides"),
+    ):
+        choose_tensor(file, "image", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("logit_scale", torch.tensor(100.0)),
+        ("model.logit_scale", torch.tensor(100.0)),
+        ("text_scale", torch.tensor(2.0)),
+        ("dequant_scale", torch.ones(5)),
+    ],
+)
+def test_a_scale_of_something_else_is_none_of_float8(name: str, scale: torch.Tensor) -> None:
+    stored = torch.randn(6, 48).to(torch.float8_e4m3fn)
+    save_torch({"image_features": stored, name: scale}, "a.safetensors")
+    with open_features("a.safetensors") as file:
+        read = choose_tensor(file, "image", None).read()
+    np.testing.assert_array_equal(read, stored.to(torch.float32).numpy())
+
+
 @pytest.mark.slow
 def test_what_is_left_out_is_called_what_it_is(cli: Callable) -> None:
     rows = [torch.randn(2, 4), torch.randn(3, 4)]
