@@ -20,6 +20,7 @@ _RENAMED = (
 )
 _OWN_WIDTHS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 _ANCHOR = "out_proj.weight"
+_ALL = frozenset(_RENAMED + _OWN_WIDTHS)
 
 
 def bare_prefix(file: FeatureFile, wanted: str | None) -> str | None:
@@ -42,12 +43,21 @@ def bare_prefix(file: FeatureFile, wanted: str | None) -> str | None:
 
 
 def bare_prefixes(file: FeatureFile) -> list[str]:
-    """The prefixes under which a file holds an `nn.MultiheadAttention`."""
+    """The prefixes under which a file holds an `nn.MultiheadAttention`, and nothing else.
+
+    Other parameters there are those of a module that does more, such as a transformer's layer.
+    """
     keys = file.tensors
     found = {key.removesuffix(_ANCHOR) for key in keys if key.endswith(_ANCHOR)}
+    found = {prefix for prefix in found if not prefix or prefix.endswith(".")}
+    more: set[str] = set()
+    for key in keys if found else ():  # once for all prefixes: a file may hold very many layers
+        for at in (0, *(dot + 1 for dot, mark in enumerate(key) if mark == ".")):
+            if key[:at] in found and key[at:] not in _ALL:
+                more.add(key[:at])
     return sorted(
         prefix
-        for prefix in found
+        for prefix in found - more
         if prefix + "in_proj_weight" in keys or prefix + _OWN_WIDTHS[0] in keys
     )
 

@@ -265,11 +265,14 @@ def _remedy(file: FeatureFile) -> str:
     """What to do about the weights of other modules, as the end of a sentence."""
     from fusecli.fusion.bare_attention import bare_prefixes
 
-    if bare := bare_prefixes(file):
+    bare = bare_prefixes(file)
+    if named := next(filter(None, bare), None):
         return (
-            f"; --weights-prefix {bare[0].removesuffix('.')} takes the nn.MultiheadAttention of "
+            f"; --weights-prefix {named.removesuffix('.')} takes the nn.MultiheadAttention of "
             "that name alone"
         )
+    if bare:
+        return "; without --weights-prefix its nn.MultiheadAttention is taken alone"
     if any(key.endswith("kernel") for key in file.tensors):
         return "; kernel is what Flax and Keras call a weight, which torch stores transposed"
     return (

@@ -112,3 +112,32 @@ def test_a_promised_width_that_is_not_stored_asks_for_no_memory(cli: Callable) -
     torch.save(state, "w.pt")
     done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
     assert (done.code, "w.pt[in_proj_weight]: promises [600000, 200000]" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("prefix", ["", "layer."])
+@pytest.mark.parametrize("beside", ["linear1.weight", "norm.weight"])
+def test_what_does_more_than_attention_is_not_taken_for_it(
+    prefix: str, beside: str, cli: Callable
+) -> None:
+    state = {**attention().state_dict(), beside: torch.ones(D)}
+    torch.save({prefix + key: value for key, value in state.items()}, "w.pt")
+    for chosen in ((), ("--weights-prefix", prefix)):
+        done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy", *chosen)
+        assert (done.code, "found no text_proj.weight" in done.err) == (1, True), done.err
+        assert "--weights-prefix" not in done.err
+
+
+def test_a_prefix_ends_where_a_name_does(cli: Callable) -> None:
+    torch.save({f"my_{key}": value for key, value in attention().state_dict().items()}, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert (done.code, "found no text_proj.weight" in done.err) == (1, True)
+
+
+def test_the_advice_names_a_prefix_that_can_be_given(cli: Callable) -> None:
+    state = attention().state_dict()
+    torch.save({**state, **{f"a.{key}": value for key, value in state.items()}}, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
+    assert (done.code, "--weights-prefix a takes the nn.Multihead" in done.err) == (1, True)
+    torch.save(state, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy", "--weights-prefix", "b")
+    assert (done.code, "; without --weights-prefix its nn.Multi" in done.err) == (1, True)
