@@ -171,7 +171,7 @@ class PairChecks:
 
         config = self._spec.config
         if not config.how.gives_weights:
-            what = "the column attention_mask of a manifest"
+            what = "the manifest's column attention_mask"
             raise UsageError(no_attention(what, config.method))
         masks = _rows(read.image_side), _rows(read.text_side)
         for query in self._sides:

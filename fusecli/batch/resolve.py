@@ -91,7 +91,7 @@ def _refuse_attention_masks(manifest: str, method: MethodName, pairs: Iterable[P
         pairs are looked at, since listing all takes time; later ones fail by themselves.
     """
     if any(pair.attention_mask is not None for pair in islice(pairs, _TYPICAL_OF)):
-        what = f"{manifest}: the column attention_mask of a manifest"
+        what = f"{manifest}: its column attention_mask"
         raise UsageError(f"{no_attention(what, method)}: leave the column out")
 
 

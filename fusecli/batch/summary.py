@@ -32,7 +32,8 @@ class Summary:
         first_notes: the first note of each code.
         run_diagnoses: what may be wrong with all results of the run, as `code: message`.
         failures: id and reason of the first that failed in this run.
-        failures_before: ids of the first that failed in an earlier run; its journal says why.
+        failures_before: ids of the first that failed in an earlier run; the journals of the output
+            folder say why.
         index: path of the index of packs.
         pruned: results that were removed, since their pairs are no longer among the inputs.
     """
@@ -117,11 +118,12 @@ class Summary:
             lines.append(f"note: {count:,} {'pair' if count == 1 else 'pairs'}: {note}")
         lines += [f"failed: {id}: {error}" for id, error in self.failures]
         if self.failed > len(self.failures):
-            lines.append(f"failed: {self.failed - len(self.failures):,} more, see the journal")
+            more = self.failed - len(self.failures)
+            lines.append(f"failed: {more:,} more, see the journal in {self.output}")
         if self.failures_before:
             more = self.failed_before - len(self.failures_before)
             ids = ", ".join(self.failures_before) + (f" and {more:,} more" if more else "")
-            lines.append(f"failed before: {ids}: the journal says why")
+            lines.append(f"failed before: {ids}: the journal in {self.output} says why")
         counts = [f"{self.done:,} done"]
         if self.changed:
             counts.append(f"{self.changed:,} of them again because their inputs changed")

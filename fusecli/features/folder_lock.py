@@ -1,7 +1,7 @@
-"""A lock on a folder, which ends with the process that holds it and leaves no file behind.
+"""Advisory locks, which end with the process that holds them; one on a folder leaves no file.
 
-It holds among the processes of one machine: over NFS the system locks a folder without asking the
-server, so that another machine sees nothing of it.
+That one holds among the processes of one machine: over NFS the system locks a folder without asking
+the server, so that another machine sees nothing of it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ except ImportError:  # Windows has no such locks
 # EBADF: where only what is open for writing can be locked, which a folder never is.
 _WITHOUT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
+LockKind = Literal["exclusive", "shared"]
 Held = Literal["held", "others hold it", "no locks here"]
 
 
 @contextmanager
-def folder_lock(path: str, kind: Literal["exclusive", "shared"]) -> Iterator[Held]:
+def folder_lock(path: str, kind: LockKind) -> Iterator[Held]:
     """Try to lock a folder for the block, among the processes of this machine, without waiting.
 
     Args:
@@ -48,12 +49,22 @@ def folder_lock(path: str, kind: Literal["exclusive", "shared"]) -> Iterator[Hel
     except OSError as error:
         raise OutputError(f"{path}: cannot be opened: {error.strerror or error}") from None
     try:
-        yield _try(descriptor, fcntl.LOCK_EX if kind == "exclusive" else fcntl.LOCK_SH, path)
+        yield try_flock(descriptor, kind, path)
     finally:
         os.close(descriptor)
 
 
-def _try(descriptor: int, wanted: int, path: str) -> Held:
+def try_flock(descriptor: int, kind: LockKind, path: str) -> Held:
+    """Take or change the lock of an open file or folder, without waiting.
+
+    Args:
+        descriptor: of it.
+        kind, path, and what is returned: as for `folder_lock`.
+
+    Raises:
+        OutputError: the system refuses it for another reason.
+    """
+    wanted = fcntl.LOCK_EX if kind == "exclusive" else fcntl.LOCK_SH
     try:
         fcntl.flock(descriptor, wanted | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -195,7 +195,7 @@ def test_failed_pairs_wait_to_be_asked_for(cli, pairs, pack):
     done = cli("batch", "images", "texts", "-o", "out", *pack)
     assert done.code == 3
     assert f"0 done, {COUNT - 1} skipped, 1 failed before" in done.err
-    assert "failed before: 1/0004: the journal says why" in done.err
+    assert "failed before: 1/0004: the journal in out says why" in done.err
     told = json.loads(cli("batch", "images", "texts", "-o", "out", *pack, "--json").out)
     assert told["failures_before"] == ["1/0004"]
     # Mended so that its size and time tell nothing: as a file server that was away would be.

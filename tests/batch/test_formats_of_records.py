@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,12 @@ def test_good_line_is_decoded():
 @pytest.mark.parametrize("changed", BAD, ids=str)
 def test_line_whose_fields_do_not_fit_is_damaged(changed):
     assert decode_line(json.dumps(GOOD | changed).encode()) is None
+
+
+def test_line_is_of_a_run_that_computed_the_same_or_does_not_say():
+    entry = replace(decode_line(json.dumps(GOOD).encode()), spec=7)
+    assert [entry.is_of(spec) for spec in (7, 0, 8)] == [True, True, False]
+    assert replace(entry, spec=0).is_of(8)
 
 
 def test_damaged_lines_are_told_and_their_pairs_done_again(cli, folder):

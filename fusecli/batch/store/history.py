@@ -73,7 +73,7 @@ class PreviousResults:
         for name in journals:
             damaged: list[int] = []
             for entry in read_entries(folder, name, damaged):
-                if spec and entry.spec not in (0, spec):
+                if not entry.is_of(spec):
                     foreign.setdefault(name, array("Q")).append(fingerprint(entry.id))
                     continue
                 ids.append(fingerprint(entry.id))

@@ -77,6 +77,10 @@ class Entry:
         """Whether the line says that there is a result."""
         return self.error is None and not self.removed
 
+    def is_of(self, spec: int) -> bool:
+        """Whether a run that computed this wrote the line, as far as is known; 0 is any run."""
+        return not spec or self.spec in (0, spec)
+
     def line(self, run: int, spec: int = 0) -> bytes:
         """As it stands in the journal, written by the run of this number."""
         shape: object = self.shapes
@@ -213,7 +217,7 @@ def is_journal(folder: SafeFolder, name: str) -> bool:
 
 def of_spec(entries: Iterable[Entry], spec: int) -> Iterator[Entry]:
     """Entries of runs that computed this; those of others were copied into the folder."""
-    return (entry for entry in entries if entry.spec in (0, spec) or not spec)
+    return (entry for entry in entries if entry.is_of(spec))
 
 
 def read_entries(

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-from typing import Literal
-
 from fusecli.errors import FuseError, OutputError
+from fusecli.features.folder_lock import LockKind, try_flock
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-_WITHOUT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-LockKind = Literal["exclusive", "shared"]
 
 
 def check_platform() -> None:
@@ -37,27 +31,17 @@ def try_lock(descriptor: int, kind: LockKind, path: str) -> bool:
         path: of the file, for the error.
 
     Raises:
-        OutputError: the file system has no locks.
+        OutputError: the file system has no locks, or the system refuses this one.
     """
-    wanted = fcntl.LOCK_EX if kind == "exclusive" else fcntl.LOCK_SH
-    try:
-        fcntl.flock(descriptor, wanted | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise _failed(path, error) from None
-    return True
+    held = try_flock(descriptor, kind, path)
+    if held == "no locks here":
+        raise OutputError(
+            f"{path}: cannot be locked, its file system has no locks: say -o with a folder on "
+            "another file system"
+        )
+    return held == "held"
 
 
 def unlock(descriptor: int) -> None:
     """Give a lock back."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _failed(path: str, error: OSError) -> OutputError:
-    if error.errno in _WITHOUT:
-        return OutputError(
-            f"{path}: cannot be locked, its file system has no locks ({error.strerror}): say -o "
-            "with a folder on another file system"
-        )
-    return OutputError(f"{path}: cannot be locked: {error.strerror or error}")
