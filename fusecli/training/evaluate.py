@@ -55,6 +55,7 @@ from fusecli.training.targets import TASKS, Targets, Task
 
 Rows = NDArray[np.int64]
 Tell = Callable[[str], None]
+Learnt = tuple[set[tuple[str, str]], set[str]]  # id and image of pairs, and their images
 
 GIVEN = "given"
 
@@ -156,14 +157,16 @@ def evaluate_run(
             f"--seed must be from 0 to {LARGEST_NUMBER:,}, found {shortened(str(options.seed))}"
         )
     require_sklearn()
-    run = open_run(options.run)
+    with reading_run(options.run):  # models and pairs of one run: another may be trained after it
+        run = open_run(options.run)
+        learnt = _learnt(os.path.join(options.run, SPLIT))
     labels = _labels_for(options, run.task)
     source = SourceOptions(options.pairs, labels, options.reading, options.max_memory)
     data = open_data(source, tell, progress.reading, run.names, said=False)
     assert data.targets is not None
     refuse_other_widths(options.run, run.models, data.examples)
     groups = join_groups(data.examples.image_key, data.targets.group)
-    rows = _rows(options.run, data.examples, data.targets, tell)
+    rows = _rows(learnt, data.examples, data.targets, tell)
     part = Part(data.examples, data.targets, groups, rows, options.seed, options.device)
     if len(np.unique(groups[rows])) < 2:
         raise PairsError(
@@ -228,14 +231,14 @@ def refuse_other_widths(path: str, models: list[StoredModel], examples: Examples
             )
 
 
-def _rows(path: str, examples: Examples, targets: Targets, tell: Tell) -> Rows:
+def _rows(learnt: Learnt, examples: Examples, targets: Targets, tell: Tell) -> Rows:
     """The test part where the labels give one, without the pairs that were learnt from."""
     rows = np.arange(examples.n)
     if targets.split is not None and "test" in targets.split:
         rows = np.flatnonzero(np.asarray(targets.split) == "test")
         if len(rows) < examples.n:
             tell(f"note: only the test part of the column split: {counted(len(rows), 'pair')}")
-    pairs, images = _learnt(os.path.join(path, SPLIT))
+    pairs, images = learnt
     known = np.array(
         [(examples.ids[row], examples.image_key[row]) in pairs for row in rows.tolist()], bool
     )
@@ -260,7 +263,7 @@ def _rows(path: str, examples: Examples, targets: Targets, tell: Tell) -> Rows:
     return rows
 
 
-def _learnt(path: str) -> tuple[set[tuple[str, str]], set[str]]:
+def _learnt(path: str) -> Learnt:
     """Id and image of the pairs that weights were fitted or chosen on, and their images.
 
     Raises:

@@ -62,7 +62,8 @@ class RunFolder:
     def alone(self, resume: bool = False) -> Iterator[bool]:
         """Make the folder if it does not exist, and keep other trainings of this machine out of it.
 
-        A folder that was made here and stays empty is removed at the end.
+        A folder that was made here and stays empty is removed at the end, before its lock is
+        given back, and never while others hold it: they may just be beginning in it.
 
         Args:
             resume: as for `begin`: no folder is made.
@@ -73,24 +74,22 @@ class RunFolder:
         Raises:
             OutputError: another training works in the folder, or it cannot be made.
         """
-        made = not resume and not os.path.lexists(self.path)
-        if made:
-            self._make()
-        try:
-            if not self.path.is_dir():  # `begin` says what is wrong
-                yield True
-                return
-            with folder_lock(str(self.path), "exclusive") as lock:
-                if lock == "others hold it":
-                    raise OutputError(
-                        f"{self.path}: another command is working with the run in this folder: "
-                        "wait for it, or name another folder"
-                    )
+        made = not resume and not os.path.lexists(self.path) and self._make()
+        if not self.path.is_dir():  # `begin` says what is wrong
+            yield True
+            return
+        with folder_lock(str(self.path), "exclusive") as lock:
+            if lock == "others hold it":
+                raise OutputError(
+                    f"{self.path}: another command is working with the run in this folder: "
+                    "wait for it, or name another folder"
+                )
+            try:
                 yield lock == "held"
-        finally:
-            if made:
-                with suppress(OSError):
-                    self.path.rmdir()
+            finally:
+                if made:
+                    with suppress(OSError):
+                        self.path.rmdir()
 
     def check(self, inputs: ProtectedFiles) -> None:
         """Look at everything that a run may replace or delete, before it does.
@@ -145,10 +144,15 @@ class RunFolder:
         write_json(self.path / RUN_RECORD, {"version": _VERSION, "identity": self.identity})
         return False
 
-    def _make(self) -> None:
+    def _make(self) -> bool:
+        """Whether the folder was not there: others may make it at the same moment."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+            return True
         except OSError as error:
+            if self.path.is_dir():
+                return False
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}") from None
 
     def checkpoints(self, part: str = "") -> Checkpoints:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fusecli.errors import FeatureFileError
+from fusecli.errors import FeatureFileError, OutputError, UsageError
 from fusecli.features.folder_lock import folder_lock
-from fusecli.training.evaluate import _learnt, open_run
+from fusecli.training import evaluate
+from fusecli.training.evaluate import LoadedRun, _learnt, open_run
+from fusecli.training.run_folder import RunFolder
+from fusecli.training.source import Data, open_data
 from fusecli.training.sums import are_whole
 from tests.faults.running import contents, run
 from tests.faults.training import TRAIN
@@ -122,17 +127,57 @@ def test_training_keeps_others_out_of_its_folder(
         assert run(*TRAIN).code == 1
 
 
-def test_folder_made_for_a_training_that_cannot_begin_is_removed(
+def test_folder_made_for_a_training_that_cannot_begin_is_removed(folder: Path) -> None:
+    with suppress(UsageError), RunFolder("new", {}).alone():
+        assert os.path.isdir("new")
+        raise UsageError("it cannot begin")
+    assert not os.path.exists("new")
+
+
+@pytest.mark.parametrize("made_by", ["the other", "this"])
+def test_folder_in_which_another_training_begins_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, made_by: str
+) -> None:
+    """Both begin at once, and the other has the lock first: the folder is still empty."""
+    real = Path.mkdir
+    with ExitStack() as other:
+
+        def mkdir(path: Path, *args: Any, **options: Any) -> None:
+            if path.name != "new":
+                return real(path, *args, **options)
+            if made_by == "the other":
+                os.mkdir(path)
+            try:
+                real(path, *args, **options)
+            finally:
+                assert other.enter_context(folder_lock("new", "exclusive")) == "held"
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        with pytest.raises(OutputError, match="another command"), RunFolder("new", {}).alone():
+            pass
+        assert os.path.isdir("new")
+
+
+def test_evaluate_takes_models_and_learnt_pairs_of_one_run(
     folder_of_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(*args: object, **options: object) -> None:
-        raise BlockingIOError
+    """Another run may be trained in the folder once its models were read."""
 
-    monkeypatch.setattr("fusecli.features.folder_lock.fcntl.flock", busy)
-    args = ("new" if arg == "run" else arg for arg in TRAIN)
-    done = run(*args)
-    assert done.code == 1
-    assert not os.path.exists("new")
+    def read(path: str) -> LoadedRun:
+        found = open_run(path)
+        with folder_lock(path, "exclusive") as lock:
+            assert lock == "others hold it"
+        return found
+
+    def opened(*args: Any, **options: Any) -> Data:
+        os.unlink("run/split.csv")
+        return open_data(*args, **options)
+
+    monkeypatch.setattr(evaluate, "open_run", read)
+    monkeypatch.setattr(evaluate, "open_data", opened)
+    done = run(*EVALUATE)
+    assert done.code == 0, done
+    assert done.out.startswith("given part: 5 pairs ")  # the others were learnt from
 
 
 def test_file_system_without_locks_is_said(
