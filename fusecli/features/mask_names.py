@@ -54,6 +54,9 @@ _COUNTS = frozenset(("num", "count", "counts", "number"))
 _LENGTHS = frozenset(("length", "lengths", "len", "lens", "seqlen", "seqlens", "doclens"))
 _OF_MASKS = _OF_LENGTHS | frozenset(_MASK_WORDS.split()) | _COUNTS | _LENGTHS
 _PADDING = frozenset(("pad", "padding", "padded", "paddings"))
+_MASKS = ("mask", "masks", "atts")
+# The name of a mask ends in one of these, or has something behind "per".
+_ENDS = tuple({*_MASKS, *_PADDING, *_COUNTED, *_COUNTS, *_LENGTHS}.union(*_SIDE_WORDS.values()))
 _KEPT = 4096  # names, since every file of a batch has the same few
 _LONGEST_PADDING = 2  # words of a name such as is_padding or image_pad
 # Words by which a mask marks what is left out; and words of which nobody knows what they mark.
@@ -79,12 +82,15 @@ class MaskMeaning(NamedTuple):
 
 def mask_meaning(key: str) -> MaskMeaning | None:
     """What kind of mask a tensor of this name is; None if the name does not say it is one."""
-    return _mask_meaning(key) if ends_in_word(key) else None
+    if not ends_in_word(key):
+        return None
+    name = base_name(key)  # of `0001.image` and `0002.image` it is one
+    # A file may hold hundreds of thousands of ids that are words, each asked about once.
+    return _mask_meaning(name) if name.endswith(_ENDS) or "per" in name else None
 
 
 @lru_cache(_KEPT)
-def _mask_meaning(key: str) -> MaskMeaning | None:
-    name = base_name(key)
+def _mask_meaning(name: str) -> MaskMeaning | None:
     words = _words(name)
     if name in NO_MASKS or name.endswith("attn_mask") or _UNCLEAR.intersection(words):
         return None  # torch's attn_mask has another meaning in each of two functions
@@ -96,7 +102,7 @@ def _mask_meaning(key: str) -> MaskMeaning | None:
         last = mask_meaning("_".join(words[:-1]))  # mask_text, attention_mask_image
         if last is not None and (last.style != "lengths" or words[0] in _LENGTHS):
             return MaskMeaning(side, last.style)
-    if words[-1] in ("mask", "masks", "atts") or re.search(r"pad(ding)?masks?$", name):
+    if words[-1] in _MASKS or re.search(r"pad(ding)?masks?$", name):
         padded = re.search(r"pad(ding|ded)?_?masks?$", name) or _LEFT_OUT.intersection(words)
         real = re.search(r"(^|_)(no|non|not|un)_?pad", name)  # as in non_pad_mask
         return MaskMeaning(side, "padding" if padded and not real else "keep")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fusecli import FuseOptions, fuse_files
+from fusecli.features import mask_names
 
 WIDTH, TOKENS = 16, 9
 
@@ -94,3 +95,21 @@ def test_a_mask_file_with_several_masks_has_to_say_which_one(tmp_path, cli):
     assert f"several masks, first_mask, second_mask: {advice}" in refused.err
     assert cli("fuse", *pair, "--text-mask", f"{masks}:second_mask", "-o", out).code == 0
     assert (np.abs(np.load(out)).sum(-1) > 0).sum() == 6
+
+
+def test_a_name_whose_last_word_no_mask_has_is_not_taken_apart():
+    mask_names._mask_meaning.cache_clear()
+    for number in range(5000):  # more than are kept
+        word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+        assert mask_names.mask_meaning(word) is None
+        assert mask_names.mask_meaning(f"{number}.image") is None
+    assert mask_names._mask_meaning.cache_info().misses == 1
+
+
+def test_no_name_of_a_mask_is_passed_over():
+    words = sorted(mask_names._OF_MASKS | mask_names._COUNTED | {"per", "nb", "dog"})
+    names = [f"{a}{mark}{b}" for a in words for b in words for mark in ("_", "")]
+    names += [f"num_{a}_per_{b}" for a in words for b in words[:9]]
+    found = [mask_names._mask_meaning.__wrapped__(name) for name in names]
+    assert [mask_names.mask_meaning(name) for name in names] == found
+    assert sum(meaning is not None for meaning in found) > 999
