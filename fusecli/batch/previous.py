@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.pair_features import PairFeaturesReader
 from fusecli.batch.pair_inputs import FileStamps
-from fusecli.batch.source import content_of, source_of
 from fusecli.batch.store.history import PairState, PreviousResults
 from fusecli.batch.store.journal import fingerprint
 from fusecli.batch.summary import Summary
+from fusecli.pairs.fingerprints import content_of, source_of
 from fusecli.pairs.open import Pair
 
 Exists = Callable[[Pair, int], bool]
@@ -97,4 +97,6 @@ class _Inputs:
         if state.known == "failed" or not state.content:
             return False
         features = self._reader.read(pair, stamps)
-        return not isinstance(features, str) and content_of(features) == state.content
+        if isinstance(features, str):
+            return False
+        return content_of(features, features.attention_mask) == state.content

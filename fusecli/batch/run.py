@@ -15,7 +15,6 @@ from fusecli.batch.pair_features import PairFeaturesReader, Result
 from fusecli.batch.previous import Found, todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.source import forget_folders
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import removed_entry
 from fusecli.batch.store.files import FileSink
@@ -34,6 +33,7 @@ from fusecli.batch.worker import Fuser
 from fusecli.errors import DiagnosisError, FuseError, UsageError
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
+from fusecli.pairs.fingerprints import forget_folders
 from fusecli.pairs.open import Pair, PairSource, open_pairs
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from fusecli.batch.pair_features import PairFeaturesReader, Result
 from fusecli.batch.pair_inputs import Features, FileStamps
 from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.source import content_of
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.weights import RunWeights
 from fusecli.errors import FeatureFileError, FuseError
@@ -37,6 +36,7 @@ from fusecli.fusion.backend.device import (
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.literals import Side
 from fusecli.fusion.results import PairChunk, count_nonfinite, fuse_chunk, query_sides
+from fusecli.pairs.fingerprints import content_of
 from fusecli.pairs.open import Pair
 from fusecli.report import diagnoses as diagnose
 from fusecli.report.report import Diagnosis
@@ -157,7 +157,7 @@ class Fuser:
         if isinstance(read, str):
             result.error = read
             return None
-        result.content = content_of(read)
+        result.content = content_of(read, read.attention_mask)
         return read
 
     def _fuse(self, read: list[_Read], over: Stop) -> int:

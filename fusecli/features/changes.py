@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import NamedTuple
 
 # Linux counts the times of files in steps of up to 10 ms. A change in the step in which the file
 # was opened would not be seen; a file that small writers finish in one call needs no such care.
@@ -11,9 +12,24 @@ _STEP = 20_000_000  # ns
 _LARGE = 1 << 20
 
 
-def version_of(status: os.stat_result) -> tuple[int, ...]:
-    """Device, inode, size, and both times of change; the last one no program can set."""
-    return (
+class FileVersion(NamedTuple):
+    """Device, inode, size, and both times of change in nanoseconds; the last no program can set."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of change, which a copy may keep."""
+        return self.size, self.modified
+
+
+def version_of(status: os.stat_result) -> FileVersion:
+    """Of what the system says of a file."""
+    return FileVersion(
         status.st_dev,
         status.st_ino,
         status.st_size,

@@ -363,11 +363,9 @@ def _refuse_joined(file: FeatureFile, features: str | None, axes: Axes) -> None:
         lengths = numbers
         if is_position:  # each sample begins anew, with the same number
             starts = np.flatnonzero(numbers == numbers[0])
-            steps = np.diff(numbers, append=numbers[0])
             lengths = np.diff(starts, append=axes.tokens)
-            if len(starts) < 2 or (steps[np.append(starts[1:], axes.tokens) - 1] == 1).any():
-                continue
-            if (np.delete(steps, np.append(starts[1:], axes.tokens) - 1) != 1).any():
+            counted = numbers[0] + np.arange(axes.tokens) - np.repeat(starts, lengths)
+            if len(starts) < 2 or not np.array_equal(numbers, counted):
                 continue
             # Patches are numbered in every row of their grid as well, all rows of one length.
             if lengths.max() == 1 or (axes.side == "image" and lengths.min() == lengths.max()):

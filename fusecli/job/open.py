@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import UsageError
-from fusecli.features.axes import PairShapes, Side
+from fusecli.features.axes import Axes, PairShapes, Side
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
+    SideInput,
     UsedMask,
     check_widths,
     choose_input,
@@ -147,22 +148,19 @@ def _sides(
     inputs: PairInputs, shapes: PairShapes, masks: Masks, options: FuseOptions
 ) -> tuple[JobSide, JobSide]:
     """Image and text with their readers."""
-    image = TokenReader(
-        inputs.image.stored,
-        shapes.image,
-        None if masks[0] is None else masks[0].rows,
-        options.allow_nonfinite,
-        shapes.image_shared,
+
+    def side(
+        given: SideInput, axes: Axes, mask: UsedMask | None, shared: bool, repeated: bool
+    ) -> JobSide:
+        rows, nonfinite = None if mask is None else mask.rows, options.allow_nonfinite
+        reader = TokenReader(given.stored, axes, rows, nonfinite, shared, repeated=repeated)
+        return JobSide(given.file, reader, mask)
+
+    text_shared = shapes.text_shared
+    return (
+        side(inputs.image, shapes.image, masks[0], shapes.image_shared, repeated=False),
+        side(inputs.text, shapes.text, masks[1], text_shared, repeated=text_shared),
     )
-    text = TokenReader(
-        inputs.text.stored,
-        shapes.text,
-        None if masks[1] is None else masks[1].rows,
-        options.allow_nonfinite,
-        shapes.text_shared,
-        repeated=shapes.text_shared,
-    )
-    return JobSide(inputs.image.file, image, masks[0]), JobSide(inputs.text.file, text, masks[1])
 
 
 def _check_query_sides(

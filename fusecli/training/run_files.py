@@ -14,12 +14,11 @@ import numpy as np
 from fusecli._version import __version__
 from fusecli.errors import FuseError
 from fusecli.features.atomic import StagedFile
-from fusecli.features.file import open_regular
 from fusecli.training.examples import Examples
 from fusecli.training.fitted import Fitted
 from fusecli.training.options import TrainOptions
 from fusecli.training.run_folder import hash_of
-from fusecli.training.sums import LARGEST_METRICS, METRICS
+from fusecli.training.sums import METRICS, metrics_of
 from fusecli.training.targets import Targets
 
 REPORT, PREDICTIONS, SPLIT, LOG = (
@@ -82,8 +81,7 @@ def log_jsonl(fitted: Sequence[Fitted]) -> bytes:
 def read_metrics(path: str) -> dict[str, Any] | None:
     """The `metrics.json` of a complete run; None where it is not there, or damaged."""
     try:
-        with open_regular(path) as file:
-            found = json.loads(file.read(LARGEST_METRICS))
+        found: dict[str, Any] = metrics_of(path)
         numbers = found["measured_pairs"], found["groups"]
         texts = [
             found["part"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from fusecli.features.literals import Side
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.literals import SIDES
+from fusecli.pairs.fingerprints import content_of
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.pair import Place
 from fusecli.pairs.reader import PairFeatures, PairReader
@@ -74,7 +74,8 @@ class PairFiles:
         self.said = SaidOfPairs(len(pairs))
         # Of each pair that was read: its files' sizes and times, their versions, and the content
         # that was read, as hashes; 0 for one that was not.
-        self._stamps, self._versions, self._contents = np.zeros((3, len(pairs)), np.int64)
+        self._stamps, self._versions = np.zeros((2, len(pairs)), np.int64)
+        self._contents = np.zeros(len(pairs), np.uint64)
 
     def named(self) -> dict[Side, NDArray[np.int64]]:
         """int64 `[N]` a side: equal numbers where two pairs name the same features."""
@@ -115,7 +116,7 @@ class PairFiles:
             if after[1] != version:
                 continue  # a further link or other rights, or a rewrite: it is read again
             if version != self._versions[row]:  # the first time, or the same
-                content = _content_of(features)
+                content = content_of(features)
                 if content != (self._contents[row] or content):
                     break
                 self._stamps[row], self._versions[row] = stamps, version
@@ -131,16 +132,6 @@ def _hashes_of(pair: Pair) -> tuple[int, int]:
     """64 bits each, not 0, that tell sizes and times, and the versions, of a pair's files."""
     files = FileStamps()
     return hash(tuple(files.of(pair))) or 1, hash(tuple(files.versions(pair))) or 1
-
-
-def _content_of(features: PairFeatures) -> int:
-    """64 bits, not 0, that tell what was read of a pair."""
-    digest = hashlib.blake2b(digest_size=8)
-    for array in (features.image, features.text, features.image_mask, features.text_mask):
-        digest.update(repr(None if array is None else array.shape).encode())
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).data)
-    return int.from_bytes(digest.digest(), "little", signed=True) or 1
 
 
 @dataclass(frozen=True)

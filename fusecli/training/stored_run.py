@@ -7,7 +7,6 @@ there, so that no more memory is taken than the files' own size.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, FuseError, UsageError, shortened
-from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.file import open_features
 from fusecli.fusion.config import FusionConfig, shown
 from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
+from fusecli.report.report import sha256_of
 from fusecli.training.blend import Blend, parts_of
 from fusecli.training.candidates import ModelSpec
 from fusecli.training.examples import ChannelStatistics
@@ -165,7 +165,7 @@ def _read(
         except (ValueError, RecursionError):
             raise _damaged(path, f"its {key} is not JSON") from None
         tensors = {name: stored.read() for name, stored in file.tensors.items()}
-        sum_of = _sha256(file)
+        sum_of = sha256_of(file)
         file.refuse_changed()
     try:
         if not isinstance(meta, dict):
@@ -188,14 +188,6 @@ def _read(
         raise _damaged(path, str(error)) from None
     check_sum(*known, sum_of)
     return meta, made
-
-
-def _sha256(file: FeatureFile) -> str:
-    digest = hashlib.sha256()
-    if file.handle is not None:
-        file.handle.seek(0)
-        digest = hashlib.file_digest(file.handle, "sha256")
-    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------- single values

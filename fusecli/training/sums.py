@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from fusecli.errors import FeatureFileError, FuseError
 from fusecli.features.file import open_regular
@@ -54,6 +55,17 @@ def file_sum(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def metrics_of(path: str) -> Any:
+    """What the `metrics.json` at a path holds, of whatever form.
+
+    Raises:
+        FeatureFileError: it cannot be read.
+        ValueError, RecursionError: it is no JSON.
+    """
+    with open_regular(path) as file:
+        return json.loads(file.read(LARGEST_METRICS))
+
+
 def sums_of_run(path: str) -> Sums | None:
     """What a finished run says of its files, by their paths in its folder.
 
@@ -67,9 +79,7 @@ def sums_of_run(path: str) -> Sums | None:
     if not os.path.lexists(name):
         return None
     try:
-        with open_regular(name) as file:
-            found = json.loads(file.read(LARGEST_METRICS))
-        sums = found.get(SUMS_KEY)
+        sums = metrics_of(name).get(SUMS_KEY)
     except (ValueError, AttributeError, RecursionError):
         raise _damaged(name) from None
     if sums is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fusecli.batch.pair_features import Result
-from fusecli.batch.source import source_of
 from fusecli.batch.store.journal import Entry
+from fusecli.pairs.fingerprints import source_of
 
 
 def done_entry(

@@ -16,7 +16,7 @@ _WORDS = 8192  # 64-bit words that are summed up at once
 
 
 class Tokens(Protocol):
-    """The features of a pair, `[P, Di]` and `[T, Dt]`, and their masks, one of them `[T, P]`."""
+    """The features of a pair, `[P, Di]` and `[T, Dt]`, and their masks."""
 
     @property
     def image(self) -> NDArray[np.float32]: ...
@@ -26,8 +26,6 @@ class Tokens(Protocol):
     def image_mask(self) -> NDArray[np.bool_] | None: ...
     @property
     def text_mask(self) -> NDArray[np.bool_] | None: ...
-    @property
-    def attention_mask(self) -> NDArray[np.bool_] | None: ...
 
 
 def source_of(pair: Pair) -> int:
@@ -57,17 +55,21 @@ def forget_folders() -> None:
     _real_folder.cache_clear()
 
 
-def content_of(features: Tokens) -> int:
+def content_of(features: Tokens, attention_mask: NDArray[np.bool_] | None = None) -> int:
     """64 bits, not 0, that tell the features of a pair, as they are fused.
 
     Every array is summed up in 64-bit words, each multiplied by an odd number of its place, and
     the sums are hashed: a changed word always changes its sum, and several words leave it as it
     is with a chance of about 2^-60. It is no defence against somebody who wants two inputs to
     look alike.
+
+    Args:
+        features: as they are fused.
+        attention_mask: `[T, P]`, where the pair has one.
     """
     parts = [features.image, features.text, features.image_mask, features.text_mask]
-    if features.attention_mask is not None:
-        parts.append(features.attention_mask)
+    if attention_mask is not None:
+        parts.append(attention_mask)
     text = ";".join(["none" if part is None else _summed(part) for part in parts])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
