@@ -17,7 +17,7 @@ from fusecli.fusion.base import Computing
 from fusecli.fusion.build import build_fusion
 from fusecli.fusion.results import query_sides
 from fusecli.pairs.open import Pair
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import result_diagnoses
 from fusecli.report.report import Diagnosis
 
 _PAIRS = 4
@@ -59,7 +59,7 @@ def uniform_attention(
         return []
     mean = sum(ratios) / len(ratios)
     query = query_sides(spec.direction)[0]
-    return diagnose.uniform_attention(mean, spec.weights, spec.seed, query, len(ratios))
+    return result_diagnoses.uniform_attention(mean, spec.weights, spec.seed, query, len(ratios))
 
 
 def _entropy_ratio(spec: FusionSpec, weights: RunWeights, features: Features) -> float | None:
@@ -82,7 +82,7 @@ def _entropy_ratio(spec: FusionSpec, weights: RunWeights, features: Features) ->
     asking, answering = (text_mask, image_mask) if query == "text" else (image_mask, text_mask)
     if query == "image" and allowed is not None:
         allowed = allowed.swapaxes(1, 2)
-    seen = diagnose.attention_statistics(
+    seen = result_diagnoses.attention_statistics(
         np.concatenate(formed), asking, answering, spec.config.null_token, allowed
     )
     return None if seen is None else seen.entropy_ratio

@@ -18,7 +18,7 @@ from fusecli.fusion.results import ResultTensor, query_sides, result_tensors
 from fusecli.pairs.pair import Pair
 from fusecli.pairs.reader import PairFeatures, PairReader, SideFeatures
 from fusecli.pairs.stamps import FileStamp, FileStamps
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import feature_diagnoses, shape_diagnoses
 from fusecli.report.report import Diagnosis, Note
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class PairChecks:
         self._spec = spec
         self._sides = query_sides(spec.direction)
         self._reader = PairReader(spec.reading, self._check_widths)
-        self._largest = diagnose.largest_norm(spec.dtype)
+        self._largest = feature_diagnoses.largest_norm(spec.dtype)
         self._of_shapes: dict[int, _OfShapes] = {}
 
     def read(self, pair: Pair) -> Features:
@@ -110,11 +110,11 @@ class PairChecks:
         if image.used_mask is not None or text.used_mask is not None:
             self._refuse_empty(read)
             masks = _rows(image), _rows(text)
-            diagnoses = diagnose.of_pair(
+            diagnoses = shape_diagnoses.of_pair(
                 read.shapes, self._spec.config, self._sides, *masks, in_batch=True
             )
-            diagnoses += diagnose.sequence_first_stacks(*read.stacks)
-            notes = [*notes, *diagnose.used_masks(image.used_mask, text.used_mask)]
+            diagnoses += shape_diagnoses.sequence_first_stacks(*read.stacks)
+            notes = [*notes, *feature_diagnoses.used_masks(image.used_mask, text.used_mask)]
         attention_mask = None
         if read.attention is not None:
             attention_mask = self._allowed(read, read.attention, diagnoses)
@@ -131,7 +131,7 @@ class PairChecks:
                 axes = read.shapes.image if side is image else read.shapes.text
                 used = None if side.mask is None or side.used_mask is None else side.used_mask
                 found = None if used is None else used.found
-                diagnoses += diagnose.of_rows(
+                diagnoses += feature_diagnoses.of_rows(
                     axes.side, rows, found, side.where, self._spec.dtype, True
                 )
         return Features(
@@ -154,8 +154,8 @@ class PairChecks:
         image_key = image.key if image.place.key is None and o.image_key is None else None
         text_key = text.key if text.place.key is None and o.text_key is None else None
         return [
-            *diagnose.other_side_named("image", image_key, image.where),
-            *diagnose.other_side_named("text", text_key, text.where),
+            *feature_diagnoses.other_side_named("image", image_key, image.where),
+            *feature_diagnoses.other_side_named("text", text_key, text.where),
         ]
 
     def _allowed(
@@ -178,7 +178,7 @@ class PairChecks:
             choices = count_choices(mask, *masks, query)
             if not self._spec.reading.allow_empty_image:
                 refuse_empty(mask, choices, 1)
-            diagnoses += diagnose.few_choices(choices, config)
+            diagnoses += shape_diagnoses.few_choices(choices, config)
         (allowed,) = mask.rows(0, 1)
         return np.asarray(allowed, np.bool_)
 
@@ -201,8 +201,10 @@ class PairChecks:
             shapes,
             result_tensors(shapes, spec.config, spec.direction, spec.pool),
             [
-                *diagnose.of_pair(shapes, spec.config, self._sides, None, None, in_batch=True),
-                *diagnose.sequence_first_stacks(*read.stacks),
+                *shape_diagnoses.of_pair(
+                    shapes, spec.config, self._sides, None, None, in_batch=True
+                ),
+                *shape_diagnoses.sequence_first_stacks(*read.stacks),
             ],
             [Note("reading", note) for note in shapes.notes],
         )

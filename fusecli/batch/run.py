@@ -35,7 +35,7 @@ from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.results import query_sides
 from fusecli.pairs.fingerprints import forget_folders
 from fusecli.pairs.open import Pair, PairSource, open_pairs
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import feature_diagnoses, result_diagnoses
 from fusecli.report.report import Diagnosis
 
 Tell = Callable[[str], None]
@@ -244,10 +244,10 @@ def _begin(
     if recorded is None:  # a run that fusecli 0.1.0 began there can still be finished
         _refuse_output_inside(options)
     spec, weights = resolve(options, source, source.total or 0, recorded)
-    found = diagnose.swapped_names(options.pairs.images or "", options.pairs.texts or "")
-    found += diagnose.assumed_of_weights(weights.stored, spec.weights)
+    found = feature_diagnoses.swapped_names(options.pairs.images or "", options.pairs.texts or "")
+    found += result_diagnoses.assumed_of_weights(weights.stored, spec.weights)
     for side in query_sides(spec.direction):
-        found += diagnose.closed_gate(spec.gate, side)
+        found += result_diagnoses.closed_gate(spec.gate, side)
     found += uniform_attention(spec, weights, source)
     if options.strict and found:
         raise DiagnosisError("--strict: " + " | ".join(map(str, found)))
@@ -285,7 +285,7 @@ def _notes(
     for diagnosis in found:
         yield f"warning: {diagnosis}"
     if spec.seed is not None and all(d.code != "uniform-attention" for d in found):
-        yield f"note: {diagnose.untrained_note(options.weights, spec.seed, spec.config)}"
+        yield f"note: {result_diagnoses.untrained_note(options.weights, spec.seed, spec.config)}"
 
 
 def _sink(

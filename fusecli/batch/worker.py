@@ -38,7 +38,7 @@ from fusecli.fusion.literals import Side
 from fusecli.fusion.results import PairChunk, count_nonfinite, fuse_chunk, query_sides
 from fusecli.pairs.fingerprints import content_of
 from fusecli.pairs.open import Pair
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import result_diagnoses
 from fusecli.report.report import Diagnosis
 
 _ROWS = 8  # texts are filled up to a multiple of this
@@ -326,4 +326,4 @@ class Fuser:
 
 def _nonfinite(tensors: Sequence[NDArray[np.float32]]) -> list[Diagnosis]:
     numbers = sum(tensor.size for tensor in tensors)
-    return diagnose.nonfinite_result(sum(map(count_nonfinite, tensors)), numbers)
+    return result_diagnoses.nonfinite_result(sum(map(count_nonfinite, tensors)), numbers)

@@ -1,7 +1,8 @@
 """The two inputs of a pair: their tensors, what their axes mean, their masks.
 
 `fuse`, `batch` and a training all read a pair in these steps. Nothing here knows a fusion method
-or where pairs come from, and of the features themselves nothing but headers is read.
+or where pairs come from, and of the features themselves nothing but headers is read. The modules
+on masks are imported by the functions that need them: most small jobs have no mask.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
 from fusecli.features.mask_names import MaskStyle, mask_meaning, says_its_style
-from fusecli.features.masks import choose_mask, read_mask, the_mask_of
 from fusecli.features.notes import Note
 from fusecli.features.select import (
     choose_tensor,
@@ -279,12 +279,24 @@ def mask_beside(
 ) -> StoredTensor | None:
     """The mask stored beside the features of one side; None where there is none.
 
-    Args and Raises: those of `choose_mask`.
+    Args:
+        given: the features.
+        axes: of the features, of the whole stack where rows of it are read.
+        N: samples in them.
+        two_tensors: both sides' features are tensors of this file.
+        style: the meaning of the numbers, for masks whose names do not say it.
+        by_name_only: the file holds tensors of many pairs.
+
+    Raises:
+        FeatureFileError: a tensor has the shape and the numbers of a mask, and neither its name
+            nor the style says what they mean.
     """
     if len(given.file.tensors) == 1:
         return None
+    from fusecli.features.mask_choice import MaskSearch, choose_mask
+
     key = given.stored.key
-    return choose_mask(given.file, key, axes, N, two_tensors, style, by_name_only)
+    return choose_mask(MaskSearch(given.file, key, axes, N, two_tensors, by_name_only), style)
 
 
 def is_an_id(key: str | None, row: int | None) -> bool:
@@ -302,7 +314,11 @@ def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
     Raises:
         FeatureFileError: no such tensor, or several that could be meant.
     """
-    return the_mask_of(file, side) if key is None else tensor_of(file, key)
+    if key is not None:
+        return tensor_of(file, key)
+    from fusecli.features.mask_choice import the_mask_of
+
+    return the_mask_of(file, side)
 
 
 def notes_on_inputs(
@@ -377,6 +393,8 @@ def use_mask(
         ShapeError: its shape is not that of the tokens.
         FeatureFileError: it holds something other than marks, or masks every text token.
     """
+    from fusecli.features.masks import read_mask
+
     if found == "beside the features" and stored.key is not None and says_its_style(stored.key):
         style = None
     if row is None or stack is None:

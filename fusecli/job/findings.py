@@ -6,7 +6,7 @@ from fusecli.errors import DiagnosisError
 from fusecli.fusion.results import query_sides
 from fusecli.job.open import Job
 from fusecli.job.options import FuseOptions
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import feature_diagnoses, result_diagnoses, shape_diagnoses
 from fusecli.report.parts import AttentionPart
 from fusecli.report.report import Diagnosis
 
@@ -22,10 +22,10 @@ def known_diagnoses(job: Job, gate: float | None) -> list[Diagnosis]:
     masks = job.image.reader.mask, job.text.reader.mask
     return [
         *_other_sides(job),
-        *diagnose.of_pair(job.shapes, job.config, sides, *masks),
-        *(found for side in job.choices for found in diagnose.few_choices(side, job.config)),
-        *(found for side in sides for found in diagnose.closed_gate(gate, side)),
-        *diagnose.assumed_of_weights(job.stored, job.options.weights),
+        *shape_diagnoses.of_pair(job.shapes, job.config, sides, *masks),
+        *(found for side in job.choices for found in shape_diagnoses.few_choices(side, job.config)),
+        *(found for side in sides for found in result_diagnoses.closed_gate(gate, side)),
+        *result_diagnoses.assumed_of_weights(job.stored, job.options.weights),
         *_guessed_grid(job),
     ]
 
@@ -35,9 +35,9 @@ def _other_sides(job: Job) -> list[Diagnosis]:
     image_key = image.key if options.image_key is None else None
     text_key = text.key if options.text_key is None else None
     return [
-        *diagnose.other_side_named("image", image_key, image.where),
-        *diagnose.other_side_named("text", text_key, text.where),
-        *diagnose.swapped_names(options.image, options.text),
+        *feature_diagnoses.other_side_named("image", image_key, image.where),
+        *feature_diagnoses.other_side_named("text", text_key, text.where),
+        *feature_diagnoses.swapped_names(options.image, options.text),
     ]
 
 
@@ -48,7 +48,7 @@ def _guessed_grid(job: Job) -> list[Diagnosis]:
     grid = drawing.grid
     if not grid.guessed:
         return []
-    return diagnose.guessed_grid(grid.name, job.shapes.P, drawing.photo_file)
+    return result_diagnoses.guessed_grid(grid.name, job.shapes.P, drawing.photo_file)
 
 
 def measured_diagnoses(
@@ -62,14 +62,14 @@ def measured_diagnoses(
         nonfinite: numbers of the result that are NaN or infinity.
         numbers: of the result in all.
     """
-    found = diagnose.nonfinite_result(nonfinite, numbers)
+    found = result_diagnoses.nonfinite_result(nonfinite, numbers)
     ratio = None if statistics is None else statistics.entropy_ratio
     if not job.config.gate or job.seed is None:  # a gate that starts closed has been told
         query = query_sides(job.options.direction)[0]  # whose attention was looked at
-        found += diagnose.uniform_attention(ratio, job.options.weights, job.seed, query)
+        found += result_diagnoses.uniform_attention(ratio, job.options.weights, job.seed, query)
     for side in (job.image, job.text):
         reader = side.reader
-        found += diagnose.of_rows(
+        found += feature_diagnoses.of_rows(
             reader.axes.side,
             reader.seen,
             None if side.mask is None or reader.mask is None else side.mask.found,

@@ -38,7 +38,7 @@ from fusecli.fusion.stored_module import StoredModule, module_of
 from fusecli.fusion.weights_file import WeightsFile, open_weights
 from fusecli.job.options import FuseOptions, check_options, check_targets, default_output
 from fusecli.records import open_record
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import feature_diagnoses
 
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask, Choices
@@ -116,7 +116,7 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     notes = [
         *shapes.notes,
         *(() if stored is None else stored.notes(str(options.weights))),
-        *(note.message for note in diagnose.used_masks(*masks)),
+        *(note.message for note in feature_diagnoses.used_masks(*masks)),
         *(
             note.message
             for note in notes_on_inputs(inputs, masks, None if boxes is None else boxes.beside)

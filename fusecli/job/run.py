@@ -37,7 +37,7 @@ from fusecli.job.outcome import Outcome, report_on
 from fusecli.job.pipeline import stream
 from fusecli.maps.writer import ChunkMaps, MapSink
 from fusecli.records import record
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import result_diagnoses
 from fusecli.report.parts import AttentionPart
 from fusecli.report.report import Report
 
@@ -98,7 +98,7 @@ def fuse_files(
             tell(f"warning: {diagnosis}")
         # The less serious message comes last, and is left out where a warning says the same.
         if job.seed is not None and all(d.code != "uniform-attention" for d in diagnoses):
-            job.notes.append(diagnose.untrained_note(options.weights, job.seed, job.config))
+            job.notes.append(result_diagnoses.untrained_note(options.weights, job.seed, job.config))
             tell(f"note: {job.notes[-1]}")
         report = report_on(job, Outcome(fusions, statistics, diagnoses, tensors, writer, maps))
         view = _view(job, maps)
@@ -289,6 +289,6 @@ def _statistics(
     if direction == "image":
         masks = masks[::-1]
         allowed = None if allowed is None else allowed.swapaxes(1, 2)
-    return diagnose.attention_statistics(
+    return result_diagnoses.attention_statistics(
         np.concatenate(weights), *masks, job.config.null_token, allowed
     )

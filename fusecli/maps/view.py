@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from fusecli.errors import counted, printable, shortened, shown_path
 from fusecli.maps.boxes import Boxes
 from fusecli.maps.selection import Drawing, Grid
-from fusecli.report.diagnoses import UNIFORM, attention_statistics
 from fusecli.report.parts import AttentionPart
+from fusecli.report.result_diagnoses import UNIFORM, attention_statistics
 
 LEAST_SPAN = 4.0  # the scale reaches at least so many times the uniform weight
 

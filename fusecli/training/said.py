@@ -11,7 +11,7 @@ import numpy as np
 from fusecli.errors import counted
 from fusecli.features.axes import Side
 from fusecli.pairs.reader import PairFeatures, SideFeatures
-from fusecli.report import diagnoses as diagnose
+from fusecli.report import feature_diagnoses, shape_diagnoses
 from fusecli.report.report import Diagnosis, Note
 
 Said = TypeVar("Said", Diagnosis, Note)
@@ -39,7 +39,9 @@ class SaidOfPairs:
             self._seen[row] = True
         found = _diagnoses(features)
         notes = [Note("reading", note) for note in features.shapes.notes]
-        notes += diagnose.used_masks(features.image_side.used_mask, features.text_side.used_mask)
+        notes += feature_diagnoses.used_masks(
+            features.image_side.used_mask, features.text_side.used_mask
+        )
         notes += features.notes
         if not (found or notes):
             return
@@ -71,10 +73,10 @@ def _count(kinds: dict[str, tuple[int, str]], code: str, message: str) -> None:
 def _diagnoses(features: PairFeatures) -> list[Diagnosis]:
     shapes = features.shapes
     found = [
-        *diagnose.same_row_counts(shapes.image, shapes.text, in_batch=True),
-        *diagnose.sequence_first_stacks(*features.stacks),
-        *diagnose.transposed(shapes.image, shapes.text.width),
-        *diagnose.transposed(shapes.text, shapes.image.width),
+        *shape_diagnoses.same_row_counts(shapes.image, shapes.text, in_batch=True),
+        *shape_diagnoses.sequence_first_stacks(*features.stacks),
+        *shape_diagnoses.transposed(shapes.image, shapes.text.width),
+        *shape_diagnoses.transposed(shapes.text, shapes.image.width),
     ]
     for side in (features.image_side, features.text_side):
         if side.rows.zero_rows or side.rows.inverted or side.rows.whole:
@@ -84,4 +86,4 @@ def _diagnoses(features: PairFeatures) -> list[Diagnosis]:
 
 def _of_rows(side: SideFeatures, name: Side) -> list[Diagnosis]:
     used = None if side.mask is None or side.used_mask is None else side.used_mask.found
-    return diagnose.of_rows(name, side.rows, used, side.where, "float32", in_batch=True)
+    return feature_diagnoses.of_rows(name, side.rows, used, side.where, "float32", in_batch=True)

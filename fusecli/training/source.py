@@ -25,7 +25,7 @@ from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.pair import Place
 from fusecli.pairs.reader import PairFeatures, PairReader
 from fusecli.pairs.stamps import FileStamps
-from fusecli.report.diagnoses import swapped_names
+from fusecli.report.feature_diagnoses import swapped_names
 from fusecli.training.encode import (
     Tokens,
     make_targets,

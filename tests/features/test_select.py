@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import read_axes
 from fusecli.features.file import FeatureFile, open_features
-from fusecli.features.masks import choose_mask, read_mask, the_mask_of
+from fusecli.features.mask_choice import MaskSearch, choose_mask, the_mask_of
+from fusecli.features.masks import read_mask
 from fusecli.features.select import choose_tensor
 from fusecli.features.tensor import InMemory, StoredTensor
 
@@ -166,7 +167,7 @@ def test_mask_beside_the_features_is_found(
     masks = {key: named(key, (3,)) for key in keys if "mask" in key}
     file = holding(*keys)
     file.tensors.update(masks)
-    found = choose_mask(file, side, read_axes(side, (3, 8), None, "a.npz"), 1, shared)
+    found = choose_mask(MaskSearch(file, side, read_axes(side, (3, 8), None, "a.npz"), 1, shared))
     assert (found and found.key) == expected
 
 

@@ -53,7 +53,7 @@ def init(module: InitialModule, result: WeightsResult, program: QuietProgram) ->
     from fusecli.errors import UsageError
     from fusecli.fusion.initial_weights import initial_weights
     from fusecli.fusion.weights import write_weights
-    from fusecli.report.diagnoses import untrained_note
+    from fusecli.report.result_diagnoses import untrained_note
 
     for option, size in (("--image-dim", module.image_dim), ("--text-dim", module.text_dim)):
         if size is not None and size < 1:
