@@ -20,6 +20,7 @@ from fusecli.training.targets import IGNORED, Targets, Task
 _FEW = 20  # different whole numbers that are classes
 _MANY = 100  # that are classes if none is left out and each has _EACH pairs
 _EACH = 5
+_MOSTLY = 0.9  # of texts that have one word a text token, to be tags
 _WHOLE = re.compile(r"([-+]?\d+)\.0+", re.ASCII)
 _NO_TAG = -100  # torch's ignore_index
 
@@ -52,13 +53,14 @@ def told_task(labels: Labels, tokens: Tokens | None) -> Task:
 
     Lists are tags, and so are texts of as many words as the pair has text tokens; `a|b` are
     several labels; numbers are to be predicted unless they are few and whole; words are classes.
+
+    Texts of as many words as tokens in nearly all pairs are tags as well: `make_targets` then
+    refuses the few that are not.
     """
     values = labels.values
     if any(listed(value) is not None for value in values):
         return "tag"
-    if tokens is not None and all(
-        len(str(value).split()) in _lengths(tokens, row) for row, value in enumerate(values)
-    ):
+    if tokens is not None and _are_words_of_tags(values, tokens):
         return "tag"
     numbers = [number_of(value) for value in values]
     if all(number is not None for number in numbers):
@@ -66,6 +68,14 @@ def told_task(labels: Labels, tokens: Tokens | None) -> Task:
     if any(isinstance(value, str) and "|" in value for value in values):
         return "multilabel"
     return "classify"
+
+
+def _are_words_of_tags(values: Sequence[Raw], tokens: Tokens) -> bool:
+    counts = [len(str(value).split()) for value in values]
+    fitting = sum(count in _lengths(tokens, row) for row, count in enumerate(counts))
+    # Counts that are all the same may fit by chance.
+    least = _MOSTLY * len(counts) if len(set(counts)) > 2 else len(counts)
+    return fitting >= least
 
 
 def _are_classes(numbers: list[float]) -> bool:
@@ -97,6 +107,7 @@ def make_targets(
         PairsError: the labels cannot be learnt, or are not among `names`.
     """
     task = task or told_task(labels, tokens)
+    fresh = names is None
     refuse_unreadable(labels)
     values: Any
     if task == "classify":
@@ -104,12 +115,25 @@ def make_targets(
     elif task == "multilabel":
         names, values = _several(labels, names)
     elif task == "regress":
-        names, values = (), _numbers(labels, fresh=names is None)
+        names, values = (), _numbers(labels, fresh=fresh)
     else:
         assert tokens is not None, "the texts are read before their tags are"
         names, values = _tags(labels, tokens, names)
     weight = None if labels.weight is None else np.asarray(labels.weight, np.float32)
+    if weight is not None and task == "classify" and fresh:
+        _refuse_one_weighted_class(labels, names, values[weight > 0])
     return Targets(task, tuple(names), values, weight, labels.group, labels.split)
+
+
+def _refuse_one_weighted_class(labels: Labels, names: Sequence[str], values: Any) -> None:
+    """Raises:
+    PairsError: all pairs that count have one class.
+    """
+    if (values == values[0]).all():
+        raise PairsError(
+            f"{labels.source}: all labels with a weight above 0 are "
+            f"{shortened(names[int(values[0])])!r}: there is nothing to learn"
+        )
 
 
 def match_targets(n: int, group: tuple[str, ...] | None, split: tuple[str, ...] | None) -> Targets:
@@ -128,7 +152,7 @@ def _classes(
     lists = [i for i, v in zip(labels.ids, labels.values, strict=True) if isinstance(v, list)]
     if lists:
         raise PairsError(f"{labels.source}: {_first(lists, 'label')} lists: say --task tag")
-    written = [_name(value) for value in labels.values]
+    written = [class_name(value) for value in labels.values]
     if known is None:
         known = _sorted(set(written))
         _refuse_unlearnable(labels, written)
@@ -202,8 +226,8 @@ def _several(
 def _names_of(value: Raw) -> list[str]:
     items = listed(value)
     if items is None:
-        items = str(_name(value)).split("|")
-    names = [_name(item) for item in items]
+        items = str(class_name(value)).split("|")
+    names = [class_name(item) for item in items]
     return [name for name in dict.fromkeys(names) if name]
 
 
@@ -229,18 +253,24 @@ def _numbers(labels: Labels, fresh: bool) -> NDArray[np.float32]:
 def _tags(
     labels: Labels, tokens: Tokens, known: Sequence[str] | None
 ) -> tuple[Sequence[str], NDArray[np.int64]]:
-    tags = [_tags_of(value) for value in labels.values]
+    tags = [tags_of(value) for value in labels.values]
     bad = [row for row, found in enumerate(tags) if len(found) not in _lengths(tokens, row)]
     if bad:
         row = bad[0]
         real, stored = int(tokens.real[row].sum()), int(tokens.stored[row])
         padded = f" ({stored:,} with padding)" if stored != real else ""
         verb = "list is" if len(bad) == 1 else "lists are"
+        words = all(listed(value) is None for value in labels.values)
+        other = (
+            "--task classify takes each text as a class"
+            if words
+            else "--task multilabel takes lists of classes of the whole pair"
+        )
         raise PairsError(
             f"{labels.source}: {len(bad):,} tag {verb} of another length than the text (first "
             f"{shortened(labels.ids[row])!r}: {counted(len(tags[row]), 'tag')} for "
             f"{counted(real, 'token')}{padded}): --task tag takes one a text token; "
-            "--task multilabel takes lists of classes of the whole pair"
+            f"{other}"
         )
     places = [
         np.arange(len(found)) if len(found) == tokens.stored[row] else tokens.real[row].nonzero()[0]
@@ -269,14 +299,14 @@ def _lengths(tokens: Tokens, row: int) -> tuple[int, int]:
     return int(tokens.stored[row]), int(tokens.real[row].sum())
 
 
-def _tags_of(value: Raw) -> list[str | None]:
+def tags_of(value: Raw) -> list[str | None]:
     items: list[Any] | None = listed(value)
     if items is None:
-        items = list(str(_name(value)).split())
-    return [None if tag is None or tag in ("", _NO_TAG) else _name(tag) for tag in items]
+        items = list(str(class_name(value)).split())
+    return [None if tag is None or tag in ("", _NO_TAG) else class_name(tag) for tag in items]
 
 
-def _name(value: Any) -> str:
+def class_name(value: Any) -> str:
     """A class as text: 1, 1.0 and "1.0" are one class, and true is `true`."""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -238,6 +238,8 @@ def _rows(learnt: Learnt, examples: Examples, targets: Targets, tell: Tell) -> R
         rows = np.flatnonzero(np.asarray(targets.split) == "test")
         if len(rows) < examples.n:
             tell(f"note: only the test part of the column split: {counted(len(rows), 'pair')}")
+    elif targets.split is not None:
+        tell("note: the column split is not used: it has no test part")
     pairs, images = learnt
     known = np.array(
         [(examples.ids[row], examples.image_key[row]) in pairs for row in rows.tolist()], bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ from fusecli.training.labels import Labels, Raw, number_of
 # Words that programs write for a missing value. They may be classes as well, so they are named.
 _MISSING = {"none", "null", "na", "n/a", "<na>", "nil", "-", "?", "missing", "unknown"}
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
+_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(,\d{3})+(\.\d*)?\s*")
+_WITH_UNIT = re.compile(r"\s*[$€£]?\s*[-+]?\d+([.,]\d+)?\s*[%$€£]?\s*")
+_MARKS = "'\"`\u2018\u2019\u201c\u201d_"
+_FEW = 20  # different numbers with a unit that may be classes
 _LAST_DIGITS = re.compile(r"(\d+)\D*$")
 
 
@@ -59,7 +64,22 @@ def _refuse_broken_numbers(labels: Labels) -> None:
     """Numbers that a few words stand between would become a class each."""
     numbers = [number_of(value) for value in labels.values]
     words = [i for i, number in enumerate(numbers) if number is None]
-    comma = [i for i in words if _DECIMAL_COMMA.fullmatch(str(labels.values[i]))]
+    texts = {i: str(labels.values[i]) for i in words}
+    thousands = [i for i in words if _THOUSANDS.fullmatch(texts[i])]
+    if thousands and len(thousands) == len(words):
+        raise PairsError(
+            f"{labels.source}: {counted(len(thousands), 'label')} (first "
+            f"{shortened(labels.ids[thousands[0]])!r}: {texts[thousands[0]]!r}) with commas: are "
+            "they thousands or decimals? write 1234.5, without a comma"
+        )
+    units = [i for i in words if _WITH_UNIT.fullmatch(texts[i]) and "," not in texts[i]]
+    if units and len(units) == len(words) and len(set(texts.values())) > _FEW:
+        raise PairsError(
+            f"{labels.source}: {counted(len(units), 'label')} (first "
+            f"{shortened(labels.ids[units[0]])!r}: {texts[units[0]]!r}) with a unit: write the "
+            "number alone"
+        )
+    comma = [i for i in words if _DECIMAL_COMMA.fullmatch(texts[i])]
     if comma and len(comma) == len(words):
         raise PairsError(
             f"{labels.source}: {counted(len(comma), 'label')} (first {labels.ids[comma[0]]!r}: "
@@ -78,7 +98,8 @@ def _refuse_broken_numbers(labels: Labels) -> None:
 
 
 def doubts(labels: Labels, names: Sequence[str]) -> list[str]:
-    """Warnings about classes that may be slips of the pen: missing values, and case.
+    """Warnings about classes that may be slips of the pen: missing values, and names that look
+    alike.
 
     Args:
         labels: for their source.
@@ -91,18 +112,30 @@ def doubts(labels: Labels, names: Sequence[str]) -> list[str]:
             f"warning: {labels.source}: taken as a class: {', '.join(map(repr, words))}: leave the "
             "cell empty if it means that there is no label"
         )
+    found += _alike(labels, names, str.lower, "differ in case only")
+    if len(found) == bool(words):
+        found += _alike(labels, names, _plain, "look alike")
+    return found
+
+
+def _alike(labels: Labels, names: Sequence[str], key: Callable[[str], str], how: str) -> list[str]:
     spelt: dict[str, list[str]] = {}
     for name in names:
-        spelt.setdefault(name.lower(), []).append(name)
+        spelt.setdefault(key(name), []).append(name)
     twice = [alike for alike in spelt.values() if len(alike) > 1]
-    if twice:
-        alike = shortened(", ".join(map(repr, twice[0])), 60)
-        more = f" and {len(twice) - 1:,} more" if len(twice) > 1 else ""
-        found.append(
-            f"warning: {labels.source}: classes that differ in case only: {alike}{more}: each is a "
-            "class of its own"
-        )
-    return found
+    if not twice:
+        return []
+    alike = shortened(", ".join(map(ascii if how == "look alike" else repr, twice[0])), 60)
+    more = f" and {len(twice) - 1:,} more" if len(twice) > 1 else ""
+    return [
+        f"warning: {labels.source}: classes that {how}: {alike}{more}: each is a class of its own"
+    ]
+
+
+def _plain(name: str) -> str:
+    """A name without what a reader may not see: quotation marks, blanks, how accents are kept."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in plain if not c.isspace() and c not in _MARKS)
 
 
 def refuse_unusable_numbers(labels: Labels, values: NDArray[np.float64], name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ _PART_OF = {
     "test": "test",
 }
 
+_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-20, 1e20  # besides 0; sums of them fit into float32
+
 # A label as it is written: text, a number, a truth value, a list of tags, or nothing.
 Raw = str | int | float | bool | list[Any] | None
 Tell = Callable[[str], None]
@@ -42,6 +44,7 @@ class Labels:
         group: a name a pair, or None.
         split: "train", "validation" or "test" a pair, or None.
         weight: a number a pair, or None.
+        group_column: the column of the groups.
     """
 
     source: str
@@ -52,6 +55,11 @@ class Labels:
     group: tuple[str, ...] | None
     split: tuple[str, ...] | None
     weight: tuple[float, ...] | None
+    group_column: str = GROUP
+
+    def own_group(self, id: str) -> str:
+        """The group of a pair that the table gives none."""
+        return _own_group(id)
 
 
 @dataclass(frozen=True)
@@ -108,9 +116,8 @@ def labels_of_file(options: LabelOptions, pair_ids: Sequence[str], tell: Tell) -
     _check_there(options, columns, file)
     known = set(pair_ids)
     orphans = [id for id in table if id not in known]
+    remedy = _remedy_for_ids(orphans, known - table.keys())
     if len(orphans) == len(table):
-        stems = {os.path.splitext(os.path.basename(id))[0] for id in orphans}
-        remedy = "; an id is the file's name without its ending" if stems & known else ""
         raise PairsError(
             f"{file}: no id is that of a pair: labels are of {shortened(orphans[0])!r}, ..., "
             f"pairs are {shortened(pair_ids[0])!r}, ...{remedy}"
@@ -118,7 +125,9 @@ def labels_of_file(options: LabelOptions, pair_ids: Sequence[str], tell: Tell) -
     unused = sorted(columns - {ID, label, group, split, weight})
     if unused:
         tell(f"note: {file}: not used: {shortened(', '.join(unused), 200)}")
-    return _matched(options, file, pair_ids, [table.get(id) for id in pair_ids], orphans, tell)
+    return _matched(
+        options, file, pair_ids, [table.get(id) for id in pair_ids], orphans, tell, remedy
+    )
 
 
 def labels_of_pairs(
@@ -149,6 +158,24 @@ def labels_of_pairs(
     return _matched(options, manifest, pair_ids, list(rows), [], tell)
 
 
+def _remedy_for_ids(orphans: Sequence[str], free: Set[str]) -> str:
+    """What differs in ids that are nearly those of pairs without a label."""
+    if not free:
+        return ""
+    stems = {os.path.splitext(os.path.basename(id))[0] for id in orphans}
+    if stems & free:
+        return "; an id is the file's name without its ending"
+    changes: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("blanks at their ends", str.strip),
+        ("capital letters", str.lower),
+        ("zeros in front", lambda id: id.lstrip("0")),
+    )
+    for what, change in changes:
+        if {change(id) for id in orphans} & {change(id) for id in free}:
+            return f"; some ids differ in {what} only"
+    return ""
+
+
 def _check_there(options: LabelOptions, columns: set[str], file: str) -> None:
     label, group, _, _ = columns_wanted(options)
     listed = shortened(", ".join(sorted(columns)), 200) or "none"
@@ -176,6 +203,7 @@ def _matched(
     found: list[_Row | None],
     orphans: list[str],
     tell: Tell,
+    remedy: str = "",
 ) -> Labels:
     several = options.task == "multilabel" or (options.task is None and _any_bar(found))
     kept: list[int] = []
@@ -195,13 +223,13 @@ def _matched(
     if missing:
         problems.append(f"{_first(len(missing), 'pair', missing[0])} without a label")
     if problems and options.strict:
-        raise PairsError(f"--strict-pairs: {source}: {' and '.join(problems)}")
+        raise PairsError(f"--strict-pairs: {source}: {' and '.join(problems)}{remedy}")
     if not kept:
         raise PairsError(
             f"{source}: no pair has a label in the column {columns_wanted(options)[0]}"
         )
     if problems:
-        tell(f"warning: {source}: {' and '.join(problems)}: left out")
+        tell(f"warning: {source}: {' and '.join(problems)}: left out{remedy}")
     if empty:
         tell(
             f"note: {source}: {_first(len(empty), 'label', empty[0])} empty: taken as none of "
@@ -218,7 +246,12 @@ def _matched(
         _groups([row.group for row in rows], ids),
         _splits([row.split for row in rows], ids, source),
         _weights([row.weight for row in rows], ids, source),
+        columns_wanted(options)[1],
     )
+
+
+def _own_group(id: str) -> str:
+    return f"pair\0{id}"
 
 
 def _first(count: int, what: str, name: str) -> str:
@@ -235,11 +268,11 @@ def is_missing(value: Raw) -> bool:
 
 
 def _groups(values: list[Any], ids: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Names of groups; a pair without one is a group of its own."""
+    """Names of groups, without blanks around them; a pair without one is a group of its own."""
     if all(is_missing(value) for value in values):
         return None
     return tuple(
-        f"pair\0{id}" if is_missing(value) else str(value)
+        _own_group(id) if is_missing(value) else str(value).strip()
         for value, id in zip(values, ids, strict=True)
     )
 
@@ -267,15 +300,23 @@ def _weights(values: list[Any], ids: tuple[str, ...], source: str) -> tuple[floa
     numbers = []
     for id, value in zip(ids, values, strict=True):
         number = number_of(value)
-        if number is None or not math.isfinite(number) or number < 0:
+        if number is None or not (number == 0 or _LEAST_WEIGHT <= number <= _LARGEST_WEIGHT):
+            shown = shortened(str("" if value is None else value))
             raise PairsError(
-                f"{source}: the weight of {shortened(id)!r} is {shortened(str(value))!r}: expected "
-                "a number, 0 or more"
+                f"{source}: the weight of {shortened(id)!r} is {shown!r}: expected a number, 0 or "
+                f"more{_limits(number)}"
             )
         numbers.append(number)
     if not any(numbers):
         raise PairsError(f"{source}: all weights are 0")
     return tuple(numbers)
+
+
+def _limits(number: float | None) -> str:
+    """Of weights, for a number that would be lost in float32."""
+    if number is None or not math.isfinite(number) or number < 0:
+        return ""
+    return f" (from {_LEAST_WEIGHT:g} to {_LARGEST_WEIGHT:g}): multiply all weights by a constant"
 
 
 def number_of(value: Any) -> float | None:

@@ -14,6 +14,8 @@ from fusecli.pairs.reader import PairFeatures, SideFeatures
 from fusecli.report import feature_diagnoses, shape_diagnoses
 from fusecli.report.report import Diagnosis, Note
 
+_SAMPLES = "rows-are-samples"  # the code of a diagnosis
+
 Said = TypeVar("Said", Diagnosis, Note)
 
 
@@ -53,6 +55,10 @@ class SaidOfPairs:
 
     def lines(self) -> list[str]:
         """One line a kind, the more serious first: how many pairs, and what the first has."""
+        with self._lock:
+            same, _ = self._warnings.get(_SAMPLES, (0, ""))
+            if same < self._seen.sum():  # some pairs have as many words as patches by chance
+                self._warnings.pop(_SAMPLES, None)
         return [
             f"{level}: {counted(number, 'pair')}: {first}"
             for level, kinds in (("warning", self._warnings), ("note", self._notes))

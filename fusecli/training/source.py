@@ -35,6 +35,7 @@ from fusecli.training.encode import (
 )
 from fusecli.training.examples import Examples, load_examples
 from fusecli.training.label_checks import doubts, refuse_unreadable
+from fusecli.training.label_notes import column_notes, spelling_notes
 from fusecli.training.label_rows import columns_of
 from fusecli.training.labels import (
     Labels,
@@ -180,7 +181,8 @@ def open_data(
         tell: receives notes and warnings.
         on_read: is told how many pairs of how many have been read.
         names: of the classes of a run; None: those that occur.
-        said: say which task the labels tell.
+        said: the pairs are to be learnt from: say which task the labels tell, and what was
+            assumed.
 
     Raises:
         FuseError: pairs, labels or features cannot be used.
@@ -201,7 +203,10 @@ def open_data(
     elif wanted is not None:
         targets = _match(wanted, pairs, columns, tell)
     if labels is not None and targets is not None and said:
-        _say_task(labels, targets, task, tell)
+        _say_labels(labels, targets, task, tell)
+    if labels is not None and not said:
+        for line in column_notes(labels, split=False):
+            tell(line)
     files = PairFiles(pairs, options.reading)
     examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read, files.named())
     for note in examples.notes:
@@ -212,7 +217,7 @@ def open_data(
         tokens = Tokens(examples.text_mask, files.stored)
         targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)
         if said:
-            _say_task(labels, targets, task, tell)
+            _say_labels(labels, targets, task, tell, tokens)
     return Data(examples, targets, _inputs(options, pairs))
 
 
@@ -251,9 +256,15 @@ def _inputs(options: SourceOptions, pairs: Sequence[Pair]) -> ProtectedFiles:
     return ProtectedFiles(names)
 
 
-def _say_task(labels: Labels, targets: Targets, task: Task | None, tell: Tell) -> None:
+def _say_labels(
+    labels: Labels, targets: Targets, task: Task | None, tell: Tell, tokens: Tokens | None = None
+) -> None:
     tell(task_said(targets.task, task is not None, targets.names))
-    for line in doubts(labels, targets.names):
+    for line in (
+        *column_notes(labels),
+        *spelling_notes(labels, targets, tokens),
+        *doubts(labels, targets.names),
+    ):
         tell(line)
 
 
@@ -315,6 +326,8 @@ def _match(
         for pair in pairs
     ]
     labels = labels_of_pairs(wanted, "the manifest", [pair.id for pair in pairs], extra, tell)
+    for line in column_notes(labels):
+        tell(line)
     targets = match_targets(len(pairs), labels.group, labels.split)
     weight = None if labels.weight is None else np.asarray(labels.weight, np.float32)
     return replace(targets, weight=weight)

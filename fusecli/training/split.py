@@ -350,11 +350,7 @@ def _keep_classes_in_training(
     if targets.split is not None:
         given = set(targets.split)
         move_from = tuple(name for name in move_from if name not in given)
-    if targets.task == "classify":
-        held = np.zeros((targets.n, len(targets.names)), bool)
-        held[np.arange(targets.n), targets.values.astype(np.int64)] = True
-    else:
-        held = targets.values > 0 if targets.task == "multilabel" else _tags_held(targets)
+    held = _classes_held(targets)
     for column in np.flatnonzero(~held[part == "train"].any(axis=0)).tolist():
         if held[part == "train", column].any():  # came with a group that was moved before
             continue
@@ -363,6 +359,26 @@ def _keep_classes_in_training(
             if len(there) and len(np.unique(groups[part == name])) > 1:
                 part[groups == groups[there[0]]] = "train"
                 break
+
+
+def classes_not_learnt(split: Split, targets: Targets) -> list[str]:
+    """Classes, labels or tags that no pair of the training part has, where they are known."""
+    if targets.task in ("regress", "match"):
+        return []
+    learnt = np.asarray(_classes_held(targets)[split.train].any(axis=0))
+    return [targets.names[column] for column in np.flatnonzero(~learnt)]
+
+
+def _classes_held(targets: Targets) -> NDArray[np.bool_]:
+    """Which classes each pair has. [n, C]"""
+    if targets.task == "tag":
+        return _tags_held(targets)
+    if targets.task == "multilabel":
+        several: NDArray[np.bool_] = targets.values > 0
+        return several
+    held = np.zeros((targets.n, len(targets.names)), bool)
+    held[np.arange(targets.n), targets.values.astype(np.int64)] = True
+    return held
 
 
 def _split(part: NDArray[np.str_], groups: Rows) -> Split:

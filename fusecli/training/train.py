@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import UsageError
+from fusecli.errors import UsageError, shortened
 from fusecli.fusion.weights_file import RUN_WEIGHTS
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
@@ -43,6 +43,7 @@ from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlea
 from fusecli.training.split import (
     Split,
     all_for_training,
+    classes_not_learnt,
     join_groups,
     make_folds,
     make_split,
@@ -192,6 +193,13 @@ class _Run:
                     options.test_fraction,
                 )
             ]
+            missing = classes_not_learnt(self.splits[0], self.targets)
+            if missing:
+                verb = "class is" if len(missing) == 1 else "classes are"
+                notes(
+                    f"warning: {len(missing):,} {verb} in no pair of the training part (first "
+                    f"{shortened(missing[0])!r}): no model can learn to give such an answer"
+                )
         self.folder = RunFolder(
             options.output, identity(options, self.examples, self.targets), OUTPUTS
         )
