@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusecli.bench.in_memory import RowOptions, bench_rows
-from fusecli.features.writer import FeatureWriter
+from fusecli.features.formats.base import OutputContents
+from fusecli.features.writer import FUSED_KEY, FeatureWriter
 
 # What people write today, in full.
 PLAIN_SCRIPT = """\
@@ -120,7 +121,8 @@ def bench_stack(pairs: int, P: int = 197, T: int = 16, dim: int = 768) -> StackR
     with tempfile.TemporaryDirectory() as folder:
         names = [os.path.join(folder, name) for name in ("image.npy", "text.npy")]
         for name, part in zip(names, (block[:, :P], block[:, P:]), strict=True):
-            with FeatureWriter(name, (pairs, *part.shape[1:]), "float32", {}) as writer:
+            contents = OutputContents({FUSED_KEY: (pairs, *part.shape[1:])}, "float32", {})
+            with FeatureWriter(name, contents) as writer:
                 writer.begin()
                 for start in range(0, pairs, len(part)):
                     writer.append(part[: pairs - start])

@@ -17,6 +17,7 @@ from typing import IO
 
 from fusecli.errors import OutputError, UsageError, refuse_empty_name
 from fusecli.features.leftovers import hold, sweep, temporary_name
+from fusecli.features.new_name import rename_to_new
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MOST_BUFFERS = 512  # Linux takes 1,024 in one call
@@ -173,17 +174,21 @@ class StagedFile(Staged):
 
     Args:
         path: the name it will have.
+        replace: it takes the place of a file of this name, also of one that appears while it is
+            written. Otherwise such a file stays, and this one gets no name.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, replace: bool = True) -> None:
         super().__init__(path)
+        self._replace = replace
         # A link stays a link: its target is replaced.
         self.path = os.path.realpath(path)
         self._folder = os.path.dirname(self.path)
         # Every run has its own temporary name, so that two runs with one output do not collide.
         self.staged = os.path.join(self._folder, temporary_name())
         self._older = os.path.join(self._folder, temporary_name())  # the replaced file
-        self._has_name = self._has_older = False
+        self._own: os.stat_result | None = None  # once it may have the name
+        self._has_older = False
 
     def begin(self) -> StagedFile:
         """Make the file, under its temporary name.
@@ -208,26 +213,40 @@ class StagedFile(Staged):
         """Give the flushed file its name.
 
         Raises:
-            OutputError: the folder or the disk does not allow it.
+            OutputError: the folder or the disk does not allow it, or a file that must not be
+                replaced has appeared.
         """
         try:
-            self._keep_older()
+            if self._replace:
+                self._keep_older()
+            self._own = os.fstat(self.handle.fileno())
             if os.name == "nt":  # where an open file cannot be renamed
                 self.handle.close()
-            os.replace(self.staged, self.path)
-            self._has_name = True
+            if self._replace:
+                os.replace(self.staged, self.path)
+            else:
+                rename_to_new(self.staged, self.path)
             sync_folder(self._folder)
+        except FileExistsError:
+            raise OutputError(
+                f"{self._shown}: somebody else has made this file meanwhile, and it stays: say "
+                "another name, or --force to replace it"
+            ) from None
         except OSError as error:
             raise self.failed(error) from None
 
     def rollback(self) -> None:
-        """Give the name back to the older file, or remove the new file."""
+        """Give the name back to the older file, or remove the new file.
+
+        What somebody else has put in its place meanwhile stays.
+        """
+        own, self._own = self._own, None
         with contextlib.suppress(OSError):
-            if self._has_name and self._has_older:
-                os.replace(self._older, self.path)
-            elif self._has_name:
-                os.unlink(self.path)
-            self._has_name = False
+            if own is not None and os.path.samestat(own, os.lstat(self.path)):
+                if self._has_older:
+                    os.replace(self._older, self.path)
+                else:
+                    os.unlink(self.path)
         self.settle()
 
     def settle(self) -> None:

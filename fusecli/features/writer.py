@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,6 @@ from fusecli.features.formats.base import OutputContents, TensorSink, bytes_of
 from fusecli.features.formats.npy import FORMAT as NPY
 from fusecli.features.formats.table import writable_format_of
 from fusecli.features.literals import OUT_DTYPES as OUT_DTYPES
-from fusecli.features.literals import OutDtype
 
 FUSED_KEY = "fused"
 ATTENTION_KEY = "attention"
@@ -33,25 +30,14 @@ class FeatureWriter:
 
     Args:
         path: where it goes; "-" is .npy on stdout.
-        shape: of the whole tensor.
-        dtype: "float32", "float16" or "bfloat16".
-        metadata: plain data for the file's own metadata (safetensors only).
-        key: name of the tensor, in formats that have names.
-        further: names and shapes of tensors besides it (not in .npy).
+        contents: names and shapes of the tensors (.npy holds one, whatever its name), their
+            type, and the file's metadata.
+        replace: a file of this name is replaced, also one that appears meanwhile.
     """
 
-    def __init__(
-        self,
-        path: str,
-        shape: tuple[int, ...],
-        dtype: OutDtype,
-        metadata: dict[str, Any],
-        key: str = FUSED_KEY,
-        further: Mapping[str, tuple[int, ...]] = {},
-    ) -> None:
-        self._path = path
-        self._contents = OutputContents({key: shape, **further}, dtype, metadata)
-        self.staged = StagedStdout() if path == "-" else StagedFile(path)
+    def __init__(self, path: str, contents: OutputContents, replace: bool = False) -> None:
+        self._path, self._contents = path, contents
+        self.staged = StagedStdout() if path == "-" else StagedFile(path, replace)
         # A name without an ending is one of /dev/stdout's kind, which takes what stdout takes.
         self._format = writable_format_of(path) or NPY
         self._sink: TensorSink | None = None

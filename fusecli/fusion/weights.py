@@ -50,7 +50,7 @@ def write_weights(
     # The library writes wrong numbers for arrays that are not contiguous (its issue 825).
     whole = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
     content = save(whole, {METADATA_KEY: json.dumps(data)})
-    with StagedFile(path) as staged:
+    with StagedFile(path, replace=force) as staged:
         staged.begin().write(content)
         staged.publish()
     return len(content)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError
 from fusecli.features.atomic import StagedFile, publish_all
+from fusecli.features.formats.base import OutputContents
 from fusecli.features.token_reader import RowNorms
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.base import Computing, Fusion, LoadWeights
@@ -76,13 +77,10 @@ def fuse_files(
         refuse_if_strict(options, known)
         fusions = [_fusion(job, side) for side in query_sides(options.direction)]
         tensors = result_tensors(job.shapes, job.config, options.direction, options.pool)
-        first, *others = tensors
         numbers = sum(math.prod(tensor.shape) for tensor in tensors)
-        further = {tensor.key: tensor.shape for tensor in others}
-        metadata = job.config.to_dict()
-        writer = stack.enter_context(
-            FeatureWriter(job.output, first.shape, options.out_dtype, metadata, first.key, further)
-        ).begin()
+        shapes = {tensor.key: tensor.shape for tensor in tensors}
+        contents = OutputContents(shapes, options.out_dtype, job.config.to_dict())
+        writer = stack.enter_context(FeatureWriter(job.output, contents, options.force)).begin()
         maps = stack.enter_context(_map_sink(job)).begin()
         statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
         job.image.file.refuse_changed()
@@ -113,7 +111,8 @@ def _map_sink(job: Job) -> MapSink:
     options, drawing = job.options.maps, job.drawing
     shape = job.shapes.map_shape(job.config.num_heads if options.per_head else None)
     sample = None if drawing is None else drawing.sample
-    return MapSink(options, shape, job.config.to_dict(), sample, options.layer_of(job.config))
+    layer, force = options.layer_of(job.config), job.options.force
+    return MapSink(options, shape, job.config.to_dict(), sample, layer, force)
 
 
 def _view(job: Job, maps: MapSink) -> AttentionView | None:
@@ -141,7 +140,7 @@ def _stage_small_files(
         contents[options.maps.plot] = draw(view, os.path.splitext(options.maps.plot)[1].lower())
     staged = []
     for path, data in contents.items():
-        file = stack.enter_context(StagedFile(path)).begin()
+        file = stack.enter_context(StagedFile(path, options.force)).begin()
         file.write(data)
         file.flush()
         staged.append(file)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, counted
 from fusecli.features.atomic import Staged
+from fusecli.features.formats.base import OutputContents
 from fusecli.features.writer import ATTENTION_KEY, FeatureWriter
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import Direction
@@ -147,6 +148,7 @@ class MapSink:
         metadata: for the file, as `FeatureWriter` takes it.
         sample: the one to keep, or None.
         layer: whose attention it is, for the report; None for methods without layers.
+        replace: a file of that name is replaced, also one that appears meanwhile.
     """
 
     def __init__(
@@ -156,15 +158,15 @@ class MapSink:
         metadata: dict[str, Any],
         sample: int | None,
         layer: int | None = None,
+        replace: bool = False,
     ) -> None:
         self._layer = layer
         self._options, self._shape, self._sample = options, shape, sample
         self._writer: FeatureWriter | None = None
         if options.attention is not None:
             # No smaller type: the rows must sum to 1.
-            self._writer = FeatureWriter(
-                options.attention, shape, "float32", metadata, ATTENTION_KEY
-            )
+            contents = OutputContents({ATTENTION_KEY: shape}, "float32", metadata)
+            self._writer = FeatureWriter(options.attention, contents, replace)
         self.kept: NDArray[np.float32] | None = None  # [H, T, P]
 
     def begin(self) -> MapSink:

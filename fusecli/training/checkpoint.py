@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import FuseError
+from fusecli.errors import FuseError, OutputError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_features
 
@@ -111,7 +111,7 @@ class Checkpoints:
         """Write a job's state, whole or not at all.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or the folder is a link by now.
         """
         from safetensors.numpy import save
 
@@ -119,6 +119,11 @@ class Checkpoints:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.is_symlink():
+            raise OutputError(
+                f"{path.parent}: is a link, which is not followed in a run's folder; expected a "
+                "folder: remove it"
+            )
         names = ("best",) if state.done else ("parameters", "first", "second", "best")
         tensors = {n: a for n in names if (a := getattr(state, n)) is not None}
         tensors |= {f"held_out.{epoch}": a for epoch, a in state.held_out.items()}

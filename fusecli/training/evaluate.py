@@ -307,7 +307,7 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     check_device_name(options.device)
     if not options.output.lower().endswith(".csv"):
         raise UsageError(f"-o {options.output}: predictions are written as .csv")
-    if os.path.exists(options.output) and not options.force:
+    if os.path.lexists(options.output) and not options.force:
         raise UsageError(f"{options.output}: exists: say -f to replace it")
     folder = os.path.dirname(os.path.realpath(options.output))
     if not os.path.isdir(folder):  # before everything is read
@@ -324,5 +324,5 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     refuse_nonfinite(options.run, FUSION, data.examples.ids, logits)
     info = PairInfo(data.examples.ids, text_mask=data.examples.text_mask)
     said = ModelLogits(FUSION, logits, calibration_of(stored))
-    write_bytes(options.output, answers_csv(run.task, run.names, info, said))
+    write_bytes(options.output, answers_csv(run.task, run.names, info, said), options.force)
     return options.output

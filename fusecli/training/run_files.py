@@ -95,12 +95,17 @@ def read_metrics(path: str) -> dict[str, Any] | None:
     return found if sound and len(widths) == 1 and all(isinstance(t, str) for t in texts) else None
 
 
-def write_bytes(path: str, content: bytes) -> None:
+def write_bytes(path: str, content: bytes, replace: bool) -> None:
     """Write a file, whole or not at all.
+
+    Args:
+        path: of the file.
+        content: of it.
+        replace: a file of that name is replaced, also one that appears meanwhile.
 
     Raises:
         OutputError: it cannot be written.
     """
-    with StagedFile(path) as staged:
+    with StagedFile(path, replace) as staged:
         staged.begin().write(content)
         staged.publish()

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +57,7 @@ class RunFolder:
         self._results = tuple(results)
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self.identity = json.loads(self._identity)
+        self._older: set[str] = set()  # paths of files that may be replaced
 
     @contextmanager
     def alone(self, resume: bool = False) -> Iterator[bool]:
@@ -105,6 +106,29 @@ class RunFolder:
                 continue
             inputs.check(path)
             _refuse_odd(path, status.st_mode)
+            self._older.add(path)
+
+    def write(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a file of the run, whole or not at all.
+
+        Args:
+            name: of the file, in the folder, with "/".
+            parts: of its content.
+
+        Raises:
+            OutputError: it cannot be written; a link stands in its place or in that of its
+                folder; or somebody else has made a file of this name since `check`.
+        """
+        path = str(self.path / name)
+        for place in (os.path.dirname(path), path) if "/" in name else (path,):
+            with suppress(FileNotFoundError):
+                _refuse_odd(place, os.lstat(place).st_mode)  # hours after `check`
+        with StagedFile(path, replace=path in self._older) as staged:
+            staged.begin()
+            for part in parts:
+                staged.write(part)
+            staged.publish()
+        self._older.add(path)
 
     def begin(self, resume: bool = False, force: bool = False) -> bool:
         """Make the folder, or find the run that is to go on.
@@ -141,7 +165,8 @@ class RunFolder:
                 f"{self.path}: is not empty and holds no {RUN_RECORD}: name an empty or new folder"
             )
         self._make()
-        write_json(self.path / RUN_RECORD, {"version": _VERSION, "identity": self.identity})
+        record = {"version": _VERSION, "identity": self.identity}
+        self.write(RUN_RECORD, [(json.dumps(record, indent=2, sort_keys=True) + "\n").encode()])
         return False
 
     def _make(self) -> bool:
@@ -205,13 +230,14 @@ class RunFolder:
                     self._save_weights(member, {**head, **meta})
                 else:
                     name = file_name(model.name, number)
-                    _write(self.path / MODELS / name, _tensors(member), {MODEL_KEY: meta})
+                    self._write_model(f"{MODELS}/{name}", _tensors(member), {MODEL_KEY: meta})
                     written.add(name)
             if model.constant is not None:
                 meta = {"name": model.name, "variant": model.info.variant}
                 meta["calibration"] = calibration
                 name = file_name(model.name, 0)
-                _write(self.path / MODELS / name, {"constant": model.constant}, {MODEL_KEY: meta})
+                constant = {"constant": model.constant}
+                self._write_model(f"{MODELS}/{name}", constant, {MODEL_KEY: meta})
                 written.add(name)
         self._delete_models_except(written)
 
@@ -234,7 +260,12 @@ class RunFolder:
             tensors[f"head.input.{side}_mean"] = found.mean
             tensors[f"head.input.{side}_std"] = found.std
         metadata = {METADATA_KEY: member.spec.fusion, HEAD_KEY: dict(meta)}
-        _write(self.path / RUN_WEIGHTS, tensors, metadata)
+        self._write_model(RUN_WEIGHTS, tensors, metadata)
+
+    def _write_model(self, name: str, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
+        whole = {n: np.ascontiguousarray(a, np.float32) for n, a in sorted(tensors.items())}
+        numbers = (array.reshape(-1).view(np.uint8).data for array in whole.values())
+        self.write(name, [_header(whole, metadata), *numbers])
 
     def _clear(self) -> None:
         """Delete another run. `run.json` stays until it is replaced: a folder without is no run,
@@ -304,17 +335,6 @@ def file_name(model: str, number: int) -> str:
     return f"{slug}.safetensors" if number == 0 else f"{slug}.seed-{number}.safetensors"
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write plain data, whole or not at all; equal data are equal bytes.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with StagedFile(str(path)) as staged:
-        staged.begin().write((json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
-        staged.publish()
-
-
 def hash_of(parts: Sequence[str]) -> str:
     """One hash of many, such as those of all features."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -344,15 +364,6 @@ def _tensors(member: Member) -> Tensors:
         tensors[f"input.{name}.mean"] = statistics.mean
         tensors[f"input.{name}.std"] = statistics.std
     return tensors
-
-
-def _write(path: Path, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
-    whole = {n: np.ascontiguousarray(a, np.float32) for n, a in sorted(tensors.items())}
-    with StagedFile(str(path)) as staged:
-        staged.begin().write(_header(whole, metadata))
-        for array in whole.values():
-            staged.write(array.reshape(-1).view(np.uint8).data)
-        staged.publish()
 
 
 def _header(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:

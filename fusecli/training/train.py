@@ -34,7 +34,6 @@ from fusecli.training.run_files import (
     identity,
     log_jsonl,
     read_metrics,
-    write_bytes,
 )
 from fusecli.training.run_folder import RunFolder
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
@@ -380,10 +379,10 @@ class _Run:
             )
         for name, content in written.items():
             if content is not None:
-                write_bytes(os.path.join(output, name), content)
-        write_bytes(os.path.join(output, REPORT), report_md(result, facts).encode())
+                self.folder.write(name, [content])
+        self.folder.write(REPORT, [report_md(result, facts).encode()])
         metrics[SUMS_KEY] = self.folder.sums((SPLIT,))
-        write_bytes(os.path.join(output, METRICS), as_json(metrics))
+        self.folder.write(METRICS, [as_json(metrics)])
         self.folder.finish()
         return Outcome(output, metrics, summary_lines(metrics), False)
 

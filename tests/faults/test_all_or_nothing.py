@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,10 @@ def test_output_that_cannot_get_its_name_takes_the_others_with_it(
         Path(name).write_text(f"older {name}")
     before = contents()
     with monkeypatch.context() as patch:
-        fail_call(patch, "replace", k + 1, errno.EACCES)
+        fail_call(patch, "replace" if older else "link", k + 1, errno.EROFS)
         done = cli(*JOB, *force)
     assert (done.code, done.out) == (1, "")
-    assert done.err == f"error: {OUTPUTS[k]}: cannot be written: Permission denied\n"
+    assert done.err == f"error: {OUTPUTS[k]}: cannot be written: Read-only file system\n"
     assert contents() == before
     assert cli(*JOB, *force).code == 0
     assert set(OUTPUTS) <= set(os.listdir())
@@ -168,7 +169,7 @@ def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(
 ) -> None:
     """Recorded calls: each file is synced after its last write, then renamed, then its folder."""
     calls: list[tuple[str, object]] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, link = os.fsync, os.link
 
     def syncing(descriptor: int) -> None:
         status = os.fstat(descriptor)
@@ -176,13 +177,13 @@ def test_data_is_on_the_disk_before_the_name_and_the_name_before_the_end(
         calls.append((kind, (status.st_ino, status.st_size)))
         fsync(descriptor)
 
-    def renaming(source: str, target: str) -> None:
+    def naming(source: str, target: str, **options: Any) -> None:
         status = os.stat(source)
         calls.append(("name", (status.st_ino, status.st_size)))
-        replace(source, target)
+        link(source, target, **options)
 
     monkeypatch.setattr(atomic.os, "fsync", syncing)
-    monkeypatch.setattr(atomic.os, "replace", renaming)
+    monkeypatch.setattr(atomic.os, "link", naming)
     job = JOB if command == "fuse" else ("init", "-o", "w.safetensors", "--dim", "8")
     assert cli(*job).code == 0
     named = [index for index, (kind, _) in enumerate(calls) if kind == "name"]

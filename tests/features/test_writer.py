@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from fusecli.errors import OutputError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_features
+from fusecli.features.formats.base import OutputContents
 from fusecli.features.writer import FeatureWriter
 from tests.conftest import without_privileges
 from tests.features.written import ENDINGS, IMAGE, RNG, TEXT, everything
@@ -342,10 +343,14 @@ def test_two_runs_on_one_output_do_not_meet(folder: Path) -> None:
     assert os.listdir() == ["a.bin"]
 
 
+def holding(*shape: int) -> OutputContents:
+    return OutputContents({"fused": shape}, "float32", {})
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_writer_left_by_an_error_leaves_nothing(folder: Path, ending: str) -> None:
     rows = np.ones((2, 4), np.float32)
-    writer = FeatureWriter(f"a{ending}", (4, 4), "float32", {})
+    writer = FeatureWriter(f"a{ending}", holding(4, 4))
     with contextlib.suppress(KeyError), writer:
         writer.begin()
         writer.append(rows)
@@ -356,7 +361,7 @@ def test_writer_left_by_an_error_leaves_nothing(folder: Path, ending: str) -> No
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_writer_takes_rows_in_any_layout(folder: Path, ending: str) -> None:
     rows = RNG.normal(size=(4, 6)).astype(np.float32)
-    with FeatureWriter(f"a{ending}", (6, 4), "float32", {}) as writer:
+    with FeatureWriter(f"a{ending}", holding(6, 4)) as writer:
         writer.begin()
         writer.append(rows.T[:2])
         writer.append(rows.T[2:])
@@ -367,4 +372,4 @@ def test_writer_takes_rows_in_any_layout(folder: Path, ending: str) -> None:
 
 def test_writer_refuses_a_folder_that_is_gone(folder: Path) -> None:
     with pytest.raises(OutputError, match=r"gone/a\.npy: cannot be written"):
-        FeatureWriter("gone/a.npy", (1, 1), "float32", {}).begin()
+        FeatureWriter("gone/a.npy", holding(1, 1)).begin()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fusecli import FuseOptions, FusionConfig, Switches, fuse_files, load_module, save_module
 from fusecli.errors import DiagnosisError, OutputError, ShapeError, UsageError
+from fusecli.features.formats.base import OutputContents
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.literals import POOLS
 from fusecli.fusion.pooling import pool_tokens
@@ -508,10 +509,11 @@ def test_tensors_of_one_file_are_written_side_by_side(tmp_path_factory, ending, 
     path = str(tmp_path_factory.mktemp("side by side") / f"a{ending}")
     N = sum(cuts)
     arrays = {"fused": noise(N, 3, 2), "pooled": noise(N, 2, seed=1), "third": noise(N, 1, 5)}
-    further = {key: array.shape for key, array in list(arrays.items())[1:]}
+    shapes = {key: array.shape for key, array in arrays.items()}
     contents = []
     for parts in (cuts, [N]):  # the same bytes, whatever the chunks
-        with FeatureWriter(path, (N, 3, 2), dtype, {"a": 1}, "fused", further).begin() as writer:
+        to_hold = OutputContents(shapes, dtype, {"a": 1})
+        with FeatureWriter(path, to_hold, replace=True).begin() as writer:
             start = 0
             for cut in parts:
                 writer.append(*(array[start : start + cut] for array in arrays.values()))
@@ -530,8 +532,8 @@ def test_tensors_of_one_file_are_written_side_by_side(tmp_path_factory, ending, 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".npz"])
 def test_several_tensors_that_are_given_up_leave_nothing(ending):
-    further = {"pooled": (4, 2)}
-    with FeatureWriter(f"a{ending}", (4, 3), "float32", {}, "fused", further).begin() as writer:
+    contents = OutputContents({"fused": (4, 3), "pooled": (4, 2)}, "float32", {})
+    with FeatureWriter(f"a{ending}", contents).begin() as writer:
         writer.append(noise(2, 3), noise(2, 2))
         assert len(os.listdir()) == 1
     assert os.listdir() == []
@@ -539,8 +541,9 @@ def test_several_tensors_that_are_given_up_leave_nothing(ending):
 
 def test_a_number_beyond_float16_in_any_tensor_is_an_error():
     rows = np.ones((1, 1), np.float32)
+    contents = OutputContents({"fused": (1, 1), "b": (1, 1)}, "float16", {})
     with (
-        FeatureWriter("a.npz", (1, 1), "float16", {}, "fused", {"b": (1, 1)}).begin() as writer,
+        FeatureWriter("a.npz", contents).begin() as writer,
         pytest.raises(OutputError, match=r"reach 1e\+06 and float16 ends at 65504"),
     ):
         writer.append(rows, rows * np.float32(1e6))

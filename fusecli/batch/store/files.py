@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 import time
+from typing import NamedTuple
 
 from fusecli.batch.pair_features import Result
 from fusecli.batch.store.cleanup import delete_result, delete_staged
@@ -21,11 +22,19 @@ from fusecli.batch.store.entries import done_entry, failed_entry
 from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.journal import Entry
 from fusecli.batch.store.layout import staging_name
-from fusecli.batch.store.safe_folder import InTheWayError
+from fusecli.batch.store.safe_folder import InTheWayError, appeared
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError
 from fusecli.features.atomic import bring_to_disk
 from fusecli.pairs.open import Pair, relative_path
+
+
+class _StagedResult(NamedTuple):
+    """A file that is written and has no final name yet."""
+
+    name: str  # in the staging folder
+    output: str  # path in the output folder
+    is_new: bool  # nothing had this path when the file was written
 
 
 class FileSink:
@@ -40,7 +49,7 @@ class FileSink:
 
     def __init__(self, folder: OutputFolder, encoder: Encoder, ending: str, tuning: Tuning) -> None:
         self._folder, self._encoder, self._ending, self._tuning = folder, encoder, ending, tuning
-        self._staged: list[tuple[str, str]] = []  # temporary name, and path in the output folder
+        self._staged: list[_StagedResult] = []
         self._entries: list[Entry] = []
         self._bytes = self._count = 0
         self._committed = time.monotonic()
@@ -89,12 +98,12 @@ class FileSink:
         for result in results:
             if result.tensors is not None:
                 output = self.output_of(result.pair)
-                result.error = self._what_is_in_the_way(result.pair, output)
+                result.error, is_free = self._look_at(result.pair, output)
             if result.error is not None or result.tensors is None:
                 result.tensors = None
                 self._entries.append(failed_entry(result))
                 continue
-            size = self._stage(output, result)
+            size = self._stage(output, result, is_free)
             self._bytes += size
             self._entries.append(done_entry(result, output, size=size))
         tuning = self._tuning
@@ -116,14 +125,18 @@ class FileSink:
         path = folder.staging.path
         try:
             if self._staged:
-                staged = [os.path.join(path, name) for name, _ in self._staged]
-                bring_to_disk(path, staged)
+                bring_to_disk(path, [os.path.join(path, each.name) for each in self._staged])
             while self._staged:
-                name, output = self._staged[-1]
-                path = folder.inside(output)
-                parent, final = folder.results.parent(output, make=True)
-                folder.staging.move(name, parent, final)
+                staged = self._staged[-1]
+                path = folder.inside(staged.output)
+                parent, final = folder.results.parent(staged.output, make=True)
+                if staged.is_new:
+                    folder.staging.move_to_new(staged.name, parent, final)
+                else:
+                    folder.staging.move(staged.name, parent, final)
                 self._staged.pop()
+        except FileExistsError:
+            raise appeared(path) from None
         except OSError as error:
             raise folder.failed(error, path) from None
         folder.journal.append(self._entries)
@@ -151,21 +164,21 @@ class FileSink:
 
     def rollback(self) -> None:
         """Remove files that have not got their final names."""
-        for name, _ in self._staged:
+        for staged in self._staged:
             with contextlib.suppress(OSError):
-                self._folder.staging.unlink(name)
+                self._folder.staging.unlink(staged.name)
         if self._staged:
             self._folder.results.remove_empty()
         self._staged.clear()
         self._entries.clear()
 
-    def _stage(self, output: str, result: Result) -> int:
+    def _stage(self, output: str, result: Result, is_new: bool) -> int:
         """Write a file under a temporary name; gives its size."""
         assert result.tensors is not None
         self._count += 1
         name = str(self._count)
         ending = os.path.splitext(output)[1].lower()
-        self._staged.append((name, output))
+        self._staged.append(_StagedResult(name, output, is_new))
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             descriptor = self._folder.staging.open(name, flags)
@@ -177,25 +190,27 @@ class FileSink:
         except OSError as error:
             raise self._folder.failed(error, self._folder.inside(output)) from None
 
-    def _what_is_in_the_way(self, pair: Pair, output: str) -> str | None:
-        """Why a pair's result cannot have its name: an input, a folder or a link has it."""
+    def _look_at(self, pair: Pair, output: str) -> tuple[str | None, bool]:
+        """Why a pair's result cannot have its name (an input, a folder or a link has it), and
+        whether nothing has it."""
         folder = self._folder
         try:
             parent, name = folder.results.parent(output, make=True)
             status = parent.status(name)
         except InTheWayError as error:
-            return str(error)
+            return str(error), False
         except OSError as error:
             raise folder.failed(error, folder.inside(output)) from None
         if status is None:
-            return None
+            return None, True
         if folder.protected.holds(status):
             of = "this pair" if _is_one_of(status, pair.files) else "this run"
-            return f"{output}: is an input of {of}, and inputs are never changed"
+            return f"{output}: is an input of {of}, and inputs are never changed", False
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            return f"{folder.inside(output)}: is {kind}; the result needs this name: remove it"
-        return None
+            why = f"{folder.inside(output)}: is {kind}; the result needs this name: remove it"
+            return why, False
+        return None, False
 
 
 def file_exists(folder: OutputFolder, output: str, size: int) -> bool:

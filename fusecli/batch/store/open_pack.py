@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from fusecli.batch.store.journal import Entry, Shapes
 from fusecli.batch.store.pack_headers import DamagedPackError, keyed_by, read_header
-from fusecli.batch.store.safe_folder import SafeFolder
+from fusecli.batch.store.safe_folder import SafeFolder, appeared
 from fusecli.errors import OutputError
 from fusecli.features.dtypes import storage_type
 from fusecli.features.formats.safetensors import header_entry
@@ -156,9 +156,10 @@ class OpenPack:
         self._staging.unlink(self.name)
 
     def _publish(self, staged: str, root: SafeFolder) -> None:
-        if root.status(self.name) is not None:
-            raise OutputError(f"{root.join(self.name)}: somebody else has made this file meanwhile")
-        self._staging.move(staged, root, self.name)
+        try:
+            self._staging.move_to_new(staged, root, self.name)
+        except FileExistsError:
+            raise appeared(root.join(self.name)) from None
         root.sync()
 
     def _check(self, descriptor: int, header: bytes) -> None:

@@ -14,6 +14,7 @@ import stat
 from collections import OrderedDict
 
 from fusecli.errors import OutputError
+from fusecli.features.new_name import rename_to_new
 
 _FLAGS = getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -24,6 +25,14 @@ _KEPT_FOLDERS = 128  # descriptors of result folders that stay open
 
 class InTheWayError(OutputError):
     """The name is taken by something that fusecli did not write."""
+
+
+def appeared(path: str) -> InTheWayError:
+    """The error about a file that has taken the name of a result after the run had looked there."""
+    return InTheWayError(
+        f"{path}: somebody else has made this file meanwhile: move it to another folder, and run "
+        "the same command again"
+    )
 
 
 class SafeFolder:
@@ -128,6 +137,15 @@ class SafeFolder:
             OSError: the system does not allow it.
         """
         os.rename(name, new, src_dir_fd=self.descriptor, dst_dir_fd=to.descriptor)
+
+    def move_to_new(self, name: str, to: SafeFolder, new: str) -> None:
+        """Rename a file, also into another folder, unless something has the new name.
+
+        Raises:
+            FileExistsError: something has it.
+            OSError: the system does not allow it.
+        """
+        rename_to_new(name, new, self.descriptor, to.descriptor)
 
     def sync(self) -> None:
         """Flush the folder's names to the disk.
