@@ -173,20 +173,8 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     if key is not None:
         return key
     names = list(file.tensors)
-    other = _NAMES["text" if side == "image" else "image"]
     if len(names) == 1:
-        if _base(names[0]) in other[1:]:
-            raise FeatureFileError(
-                f"{file.where}: its only tensor is called {names[0]}, and it is given as the "
-                f"{side}: give the two files in the order IMAGE TEXT, or say --{side}-key "
-                f"{names[0]}"
-            )
-        if _base(names[0]).lower() in _OTHER_THINGS or says_its_style(names[0]):
-            raise FeatureFileError(
-                f"{file.where}: its only tensor is called {names[0]}, which are no features: give "
-                f"the encoder's last_hidden_state, or say --{side}-key {names[0]} if they are"
-            )
-        return names[0]
+        return _only_key(file, side, names[0])
     left = [name for name in names if not is_known_mask(name) and _side_of(name) in (side, None)]
     own = [name for name in left if _side_of(name) == side]
     theirs = set(own)
@@ -216,6 +204,26 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
         f"{file.where}: none of its tensors is known as {side} features, "
         f"say --{side}-key: {file.listed}"
     )
+
+
+def _only_key(file: FeatureFile, side: Side, name: str) -> str:
+    """The key of the only tensor of a file.
+
+    Raises:
+        FeatureFileError: by its name it is the other side, or no features.
+    """
+    other = _NAMES["text" if side == "image" else "image"]
+    if _base(name) in other[1:]:
+        raise FeatureFileError(
+            f"{file.where}: its only tensor is called {name}, and it is given as the {side}: give "
+            f"the two files in the order IMAGE TEXT, or say --{side}-key {name}"
+        )
+    if _base(name).lower() in _OTHER_THINGS or says_its_style(name):
+        raise FeatureFileError(
+            f"{file.where}: its only tensor is called {name}, which are no features: give the "
+            f"encoder's last_hidden_state, or say --{side}-key {name} if they are"
+        )
+    return name
 
 
 def is_usual_name(key: str) -> bool:

@@ -112,21 +112,9 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
     drawing = None
     if options.maps.drawn:
         drawing = _prepare_drawing(options, shapes, inputs, (image, text), attention_mask)
-    boxes = None if drawing is None else drawing.boxes
-    notes = [
-        *shapes.notes,
-        *(() if stored is None else stored.notes(str(options.weights))),
-        *(note.message for note in feature_diagnoses.used_masks(*masks)),
-        *(
-            note.message
-            for note in notes_on_inputs(inputs, masks, None if boxes is None else boxes.beside)
-        ),
-        *_notes_on_mask_files(mask_files, masks, (inputs.image.file.name, inputs.text.file.name)),
-        *_assumed(options, config, attention_mask, drawing),
-    ]
     # Checked last, so that an existing result does not hide errors of the inputs.
     check_targets(options, output, options.force)
-    return Job(
+    job = Job(
         options=options,
         image=image,
         text=text,
@@ -138,10 +126,32 @@ def open_job(options: FuseOptions, stack: ExitStack) -> Job:
         weights=weights,
         seed=seed,
         stored=stored,
-        notes=notes,
+        notes=[],
         output=output,
         drawing=drawing,
     )
+    job.notes = _notes(job, inputs, mask_files)
+    return job
+
+
+def _notes(job: Job, inputs: PairInputs, mask_files: dict[Side, FeatureFile]) -> list[str]:
+    """What is used without being asked for, what is not used, and what is assumed.
+
+    Args:
+        job: the job.
+        inputs: both sides.
+        mask_files: the files of masks that options name.
+    """
+    masks, drawing = (job.image.mask, job.text.mask), job.drawing
+    boxes = None if drawing is None or drawing.boxes is None else drawing.boxes.beside
+    used = [*feature_diagnoses.used_masks(*masks), *notes_on_inputs(inputs, masks, boxes)]
+    return [
+        *job.shapes.notes,
+        *(() if job.stored is None else job.stored.notes(str(job.options.weights))),
+        *(note.message for note in used),
+        *_notes_on_mask_files(mask_files, masks, (inputs.image.file.name, inputs.text.file.name)),
+        *_assumed(job.options, job.config, job.attention_mask, drawing),
+    ]
 
 
 def _sides(

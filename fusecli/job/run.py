@@ -82,7 +82,9 @@ def fuse_files(
         contents = OutputContents(shapes, options.out_dtype, job.config.to_dict())
         writer = stack.enter_context(FeatureWriter(job.output, contents, options.force)).begin()
         maps = stack.enter_context(_map_sink(job)).begin()
-        statistics, nonfinite = _compute(job, fusions, writer, maps, progress)
+        computation = _Computation(job, fusions, writer, maps, progress)
+        computation.run()
+        statistics, nonfinite = computation.statistics, computation.nonfinite
         job.image.file.refuse_changed()
         job.text.file.refuse_changed()
         given = [given.file for given in (job.weights, job.attention_mask) if given is not None]
@@ -189,44 +191,62 @@ class _Made:
     seen: AttentionPart | None  # how spread attention is, in the first chunk
 
 
-def _compute(
-    job: Job,
-    fusions: list[Fusion],
-    writer: FeatureWriter,
-    maps: MapSink,
-    progress: Callable[[int, int], None],
-) -> tuple[AttentionPart | None, int]:
-    """Fuse all samples, chunk by chunk.
+_Raw = tuple[NDArray[Any], NDArray[Any]]  # a chunk of the image and of the text, as stored
 
-    Returns:
-        How spread attention was in the first chunk, and how many numbers of the result are NaN
-        or infinity.
+
+class _Computation:
+    """Fuses all samples of a job, chunk by chunk.
+
+    `read` and `write` are called in the order of the samples, `compute` by several threads.
+
+    Attributes:
+        statistics: how spread attention was in the first chunk; None if nobody looked.
+        nonfinite: how many numbers of the result are NaN or infinity.
     """
-    N, pool, first = job.shapes.N, job.options.pool, fusions[0]
-    image_reader, text_reader = job.image.reader, job.text.reader
-    workers = first.workers
-    bound = job.options.max_memory
-    share = None if bound is None else bound // len(fusions)
-    step = min(fusion.chunk_samples(_sizes(job), share) for fusion in fusions)
-    cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
-    statistics: AttentionPart | None = None
 
-    def read(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        return image_reader.read(start, stop), text_reader.read(start, stop)
+    def __init__(
+        self,
+        job: Job,
+        fusions: list[Fusion],
+        writer: FeatureWriter,
+        maps: MapSink,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._job, self._fusions, self._writer, self._maps = job, fusions, writer, maps
+        self._progress = progress
+        self._image, self._text = job.image.reader, job.text.reader
+        self._done = 0
+        self.statistics: AttentionPart | None = None
+        self.nonfinite = 0
 
-    def compute(start: int, stop: int, raw: tuple[NDArray[Any], NDArray[Any]]) -> _Made:
-        image, image_norms = image_reader.tokens(raw[0], start, stop)
-        text, text_norms = text_reader.tokens(raw[1], start, stop)
-        masks = image_reader.mask_rows(start, stop), text_reader.mask_rows(start, stop)
+    def run(self) -> None:
+        """Fuse all samples."""
+        N, first = self._job.shapes.N, self._fusions[0]
+        bound = self._job.options.max_memory
+        share = None if bound is None else bound // len(self._fusions)
+        sizes = _sizes(self._job)
+        step = min(fusion.chunk_samples(sizes, share) for fusion in self._fusions)
+        cuts = [(start, min(start + step, N)) for start in range(0, N, step)]
+        with first.in_parallel(first.workers if len(cuts) > 1 else 1):
+            stream(cuts, self._read, self._compute, self._write, first.workers)
+
+    def _read(self, start: int, stop: int) -> _Raw:
+        return self._image.read(start, stop), self._text.read(start, stop)
+
+    def _compute(self, start: int, stop: int, raw: _Raw) -> _Made:
+        job, N, first = self._job, self._job.shapes.N, self._fusions[0]
+        image, image_norms = self._image.tokens(raw[0], start, stop)
+        text, text_norms = self._text.tokens(raw[1], start, stop)
+        masks = self._image.mask_rows(start, stop), self._text.mask_rows(start, stop)
         chunk = PairChunk(image, text, *masks, _allowed(job, start, stop))
         seen = None
         if start == 0 and N > 1:
             seen = _look(job, first, chunk)
         weights: list[NDArray[np.float32]] = []
-        wanted = maps.chunk(start, stop, job.shapes.T, *masks, chunk.attention_mask)
+        wanted = self._maps.chunk(start, stop, job.shapes.T, *masks, chunk.attention_mask)
         # With one pair, the weights come from the fusion itself.
         looked_at = N == 1 and first.plan is not None
-        rows = fuse_chunk(fusions, pool, chunk, weights if looked_at else wanted)
+        rows = fuse_chunk(self._fusions, job.options.pool, chunk, weights if looked_at else wanted)
         if weights:
             seen = _statistics(job, weights, first.direction, chunk)
             if wanted is not None:
@@ -234,24 +254,17 @@ def _compute(
         nonfinite = sum(map(count_nonfinite, rows))
         return _Made(rows, nonfinite, image_norms, text_norms, wanted, seen)
 
-    done = nonfinite = 0
-
-    def write(made: _Made) -> None:
-        nonlocal done, nonfinite, statistics
-        image_reader.seen.add(made.image_norms)
-        text_reader.seen.add(made.text_norms)
-        if made.nonfinite and not job.options.allow_nonfinite:
-            raise _not_finite(job)
-        nonfinite += made.nonfinite
-        statistics = statistics or made.seen
-        writer.append(*made.rows)
-        maps.write(made.maps)
-        done += len(made.rows[0])
-        progress(done, N)
-
-    with first.in_parallel(workers if len(cuts) > 1 else 1):
-        stream(cuts, read, compute, write, workers)
-    return statistics, nonfinite
+    def _write(self, made: _Made) -> None:
+        self._image.seen.add(made.image_norms)
+        self._text.seen.add(made.text_norms)
+        if made.nonfinite and not self._job.options.allow_nonfinite:
+            raise _not_finite(self._job)
+        self.nonfinite += made.nonfinite
+        self.statistics = self.statistics or made.seen
+        self._writer.append(*made.rows)
+        self._maps.write(made.maps)
+        self._done += len(made.rows[0])
+        self._progress(self._done, self._job.shapes.N)
 
 
 def _not_finite(job: Job) -> FeatureFileError:

@@ -115,7 +115,7 @@ def view_of(
     """Make one pair's weights ready to be drawn.
 
     Args:
-        weights: `[H, T, P]`, as `maps.py` leaves them.
+        weights: `[H, T, P]`, as `MapSink` keeps them.
         drawing: what was decided before.
         names: of the image and of the text.
         N: samples of the job.
@@ -128,31 +128,10 @@ def view_of(
     if drawing.allowed is not None:
         allowed = allowed & drawing.allowed[drawing.rows]
     tokens = allowed.sum(axis=1) + null_token  # [t]
-    attends = tokens > null_token
-    each = attention_statistics(kept[None], None, None, null_token, allowed[None])
-    drawn = attention_statistics(mean[None, None], None, None, null_token, allowed[None])
-    caption = []
-    if attends.any():
-        caption.append(f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head.")
-    if each is not None and drawn is not None and len(weights) > 1:
-        caption[0] = (
-            f"Mean over {len(weights)} heads; the mean's own entropy is "
-            f"{drawn.entropy_ratio:.4f} of its maximum."
-        )
+    of_heads = attention_statistics(kept[None], None, None, null_token, allowed[None])
+    of_mean = attention_statistics(mean[None, None], None, None, null_token, allowed[None])
     times = np.where(allowed, mean * tokens[:, None], np.nan)
-    counts = tokens[attends] if attends.any() else np.ones(1, int)
-    if null_token and attends.any():
-        rest = 1 - mean[attends].sum(axis=1)
-        caption.append(
-            f"The null token, which has no place here, takes {rest.mean():.3g} of a text token's "
-            f"weight ({rest.min():.3g} to {rest.max():.3g}; uniform would be "
-            f"{(1 / counts).mean():.3g})."
-        )
-    if not np.isfinite(mean).all():
-        caption.append("Weights that are not finite are left out.")
-    padded = weights.shape[1] - len(drawing.rows)
-    if padded:
-        caption.append(f"{counted(padded, 'padded text token')} not drawn.")
+    counts = _choices(tokens, null_token)
     image, text = (printable(shortened(os.path.basename(shown_path(name)), 40)) for name in names)
     which = f", sample {drawing.sample} of {N}" if N > 1 else ""
     return AttentionView(
@@ -162,12 +141,60 @@ def view_of(
         drawing.photo,
         (int(counts.min()), int(counts.max())),
         f"Attention of {text} to {image}{which}",
-        _verdict(each, drawing, null_token, origin),
-        caption,
+        _verdict(of_heads, drawing, null_token, origin),
+        _caption(weights, drawing, mean, tokens, null_token, of_mean),
         _places(times, drawing),
         drawing.boxes,
         "padding" if drawing.allowed is None else "padding, or not allowed by the attention mask",
     )
+
+
+def _choices(tokens: NDArray[np.int64], null_token: bool) -> NDArray[np.int64]:
+    """The counts in `tokens` of those that may attend to an image token; 1 where none may."""
+    attends = tokens > null_token
+    return tokens[attends] if attends.any() else np.ones(1, np.int64)
+
+
+def _caption(
+    weights: NDArray[np.float32],
+    drawing: Drawing,
+    mean: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+    null_token: bool,
+    statistics: AttentionPart | None,
+) -> list[str]:
+    """What the picture shows and what it leaves out, in sentences.
+
+    Args:
+        weights: `[H, T, P]`.
+        drawing: what was decided before.
+        mean: `[t, P]`, of the heads, for the text tokens that are drawn.
+        tokens: `[t]`, how many tokens each may attend to, the null token included.
+        null_token: the weights leave a share to a null token.
+        statistics: of `mean`; None if no text token has a choice.
+    """
+    caption = []
+    attends = tokens > null_token
+    if attends.any():
+        caption.append(f"Mean over {len(weights)} heads." if len(weights) > 1 else "One head.")
+    if statistics is not None and len(weights) > 1:
+        caption[0] = (
+            f"Mean over {len(weights)} heads; the mean's own entropy is "
+            f"{statistics.entropy_ratio:.4f} of its maximum."
+        )
+    if null_token and attends.any():
+        rest, uniform = 1 - mean[attends].sum(axis=1), 1 / _choices(tokens, null_token)
+        caption.append(
+            f"The null token, which has no place here, takes {rest.mean():.3g} of a text token's "
+            f"weight ({rest.min():.3g} to {rest.max():.3g}; uniform would be "
+            f"{uniform.mean():.3g})."
+        )
+    if not np.isfinite(mean).all():
+        caption.append("Weights that are not finite are left out.")
+    padded = weights.shape[1] - len(drawing.rows)
+    if padded:
+        caption.append(f"{counted(padded, 'padded text token')} not drawn.")
+    return caption
 
 
 def binned(times: NDArray[np.float64], columns: int) -> NDArray[np.float64]:

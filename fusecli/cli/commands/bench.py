@@ -13,6 +13,7 @@ from fusecli.fusion.literals import Dtype
 
 if TYPE_CHECKING:
     from fusecli.bench.in_memory import Row
+    from fusecli.bench.processes import ProcessResult
 
 
 @option_group
@@ -222,24 +223,12 @@ def _bench_in_memory(
             typer.echo(_row_line(row))
     whole = bench_process(turns) if measurements.process else None
     if as_json:
-        data: dict[str, object] = {
-            "device": device,
-            "dtype": dtype,
-            "plain_dtype": plain,
-            "engine": computing.engine,
-        }
-        data |= {
-            "peak_gflops": peak,
-            "rows": [asdict(row) for row in rows],
-            "process": whole and asdict(whole),
-        }
+        data: dict[str, object] = {"device": device, "dtype": dtype, "plain_dtype": plain}
+        data |= {"engine": computing.engine, "peak_gflops": peak}
+        data |= {"rows": [asdict(row) for row in rows], "process": whole and asdict(whole)}
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     elif whole is not None:
-        typer.echo(
-            f"one process, image [1, 768] and text [8, 768], from start to file: fusecli "
-            f"{whole.fusecli_s:.3f} s, plain script {whole.script_s:.3f} s, "
-            f"ratio {whole.ratio:.1f}"
-        )
+        typer.echo(_process_line(whole))
 
 
 _ROW_HEADINGS = (
@@ -257,6 +246,15 @@ def _row_line(row: "Row") -> str:
         f"{row.ratio:>6.2f}  {row.engine:<6}  {order:<22} {row.fewer:>6.1f} "
         f"{row.gflops:>8.0f} {row.peak_share:>8.0%} "
         f"{row.prepare_s * 1e3:>6.0f}ms {row.deviation:>8.0e}"
+    )
+
+
+def _process_line(whole: "ProcessResult") -> str:
+    """The seconds of whole processes, from start to file."""
+    return (
+        f"one process, image [1, 768] and text [8, 768], from start to file: fusecli "
+        f"{whole.fusecli_s:.3f} s, plain script {whole.script_s:.3f} s, "
+        f"ratio {whole.ratio:.1f}"
     )
 
 

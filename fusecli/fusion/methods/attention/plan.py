@@ -138,6 +138,15 @@ def _with_scores(
     plain: int,
     prepared: bool,
 ) -> Plan:
+    """The plan of one order of products, with its multiply-adds.
+
+    Args:
+        s: the sizes.
+        scores, values: the order on each side.
+        folds: whether query, key and value each take one folded layer.
+        plain: multiply-adds of the plain module.
+        prepared: the folded layers exist already, so that folding costs nothing.
+    """
     fold_query, fold_key, fold_value = folds
     T, P, Dt, Di, D, H = s.T, s.P, s.Dt, s.Di, s.D, s.H
     once = D * D * ((Dt if fold_query else 0) + Di * (fold_key + fold_value))
@@ -179,7 +188,9 @@ def _with_scores(
 
 
 def small_product(edge: int) -> float:
-    """What a multiply-add of a small product (one a sample or a head) costs, in those of a large.
+    """How much slower one multiply-add is in a small product than in a large one.
+
+    Large products take all rows of a chunk at once; small ones are made for each sample or head.
 
     Measured on two cores: 1.05 to 1.25 where the shorter side of the result has hundreds of
     rows, 1.25 at 64, 1.7 at 49. With these the order picked was the quickest, or nearly, for

@@ -22,6 +22,40 @@ _VALUE_AXES = {"projected": "HTP", "context": "THP", "output": "TPH"}
 _GROUP_BYTES = 8 << 20
 
 
+class _Chunk:
+    """A chunk of samples that is fused: a plain class, since one is made for each chunk.
+
+    Attributes:
+        operands: from `prepare`.
+        image: y `[n, P, Di]`.
+        text: x `[n, T, Dt]`.
+        real: bool `[n, P]` or `[n, T, P]`, true where a token takes part; None if all do.
+        arrays: the array library.
+        weights_out: receives the attention weights; None if nobody wants them.
+        sizes: n, T and P.
+    """
+
+    def __init__(
+        self,
+        operands: Operands,
+        image: Array,
+        text: Array,
+        real: Array | None,
+        arrays: ArrayBackend,
+        weights_out: WeightsOut | None,
+    ) -> None:
+        self.operands, self.image, self.text, self.real = operands, image, text, real
+        self.arrays, self.weights_out = arrays, weights_out
+        self.sizes: tuple[int, int, int] = (text.shape[0], text.shape[1], image.shape[1])
+
+    @property
+    def groups(self) -> Iterator[slice]:
+        """Groups of samples whose images stay in the cache between the scores and the values."""
+        n, P, Di = self.image.shape
+        step = max(2, _GROUP_BYTES // (4 * P * Di))
+        return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
 def attend(
     operands: Operands,
     image: Array,
@@ -73,7 +107,7 @@ def attend(
             q = arrays.linear("query", source, matrices.query, matrices.query_bias)
         if plan.scores != "query":
             k = arrays.linear("key", y if plan.fold_key else i, matrices.key, matrices.key_bias)
-        fused = _weighed(operands, image, text, (q, k, v), real, arrays, weights_out)
+        fused = _weighed(_Chunk(operands, image, text, real, arrays, weights_out), q, k, v)
     if empty is not None:
         fused[empty] = matrices.empty
     if config.residual:
@@ -83,47 +117,45 @@ def attend(
     return fused
 
 
-def _weighed(
-    operands: Operands,
-    image: Array,
-    text: Array,
-    rows: tuple[Array, Array, Array],  # each None where not formed
-    real: Array | None,
-    arrays: ArrayBackend,
-    weights_out: WeightsOut | None,
-) -> Array:
-    """From q `[n T, D]`, k and v `[n P, D]` to `[n, T, D]`."""
-    matrices, config, plan = operands.matrices, operands.config, operands.plan
-    n, T, P, D = text.shape[0], text.shape[1], image.shape[1], config.embed_dim
+def _weighed(chunk: _Chunk, q: Array, k: Array, v: Array) -> Array:
+    """From q `[n T, D]`, k and v `[n P, D]`, each None where not formed, to `[n, T, D]`."""
+    plan, config, arrays = chunk.operands.plan, chunk.operands.config, chunk.arrays
+    n, T, P = chunk.sizes
     H, d = config.num_heads, config.head_dim
-    q, k, v = (_per_head(x, H, d) for x in rows)
-    side = _score_side(operands, image, text, q, k, arrays)
+    q, k, v = (_per_head(rows, H, d) for rows in (q, k, v))
+    side = _score_side(chunk, q, k)
     context = None
     if plan.scores == plan.values == "projected" and not config.null_token:
         heads = q.reshape(n, T, H, d), k.reshape(n, P, H, d), v.reshape(n, P, H, d)
-        context = arrays.attention(*heads, real)  # [n, T, H, d], or None
-    if context is not None:
-        if weights_out is not None:
-            for group in _groups(image):
-                masked = None if real is None else real[group]
-                weights_out.append(_weights(operands, side, group, masked, arrays))
-        return _out(operands, context.reshape(n * T, D), arrays).reshape(n, T, D)
-    if plan.values == "projected":
-        right, into = v.reshape(n, P, H, d), arrays.workspace("context", n, T, H, d)
-    elif plan.values == "context":
-        # The widened queries are no longer needed once their scores exist: reuse their buffer.
-        right, into = image, arrays.workspace("widened", n, T, H, image.shape[2])
-    else:
-        right = arrays.per_head("into value", v, matrices.out_heads).reshape(n, P * H, D)
-        into = arrays.workspace("fused", n, T, D)
-    total = None
+        context = arrays.attention(*heads, chunk.real)  # [n, T, H, d], or None
+    if context is None:
+        return _mixed(chunk, side, v)
+    if chunk.weights_out is not None:
+        for group in chunk.groups:
+            chunk.weights_out.append(_weights(chunk, side, group))
+    return _out(chunk, context.reshape(n * T, config.embed_dim))
+
+
+def _mixed(chunk: _Chunk, side: tuple[Array, Array, Array | None], v: Array) -> Array:
+    """The values, mixed by the attention weights: `[n, T, D]`.
+
+    Args:
+        chunk: the samples.
+        side: the factors and the bias of the scores.
+        v: `[n P, H, d]`; None where it is not formed.
+    """
+    plan, matrices, arrays = chunk.operands.plan, chunk.operands.matrices, chunk.arrays
+    n, T, P = chunk.sizes
+    H = chunk.operands.config.num_heads
+    right, into = _value_side(chunk, v)
+    total = None  # the sum of the real weights, which is not 1 with a null token
     if plan.values == "context" and matrices.value_bias is not None:
         total = arrays.workspace("total", n * T, H, 1)
-    for group in _groups(image):
-        a = _weights(operands, side, group, None if real is None else real[group], arrays)
-        if weights_out is not None:
+    for group in chunk.groups:
+        a = _weights(chunk, side, group)
+        if chunk.weights_out is not None:
             order = _order(_SCORE_AXES[plan.scores], "HTP")
-            weights_out.append(arrays.copied(arrays.permuted(a, order)))
+            chunk.weights_out.append(arrays.copied(arrays.permuted(a, order)))
         wanted = _order(_SCORE_AXES[plan.scores], _VALUE_AXES[plan.values])
         if wanted != (0, 1, 2, 3):
             a = arrays.rearranged("weights", a, wanted)
@@ -142,32 +174,47 @@ def _weighed(
         return into
     if plan.values == "context":
         into = arrays.per_head("context", into.reshape(n * T, H, -1), matrices.value_heads)
-        if total is not None:  # the real weights do not sum to 1
+        if total is not None:
             into += total * matrices.value_bias
-    return _out(operands, into.reshape(n * T, D), arrays).reshape(n, T, D)
+    return _out(chunk, into.reshape(n * T, chunk.operands.config.embed_dim))
+
+
+def _value_side(chunk: _Chunk, v: Array) -> tuple[Array, Array]:
+    """What the attention weights are multiplied with, and the workspace for the products.
+
+    Args:
+        chunk: the samples.
+        v: `[n P, H, d]`; None where it is not formed.
+    """
+    operands, arrays = chunk.operands, chunk.arrays
+    n, T, P = chunk.sizes
+    H, d, D = operands.config.num_heads, operands.config.head_dim, operands.config.embed_dim
+    if operands.plan.values == "projected":
+        return v.reshape(n, P, H, d), arrays.workspace("context", n, T, H, d)
+    if operands.plan.values == "context":
+        # The widened queries are no longer needed once their scores exist: reuse their buffer.
+        return chunk.image, arrays.workspace("widened", n, T, H, chunk.image.shape[2])
+    right = arrays.per_head("into value", v, operands.matrices.out_heads).reshape(n, P * H, D)
+    return right, arrays.workspace("fused", n, T, D)
 
 
 def _per_head(rows: Array, H: int, d: int) -> Array:
     return None if rows is None else rows.reshape(-1, H, d)
 
 
-def _out(operands: Operands, context: Array, arrays: ArrayBackend) -> Array:
-    return arrays.linear("fused", context, operands.matrices.out, operands.matrices.out_bias)
+def _out(chunk: _Chunk, context: Array) -> Array:
+    """The output layer: from the context `[n T, D]` to `[n, T, D]`."""
+    (n, T, _), matrices = chunk.sizes, chunk.operands.matrices
+    return chunk.arrays.linear("fused", context, matrices.out, matrices.out_bias).reshape(
+        n, T, context.shape[1]
+    )
 
 
-def _groups(image: Array) -> Iterator[slice]:
-    """Number of samples whose images stay in the cache between the scores and the values."""
-    n, P, Di = image.shape
-    step = max(2, _GROUP_BYTES // (4 * P * Di))
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
-def _score_side(
-    operands: Operands, image: Array, text: Array, q: Array, k: Array, arrays: ArrayBackend
-) -> tuple[Array, Array, Array | None]:
+def _score_side(chunk: _Chunk, q: Array, k: Array) -> tuple[Array, Array, Array | None]:
     """The two factors of the scores, each with samples first, and the bias of the scores."""
+    operands, image, text, arrays = chunk.operands, chunk.image, chunk.text, chunk.arrays
     matrices, plan = operands.matrices, operands.plan
-    n, T, P = text.shape[0], text.shape[1], image.shape[1]
+    n, T, P = chunk.sizes
     H, d = operands.config.num_heads, operands.config.head_dim
     if plan.scores == "query":
         u = arrays.per_head("widened", q, matrices.key_heads)  # [n T, H, Di]
@@ -183,15 +230,10 @@ def _score_side(
     return q.reshape(n, T, H, d), k.reshape(n, P, H, d), None
 
 
-def _weights(
-    operands: Operands,
-    side: tuple[Array, Array, Array | None],
-    group: slice,
-    real: Array | None,
-    arrays: ArrayBackend,
-) -> Array:
+def _weights(chunk: _Chunk, side: tuple[Array, Array, Array | None], group: slice) -> Array:
     """Attention weights of a group of samples after softmax over P, axes as in `_SCORE_AXES`."""
-    order, H = operands.plan.scores, operands.config.num_heads
+    arrays, config = chunk.arrays, chunk.operands.config
+    order, H = chunk.operands.plan.scores, config.num_heads
     left, right, bias = side[0][group], side[1][group], side[2]
     g = left.shape[0]
     axis = 2 if order == "key" else 3
@@ -204,14 +246,15 @@ def _weights(
         scores = scores.reshape(split)  # [g, T, P, H] or [g, T, H, P]
     if bias is not None:
         scores += bias[group]
-    if real is not None:
-        real = real.reshape(g, -1, real.shape[-1])  # [g, T or 1, P]
+    real = None
+    if chunk.real is not None:
+        real = chunk.real[group].reshape(g, -1, chunk.real.shape[-1])  # [g, T or 1, P]
         real = {
             "projected": real[:, None],  # [g, 1, T or 1, P]
             "query": real[:, :, None],  # [g, T or 1, 1, P]
             "key": real[..., None],  # [g, T or 1, P, 1]
         }[order]
-    return arrays.softmax(scores, axis, real, operands.config.null_token)
+    return arrays.softmax(scores, axis, real, config.null_token)
 
 
 def _order(axes: str, wanted: str) -> tuple[int, ...]:
