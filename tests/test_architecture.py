@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 import fusecli
 
@@ -25,6 +28,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "features": set(),
 }
 ROOT = {"fusecli.errors", "fusecli._version", "fusecli.records"}  # every package may import these
+# The packages inside a package. Those beneath it may import, of what lies beside them, only the
+# modules named here; those on top of it are imported by the modules named here and by no others.
+# So each of them stands on one floor, and can be read without what lies above it.
+BENEATH: dict[str, set[str]] = {
+    "batch.store": {"tuning"},
+    "features.formats": {"dtypes", "literals", "tensor"},
+    "fusion.backend": {"literals"},
+    "fusion.methods": {"backend", "base", "layers", "literals", "method", "pooling", "settings"},
+    "fusion.methods.attention": set(),
+}
+ON_TOP: dict[str, set[str]] = {
+    "batch.ray": {"run"},
+    "cli.commands": set(),  # `app` imports the module of a command by its name
+}
+# The one exception: a method names its plain torch module, which users import and train. That
+# module holds a config, and a config knows its method.
+TORCH_MODULES = {"fusecli.fusion.pair_module", "fusecli.fusion.torch_modules"}
 # `fusecli` imports from everywhere to give the public names, so nothing below may import it.
 ENTRANCES = {"fusecli", "fusecli.__main__"}
 
@@ -100,6 +120,68 @@ def test_packages_import_only_what_lies_below_them():
                 wrong.append(f"{module} imports {other}")
     for module in sorted(ROOT):
         wrong += [f"{module} imports {other}" for other in sorted(imports()[module])]
+    assert wrong == []
+
+
+def inside(package: str) -> set[str]:
+    """The modules of a package, by its name without `fusecli.`."""
+    return {name for name in MODULES if f"{name}.".startswith(f"fusecli.{package}.")}
+
+
+def arrows_between(sources: set[str], targets: set[str]) -> set[tuple[str, str]]:
+    """Which of some modules import which of some others."""
+    return {(a, b) for a in sources for b in imports()[a] & targets}
+
+
+def beside(package: str, sub_package: str) -> set[str]:
+    """The modules of a package that are not of one package in it, nor the package's own name."""
+    return inside(package) - inside(sub_package) - {f"fusecli.{package}"}
+
+
+def test_packages_in_a_package_are_all_beneath_it_or_on_top_of_it():
+    found = {
+        name.removeprefix("fusecli.")
+        for name, path in MODULES.items()
+        if path.name == "__init__.py" and name.count(".") > 1
+    }
+    assert found == BENEATH.keys() | ON_TOP.keys()
+
+
+@pytest.mark.parametrize("name", BENEATH)
+def test_a_package_beneath_imports_only_what_is_named(name):
+    package = name.rpartition(".")[0]
+    arrows = arrows_between(inside(name), beside(package, name) - TORCH_MODULES)
+    start = f"fusecli.{package}."
+    assert {other.removeprefix(start).split(".")[0] for _, other in arrows} == BENEATH[name]
+
+
+@pytest.mark.parametrize("name", BENEATH)
+def test_what_a_package_beneath_imports_does_not_import_it(name):
+    package = name.rpartition(".")[0]
+    todo, seen = [f"fusecli.{package}.{module}" for module in BENEATH[name]], set()
+    while todo:
+        module = todo.pop()
+        for other in inside(module.removeprefix("fusecli.")) - seen:
+            seen.add(other)
+            todo += imports()[other] & inside(package)
+    assert arrows_between(seen, inside(name)) == set()
+
+
+@pytest.mark.parametrize("name", ON_TOP)
+def test_a_package_on_top_is_imported_only_where_it_is_named(name):
+    package = name.rpartition(".")[0]
+    arrows = arrows_between(MODULES.keys() - inside(name), inside(name))
+    assert {module for module, _ in arrows} == {f"fusecli.{package}.{m}" for m in ON_TOP[name]}
+
+
+def test_no_module_with_tests_is_imported_by_another():
+    tests = Path(__file__).parent
+    wrong = [
+        f"{path.relative_to(tests)}: {line}"
+        for path in sorted(tests.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\W*(from|import) tests\.(\w+\.)*test_", line)
+    ]
     assert wrong == []
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from fusecli.batch.literals import ON_ERROR, OnError
+from fusecli.batch.store.layout import Shard
 from fusecli.errors import UsageError, refuse_empty_name
 from fusecli.features.formats.table import WRITABLE_ENDINGS
 from fusecli.features.pair_inputs import ReadOptions
@@ -26,24 +27,6 @@ from fusecli.pairs.open import PairOptions
 FORMATS = tuple(ending.removeprefix(".") for ending in WRITABLE_ENDINGS)
 SHARD_SIZE = 2 * 10**9
 MAX_MEMORY = 192 << 20
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One job of a job array: the pairs whose ids fall to it.
-
-    Attributes:
-        index: from 1.
-        of: how many there are.
-    """
-
-    index: int
-    of: int
-
-    @property
-    def suffix(self) -> str:
-        """What tells the files of one shard from those of another."""
-        return f"-{self.index}-of-{self.of}"
 
 
 @dataclass(frozen=True)

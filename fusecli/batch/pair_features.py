@@ -1,57 +1,16 @@
-"""What became of a pair, and the features it is made of."""
+"""Read the features of pairs for a batch, and refuse those that do not fit into memory."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
-
-from numpy.typing import NDArray
 
 from fusecli.batch.memory import bytes_left, bytes_of_pair
 from fusecli.batch.pair_inputs import Features, FileStamp, PairChecks
 from fusecli.batch.run_spec import FusionSpec
-from fusecli.batch.store.journal import Shapes
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import FuseError
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
-from fusecli.report.report import Diagnosis, Note
 
 _DEFAULT = Tuning()
-
-
-@dataclass(slots=True, eq=False)
-class Result:
-    """What became of one pair.
-
-    Attributes:
-        pair: which.
-        stamps: size and time of change of its files, as they were read.
-        tensors: the fused rows and what goes with them by name, as they are stored and in the
-            shapes the axes want; None where it failed.
-        error: why it failed.
-        diagnoses: what may be wrong with the result.
-        content: tells the features that were read; 0 where they were not.
-        notes: what was assumed, or used without being asked for.
-    """
-
-    pair: Pair
-    stamps: list[FileStamp]
-    tensors: dict[str, NDArray[Any]] | None = None
-    error: str | None = None
-    diagnoses: list[Diagnosis] = field(default_factory=list)
-    content: int = 0
-    notes: list[Note] = field(default_factory=list)
-
-    @property
-    def shapes(self) -> Shapes:
-        """Of the tensors."""
-        return {name: tensor.shape for name, tensor in (self.tensors or {}).items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Of the tensors."""
-        return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
 
 
 class PairFeaturesReader:

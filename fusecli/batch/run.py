@@ -11,7 +11,7 @@ from typing import Protocol
 from fusecli.batch.attention import uniform_attention
 from fusecli.batch.merge_shards import damaged_lines
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_features import PairFeaturesReader, Result
+from fusecli.batch.pair_features import PairFeaturesReader
 from fusecli.batch.previous import Found, todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
@@ -24,6 +24,7 @@ from fusecli.batch.store.journal import Entry, Journal
 from fusecli.batch.store.locks import check_platform
 from fusecli.batch.store.pack_index import write_index
 from fusecli.batch.store.packs import PackSink
+from fusecli.batch.store.result import Result
 from fusecli.batch.store.run_record import LayoutRecord, RunRecord
 from fusecli.batch.summary import Summary
 from fusecli.batch.threads import ThreadWorkers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from fusecli.batch.pair_features import Result
+from fusecli.batch.store.result import Result
 from fusecli.pairs.open import Unmatched
 from fusecli.report.report import Diagnosis, Note
 

@@ -11,7 +11,7 @@ from itertools import islice
 from threading import Event
 
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_features import Result
+from fusecli.batch.store.result import Result
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.worker import Fuser
 from fusecli.pairs.open import Pair

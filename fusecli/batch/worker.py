@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.batch.pair_features import PairFeaturesReader, Result
+from fusecli.batch.pair_features import PairFeaturesReader
 from fusecli.batch.pair_inputs import Features, FileStamps
 from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.store.result import Result
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.weights import RunWeights
 from fusecli.errors import FeatureFileError, FuseError

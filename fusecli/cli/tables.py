@@ -13,13 +13,13 @@ from rich.table import Table
 from fusecli.cli.console import console_on, escape, print_line
 from fusecli.errors import counted
 from fusecli.fusion.compare import MethodRow, Shapes
-from fusecli.report.parts import (
+from fusecli.report.inspect_parts import (
     InspectedFile,
     InspectedFolder,
     InspectedWeights,
-    Part,
     TensorStats,
 )
+from fusecli.report.parts import Part
 from fusecli.report.report import Report
 
 _UNBOUND = 10_000  # columns, more than any terminal has

@@ -18,7 +18,7 @@ from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import weights_in, weights_path
-from fusecli.report.parts import (
+from fusecli.report.inspect_parts import (
     InspectedFile,
     InspectedFolder,
     InspectedIds,

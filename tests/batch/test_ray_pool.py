@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from fusecli import ImageTextFusion, __version__, save_module
 from fusecli.batch import BatchOptions, RayOptions
-from fusecli.batch.pair_features import Result
 from fusecli.batch.ray import actor
 from fusecli.batch.ray import pool as on_ray
 from fusecli.batch.ray.cluster import _WITNESS, worker_count
 from fusecli.batch.resolve import resolve
+from fusecli.batch.store.result import Result
 from fusecli.batch.worker import Fuser
 from fusecli.cli.main import _with_values
 from fusecli.errors import FuseError, RayError, UsageError

@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 REAL_OPEN = builtins.open
+REMOVALS = ("unlink", "remove", "rmdir")
 WRITES = ("write", "writev", "pwrite", "pwritev", "ftruncate", "truncate")
 
 

@@ -8,25 +8,18 @@ to the same results.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
-from tests.batches import left_behind, make_pairs, outputs
+from tests.batches import left_behind, make_pairs
+from tests.faults.batch_jobs import BATCH, LAYOUTS, results
 from tests.faults.layer import Layer
 from tests.faults.running import contents, owners_die, run
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE)
-LAYOUTS: dict[str, tuple[str, ...]] = {
-    "files": (),
-    "packs": ("--pack", "--shard-size", "3k"),
-}
-# One worker: the order of calls is then the same in each run.
-BATCH = ("batch", "images", "texts", "-o", "out", "--quiet", "--workers", "1", "--heads", "4")
 COUNT = 4
 
 
@@ -34,19 +27,6 @@ COUNT = 4
 def pairs(folder: Path) -> Path:
     make_pairs(folder, COUNT)
     return folder
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Of each result its bytes: of packs each tensor, wherever it lies."""
-    found: dict[str, bytes] = {}
-    for name, data in outputs(folder).items():
-        if name.endswith("index.json"):
-            listed = json.loads(data)["weight_map"]
-            for key, pack in listed.items():
-                found[key] = load_file(folder / pack)[key].tobytes()
-        elif not name.startswith("fused"):
-            found[name] = data
-    return found
 
 
 THOROUGH = "FUSECLI_FUZZ" in os.environ

@@ -25,9 +25,9 @@ from fusecli.batch.store import files
 from fusecli.batch.store.layout import INDEX
 from fusecli.features import atomic
 from tests.batches import journal, left_behind, make_pairs
+from tests.faults.batch_jobs import BATCH, LAYOUTS, results
 from tests.faults.layer import Layer
 from tests.faults.running import contents, owners_die, run
-from tests.faults.test_batch_faults import BATCH, LAYOUTS, results
 
 # Of data that was not synced; "journal": all of the journal, and of the others nothing, or zeros.
 KEPT = ("all", "nothing", "half", "zeros", "journal", "journal, zeros")

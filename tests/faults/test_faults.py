@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import Outcome
-from tests.faults.layer import Layer
+from tests.faults.layer import REMOVALS, Layer
 from tests.faults.running import contents, owners_die, run
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.ESTALE)
 MOST_CALLS = 2000  # a run that makes more is not one of these
-REMOVALS = ("unlink", "remove", "rmdir")
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Outcome
-from tests.faults.layer import Call, Layer
+from tests.faults.layer import REMOVALS, Call, Layer
 from tests.faults.running import contents, run
-from tests.faults.test_faults import REMOVALS
 from tests.faults.training import TRAIN
 
 THOROUGH = "FUSECLI_FUZZ" in os.environ

@@ -25,8 +25,8 @@ from fusecli.training.options import LabelOptions
 from fusecli.training.report import summary_lines
 from fusecli.training.run_files import read_metrics
 from fusecli.training.run_folder import RunFolder
+from tests.faults.mutations import TURNS, bounds, check, mutated, parquet_bytes
 from tests.faults.running import run
-from tests.faults.test_fuzz import TURNS, bounds, check, mutated, parquet_bytes
 from tests.faults.training import TRAIN, N
 
 MODELS = ("weights.safetensors", "models/text-only.safetensors", "models/majority.safetensors")

@@ -7,7 +7,8 @@ import pytest
 
 from fusecli import FuseOptions, fuse_files
 from fusecli.report.inspect import inspect_file
-from fusecli.report.parts import AttentionPart, MapsPart, TensorStats
+from fusecli.report.inspect_parts import TensorStats
+from fusecli.report.parts import AttentionPart, MapsPart
 
 
 @pytest.fixture

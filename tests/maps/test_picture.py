@@ -19,32 +19,15 @@ from fusecli.errors import FuseError
 from fusecli.maps import text_layout as lettering
 from fusecli.maps.photo import read_photo_and_size
 from fusecli.maps.picture import _Page, _round_steps, draw
-from fusecli.maps.selection import Drawing, Grid, choose_grid
+from fusecli.maps.selection import Grid
 from fusecli.maps.text_layout import Lettering
-from fusecli.maps.view import view_of
-from tests.maps.views import image_axes, peaked
+from tests.maps.views import make
 
 SAMPLES = Path(__file__).parents[2] / "sample_features"
-WORDS = [
-    "the", "Donaudampfschifffahrtsgesellschaft", "$x_1$", "##ing", "</w>", "猫が好き", "\u202e\x07",
-    "WWWWWWWWWWWWWWWWWWWWWWWW", ".", "", "naïve", "😀", "_hidden", "\\frac{1}{2}", "iiiiiiiii" * 9,
-    "مرحبا", "नमस्ते", "e\u0301", "\ud800", "a b",
-]  # fmt: skip
 
 
 def read_photo(path):
     return read_photo_and_size(path)[0]
-
-
-def make(T, P, grid=None, sharp=True, real=None, photo=None, words=WORDS, leave_out=0):
-    weights = peaked(2, T, P) if sharp else np.full((2, T, P), 1 / P)
-    real = np.ones(P, bool) if real is None else real
-    weights = np.where(real, weights, 0)
-    labels = [words[index % len(words)] for index in range(T)]
-    chosen = grid if isinstance(grid, Grid) else choose_grid(grid, image_axes((P, 3)))
-    plan = Drawing(0, labels, np.arange(T - leave_out), real, chosen, photo)
-    names = ("i" * 60 + ".npy", "text_features.safetensors")
-    return view_of(weights.astype(np.float32), plan, names, 1, False, "untrained, seed 0")
 
 
 def layout(view):
@@ -190,7 +173,8 @@ def test_the_same_view_gives_the_same_bytes_whatever_matplotlib_is_set_to(ending
 def test_drawing_does_not_import_pyplot():
     code = (
         "import sys, numpy as np\n"
-        "from tests.maps.test_picture import make, draw\n"
+        "from fusecli.maps.picture import draw\n"
+        "from tests.maps.views import make\n"
         "draw(make(3, 9), '.png')\n"
         "print('matplotlib.pyplot' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""Synthetic tasks whose truth is known by construction."""
+"""Synthetic tasks whose truth is known by construction, and labels as a file has them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fusecli.training.examples import Examples, load_examples
+from fusecli.training.labels import Labels
 from fusecli.training.split import Split
 from fusecli.training.targets import Targets
 
@@ -161,3 +162,9 @@ def several_labels(n: int, rng, width: int = 16):
     images = b[:, None, None] * direction[1] + 0.3 * rng.standard_normal((n, 4, width))
     values = np.stack([a > 0, b > 0.5, a * b > 0], axis=1).astype(np.float32)
     return images, texts, Targets("multilabel", ("text", "image", "both"), values)
+
+
+def written(*values) -> Labels:
+    """Labels of a file, one a pair, in the order of the pairs."""
+    ids = tuple(f"pair-{'abcdefghijklmnop'[i]}" for i in range(len(values)))
+    return Labels("l.csv", "label", tuple(range(len(values))), ids, values, None, None, None)

@@ -12,18 +12,13 @@ from fusecli.pairs.pair import PairOptions
 from fusecli.training.encode import make_targets, told_task
 from fusecli.training.label_checks import doubts
 from fusecli.training.label_rows import read_rows
-from fusecli.training.labels import Labels, labels_of_file
+from fusecli.training.labels import labels_of_file
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.split import make_split
 from fusecli.training.targets import Targets
 from fusecli.training.train import run_training
 from tests.training import generators
-
-
-def written(*values) -> Labels:
-    ids = tuple(f"pair-{'abcdefghijklmnop'[i]}" for i in range(len(values)))
-    return Labels("l.csv", "label", tuple(range(len(values))), ids, values, None, None, None)
-
+from tests.training.generators import written
 
 REFUSED = {
     "objects": ([{"a": 1}, {"b": 1}], r"2 labels \(first 'pair-a'\) are an object"),

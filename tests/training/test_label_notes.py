@@ -15,7 +15,7 @@ from fusecli.training.labels import Labels, labels_of_file
 from fusecli.training.options import LabelOptions
 from fusecli.training.split import classes_not_learnt, make_split
 from tests.training import generators
-from tests.training.test_label_checks import written
+from tests.training.generators import written
 
 
 def table(tmp_path, *lines) -> tuple[Labels, list[str]]:

@@ -22,11 +22,11 @@ from typing import Any
 
 from fusecli._version import __version__
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_features import Result
 from fusecli.batch.pair_inputs import FileStamps
 from fusecli.batch.ray.actor import Worker
 from fusecli.batch.ray.cluster import connected, refuse_ended, worker_count
 from fusecli.batch.run_spec import FusionSpec
+from fusecli.batch.store.result import Result
 from fusecli.errors import FuseError, RayError, shortened
 from fusecli.features.formats.base import one_line
 from fusecli.pairs.open import Pair

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusecli.batch.pair_features import Result
 from fusecli.batch.store.journal import Entry
+from fusecli.batch.store.result import Result
 from fusecli.pairs.fingerprints import source_of
 
 

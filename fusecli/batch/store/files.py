@@ -15,13 +15,13 @@ import sys
 import time
 from typing import NamedTuple
 
-from fusecli.batch.pair_features import Result
 from fusecli.batch.store.cleanup import delete_result, delete_staged
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import done_entry, failed_entry
 from fusecli.batch.store.folder import OutputFolder
 from fusecli.batch.store.journal import Entry
 from fusecli.batch.store.layout import staging_name
+from fusecli.batch.store.result import Result
 from fusecli.batch.store.safe_folder import InTheWayError, appeared
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError

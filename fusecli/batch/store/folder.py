@@ -7,7 +7,6 @@ import os
 import stat
 import time
 
-from fusecli.batch.options import Shard
 from fusecli.batch.store import layout
 from fusecli.batch.store.cleanup import delete_results, delete_staged
 from fusecli.batch.store.journal import Journal, is_journal
@@ -45,7 +44,7 @@ class OutputFolder:
     def __init__(
         self,
         path: str,
-        shard: Shard | None,
+        shard: layout.Shard | None,
         protected: ProtectedFiles,
         tuning: Tuning = Tuning(),  # noqa: B008 - it is frozen
     ) -> None:

@@ -12,6 +12,7 @@ fused.safetensors.index.json   which pack holds which tensor
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 HIDDEN = ".fusecli"
 LOCK = "lock"
@@ -22,6 +23,24 @@ _JOURNAL = re.compile(rf"journal{_OF_SHARD}\.jsonl")
 _PACK = re.compile(rf"fused{_OF_SHARD}-(\d{{5,18}})\.safetensors")
 _STAGING = re.compile(rf"staging{_OF_SHARD}")
 _FINISHED = re.compile(rf"finished{_OF_SHARD}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One job of a job array: the pairs whose ids fall to it.
+
+    Attributes:
+        index: from 1.
+        of: how many there are.
+    """
+
+    index: int
+    of: int
+
+    @property
+    def suffix(self) -> str:
+        """What tells the files of one shard from those of another."""
+        return f"-{self.index}-of-{self.of}"
 
 
 def journal_name(suffix: str) -> str:

@@ -15,7 +15,6 @@ import os
 import time
 from typing import Any
 
-from fusecli.batch.pair_features import Result
 from fusecli.batch.store.cleanup import delete_staged
 from fusecli.batch.store.encode import bytes_of
 from fusecli.batch.store.entries import done_entry, failed_entry
@@ -24,6 +23,7 @@ from fusecli.batch.store.journal import Entry, Shapes, of_spec, read_entries
 from fusecli.batch.store.layout import pack_name, pack_number, staging_name
 from fusecli.batch.store.open_pack import OpenPack
 from fusecli.batch.store.pack_headers import LARGEST_ROOM, PackHeaders
+from fusecli.batch.store.result import Result
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError
 from fusecli.features.atomic import not_written

@@ -39,7 +39,7 @@ def inspect(inputs: InspectInput, program: JsonProgram) -> None:
     from fusecli.errors import FuseError
     from fusecli.fusion.weights_file import weights_path
     from fusecli.report.inspect import inspect_file, inspect_folder
-    from fusecli.report.parts import InspectedFile, InspectedFolder
+    from fusecli.report.inspect_parts import InspectedFile, InspectedFolder
 
     # A person reads no more, and a script all.
     most = None if program.as_json else MOST_TENSORS

@@ -22,14 +22,14 @@ from fusecli.features.dtypes import READ_TYPES, storage_type
 from fusecli.features.formats.base import FileContents, one_line
 from fusecli.features.formats.limits import read_limit
 from fusecli.features.formats.npz import names_in_archive
-from fusecli.features.formats.torch_pickle import (
+from fusecli.features.formats.torch_objects import (
     DescribedTensor,
     Mapping,
     NotAllowedError,
     StorageRef,
-    read_pickle,
     tensors_in,
 )
+from fusecli.features.formats.torch_pickle import read_pickle
 from fusecli.features.tensor import (
     Buffer,
     FileBytes,
