@@ -31,6 +31,18 @@ class Open:
     y: int = 2
 
 
+@record
+class Many(Place):
+    """Of which so many were made that it has an `__init__` of its own."""
+
+    name: str = "there"
+    values: dict[str, int] = field(default_factory=dict)
+
+
+for _ in range(100):
+    Many(1)
+
+
 @dataclass(frozen=True)
 class Plain:
     x: int
@@ -44,7 +56,18 @@ def test_values_come_by_place_by_name_and_by_default() -> None:
     assert vars(Place(1, name="there")) == {"x": 1, "y": 2, "marks": [], "name": "there"}
 
 
-@pytest.mark.parametrize("kind", [Point, Place, Open, Plain])
+def test_a_class_of_many_instances_has_a_function_of_its_own_that_does_the_same() -> None:
+    assert Many.__init__ is not Place.__init__
+    assert Place.__init__ is Point.__init__
+    kept = {"x": 1, "y": 2, "marks": [], "name": "there", "values": {}}
+    assert vars(Many(1)) == kept
+    assert vars(Many(1, 2, [], "there", {})) == vars(Many(values={}, y=2, x=1)) == kept
+    assert Many(1).marks is not Many(1).marks
+    with pytest.raises(ValueError, match="x"):
+        Many(-1)
+
+
+@pytest.mark.parametrize("kind", [Point, Place, Many, Open, Plain])
 @pytest.mark.parametrize(
     ("given", "named"),
     [
@@ -54,7 +77,7 @@ def test_values_come_by_place_by_name_and_by_default() -> None:
         ((), {"y": 1, "z": 1}),  # as many as there are fields, and one of them unknown
         ((1,), {"x": 1}),
         ((1, 2), {"y": 2}),
-        ((1, 2, 3, 4, 5), {}),
+        ((1, 2, 3, 4, 5, 6), {}),
     ],
 )
 def test_what_does_not_fit_is_a_type_error(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ _WEIGHTS = 1 << 22  # attention weights that are formed for one pair at most
 
 
 def uniform_attention(
-    spec: FusionSpec, weights: RunWeights, pairs: Iterable[Pair]
+    spec: FusionSpec, weights: RunWeights, first: Sequence[Pair]
 ) -> list[Diagnosis]:
     """Whether attention hardly depends on the query, measured in the first pairs of the run.
 
@@ -37,14 +36,14 @@ def uniform_attention(
     Args:
         spec: the run's.
         weights: the run's.
-        pairs: all of them, from the first.
+        first: the first pairs.
     """
     if spec.config.method != "attention" or (spec.config.gate and spec.seed is not None):
         return []  # a gate that starts closed has a diagnosis of its own
     reader = PairChecks(spec)
     ratios: list[float] = []
     try:
-        for pair in islice(pairs, _TRIED):
+        for pair in first[:_TRIED]:
             try:
                 ratio = _entropy_ratio(spec, weights, reader.read(pair))
             except (FuseError, OSError, MemoryError):  # said when its turn comes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fusecli.batch.memory import bytes_left, bytes_of_pair
-from fusecli.batch.pair_inputs import Features, FileStamp, PairChecks
+from fusecli.batch.pair_inputs import Features, PairChecks
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import FuseError
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
+from fusecli.pairs.stamps import FileStamp
 
 _DEFAULT = Tuning()
 

@@ -17,20 +17,11 @@ from fusecli.fusion.methods import no_attention
 from fusecli.fusion.results import ResultTensor, query_sides, result_tensors
 from fusecli.pairs.pair import Pair
 from fusecli.pairs.reader import PairFeatures, PairReader, SideFeatures
-from fusecli.pairs.stamps import FileStamp, FileStamps
 from fusecli.report import feature_diagnoses, shape_diagnoses
 from fusecli.report.report import Diagnosis, Note
 
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask
-
-__all__ = [
-    "Features",
-    "FileStamp",
-    "FileStamps",
-    "PairChecks",
-    "PairReader",
-]
 
 _KEPT_SHAPES = 4096
 

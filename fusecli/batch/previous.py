@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.pair_features import PairFeaturesReader
-from fusecli.batch.pair_inputs import FileStamps
 from fusecli.batch.store.history import PairState, PreviousResults
 from fusecli.batch.store.journal import fingerprint
 from fusecli.batch.summary import Summary
 from fusecli.pairs.fingerprints import content_of, source_of
 from fusecli.pairs.open import Pair
+from fusecli.pairs.stamps import FileStamps
 
 Exists = Callable[[Pair, int], bool]
 

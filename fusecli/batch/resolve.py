@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import cast
@@ -23,20 +23,19 @@ from fusecli.fusion.options import initial_config
 from fusecli.fusion.results import query_sides
 from fusecli.pairs.open import Pair
 from fusecli.pairs.reader import PairReader
+from fusecli.pairs.source import PairSource
 
-_TYPICAL_OF = 64  # pairs whose headers say what is typical
 _MOST_TRIED = 1000  # until one of them can be read
 
 
 def resolve(
-    options: BatchOptions, pairs: Iterable[Pair], total: int, recorded: RunRecord | None
+    options: BatchOptions, pairs: PairSource, recorded: RunRecord | None
 ) -> tuple[FusionSpec, RunWeights]:
     """Decide on the module, the engine and the order of products, and read the weights.
 
     Args:
         options: of the run.
-        pairs: all of them, from the first.
-        total: how many there are.
+        pairs: all of them.
         recorded: the record that an earlier part of the run wrote; it fills in what the options
             leave open.
 
@@ -46,7 +45,7 @@ def resolve(
     shapes: list[PairShapes] = []
     if recorded is None:
         shapes = _first_shapes(options, pairs)
-        sizes = _typical(shapes, total)
+        sizes = _typical(shapes, pairs.total)
         widths = shapes[0].image.width, shapes[0].text.width
     else:  # as when the run began, also if other pairs come first now
         sizes = recorded.chosen_for.N, recorded.chosen_for.T, recorded.chosen_for.P
@@ -56,7 +55,7 @@ def resolve(
     check_engine(config, options.engine)
     config.check_directions(query_sides(options.direction), options.weights)
     if not config.how.gives_weights and options.pairs.manifest is not None:
-        _refuse_attention_masks(options.pairs.manifest, config.method, pairs)
+        _refuse_attention_masks(options.pairs.manifest, config.method, pairs.first)
     device = engine = threads = None
     if recorded is not None:
         computing = recorded.computing
@@ -85,12 +84,12 @@ def resolve(
     return _resolved(spec, weights), weights
 
 
-def _refuse_attention_masks(manifest: str, method: MethodName, pairs: Iterable[Pair]) -> None:
+def _refuse_attention_masks(manifest: str, method: MethodName, first: Sequence[Pair]) -> None:
     """Raises:
     UsageError: the manifest lists attention masks, for a method without attention. Only the first
         pairs are looked at, since listing all takes time; later ones fail by themselves.
     """
-    if any(pair.attention_mask is not None for pair in islice(pairs, _TYPICAL_OF)):
+    if any(pair.attention_mask is not None for pair in first):
         what = f"{manifest}: its column attention_mask"
         raise UsageError(f"{no_attention(what, method)}: leave the column out")
 
@@ -106,7 +105,7 @@ def _open_choice(given: str, recorded: str | None) -> str:
     return given if given != "auto" or recorded is None else recorded
 
 
-def _first_shapes(options: BatchOptions, pairs: Iterable[Pair]) -> list[PairShapes]:
+def _first_shapes(options: BatchOptions, pairs: PairSource) -> list[PairShapes]:
     headers = PairReader(options.reading)
     try:
         return _usual_shapes(headers, pairs)
@@ -114,18 +113,21 @@ def _first_shapes(options: BatchOptions, pairs: Iterable[Pair]) -> list[PairShap
         headers.close()
 
 
-def _usual_shapes(headers: PairReader, pairs: Iterable[Pair]) -> list[PairShapes]:
+def _usual_shapes(headers: PairReader, pairs: PairSource) -> list[PairShapes]:
     shapes: list[PairShapes] = []
     first: FuseError | None = None
-    for index, pair in enumerate(islice(pairs, _MOST_TRIED)):
-        if index >= _TYPICAL_OF and shapes:
+    for some in (pairs.first, islice(pairs, len(pairs.first), _MOST_TRIED)):
+        for pair in some:
+            try:
+                shapes.append(headers.shapes(pair))
+            except FuseError as error:
+                first = first or error
+            except OSError as error:
+                first = first or FuseError(f"{pair.image.file}: cannot be read: {error.strerror}")
+            if shapes and some is not pairs.first:
+                break
+        if shapes:  # further pairs are listed only where none of the first can be read
             break
-        try:
-            shapes.append(headers.shapes(pair))
-        except FuseError as error:
-            first = first or error
-        except OSError as error:
-            first = first or FuseError(f"{pair.image.file}: cannot be read: {error.strerror}")
     if not shapes and first is not None:
         raise type(first)(f"none of the first pairs can be read, the first because of {first}")
     # A single pair of other widths fails alone; it does not decide for all.

@@ -244,12 +244,12 @@ def _begin(
         folder.refuse_file()
     if recorded is None:  # a run that fusecli 0.1.0 began there can still be finished
         _refuse_output_inside(options)
-    spec, weights = resolve(options, source, source.total or 0, recorded)
+    spec, weights = resolve(options, source, recorded)
     found = feature_diagnoses.swapped_names(options.pairs.images or "", options.pairs.texts or "")
     found += result_diagnoses.assumed_of_weights(weights.stored, spec.weights)
     for side in query_sides(spec.direction):
         found += result_diagnoses.closed_gate(spec.gate, side)
-    found += uniform_attention(spec, weights, source)
+    found += uniform_attention(spec, weights, source.first)
     if options.strict and found:
         raise DiagnosisError("--strict: " + " | ".join(map(str, found)))
     folder.enter()
@@ -257,7 +257,7 @@ def _begin(
         folder.begin_anew()
     elif (now := folder.record()) != recorded:  # another shard was quicker
         recorded = now
-        spec, weights = resolve(options, source, source.total or 0, recorded)
+        spec, weights = resolve(options, source, recorded)
     folder.begin(_record(options, spec), recorded)
     return spec, weights, found
 

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.batch.pair_features import PairFeaturesReader
-from fusecli.batch.pair_inputs import Features, FileStamps
+from fusecli.batch.pair_inputs import Features
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.result import Result
 from fusecli.batch.tuning import Tuning
 from fusecli.batch.weights import RunWeights
 from fusecli.errors import FeatureFileError, FuseError
+from fusecli.features.changes import FileVersion
 from fusecli.features.dtypes import from_float32
 from fusecli.fusion.backend.device import (
     cores,
@@ -39,6 +40,7 @@ from fusecli.fusion.literals import Side
 from fusecli.fusion.results import PairChunk, count_nonfinite, fuse_chunk, query_sides
 from fusecli.pairs.fingerprints import content_of
 from fusecli.pairs.open import Pair
+from fusecli.pairs.stamps import FileStamps, stamps_of
 from fusecli.report import result_diagnoses
 from fusecli.report.report import Diagnosis
 
@@ -114,13 +116,15 @@ class Fuser:
             return stop() or time.monotonic() > until
 
         results: list[Result] = []
+        versions: list[list[FileVersion | None]] = []  # of the files of each pair
         before = FileStamps()
         read: list[_Read] = []
         taken = held = 0
         for pair in pairs:
             if stop() or (results and time.monotonic() > until):
                 break
-            result = Result(pair, before.of(pair))
+            versions.append(before.versions(pair))
+            result = Result(pair, stamps_of(versions[-1]))
             results.append(result)
             features = self._read(result)
             if features is not None:
@@ -136,18 +140,18 @@ class Fuser:
             results = results[: results.index(read[0][0])]
         after = FileStamps()
         for index, result in enumerate(results):
-            if after.versions(result.pair) != before.versions(result.pair):
+            if after.versions(result.pair) != versions[index]:
                 results[index] = self._again(result.pair)
         return results
 
     def _again(self, pair: Pair) -> Result:
         """Read a pair; read it a second time if a file was replaced meanwhile."""
-        before = FileStamps()
-        result = Result(pair, before.of(pair))
+        versions = FileStamps().versions(pair)
+        result = Result(pair, stamps_of(versions))
         features = self._read(result)
         if features is not None:
             self._fuse([(result, features)], lambda: False)
-        if FileStamps().versions(pair) != before.versions(pair):
+        if FileStamps().versions(pair) != versions:
             result.tensors = None
             result.error = f"{pair.image.file} or {pair.text.file}: changed while it was read"
         return result

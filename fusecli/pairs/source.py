@@ -9,6 +9,8 @@ from fusecli.errors import PairsError, shortened
 from fusecli.pairs.ids import Hashes, fold, relative_path, repeated
 from fusecli.pairs.pair import Listing, Pair, Unmatched
 
+FIRST = 64  # pairs that are remembered: what is typical of a source shows in them
+
 
 class PairSource:
     """Pairs in one stable order, the same on every machine, made as they are asked for.
@@ -23,6 +25,8 @@ class PairSource:
     Attributes:
         total: how many pairs there are.
         unmatched: what has no partner.
+        first: the first pairs, at most `FIRST`. Listing a large folder again to look at a few
+            of them would take longer than reading them.
         notes: what was assumed or is not used, for people, one sentence each.
 
     Raises:
@@ -32,6 +36,7 @@ class PairSource:
     def __init__(self, listing: Listing, ending: str) -> None:
         self._listing, self._ending = listing, ending
         self.unmatched = Unmatched()
+        self.first: list[Pair] = []
         self.total = self._survey()
         self.notes = listing.notes
 
@@ -48,6 +53,8 @@ class PairSource:
         count, ids, outputs = 0, Hashes(), Hashes()
         for pair in self._listing.pairs(self.unmatched):
             count += 1
+            if count <= FIRST:
+                self.first.append(pair)
             ids.add(pair.id)
             if self._ending:
                 outputs.add(self._output(pair))

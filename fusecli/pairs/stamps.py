@@ -6,6 +6,7 @@ Within a run more is compared: a file may have been rewritten with its old size 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from fusecli.features.changes import FileVersion, version_of
 from fusecli.pairs.pair import Pair
@@ -21,7 +22,7 @@ class FileStamps:
 
     def of(self, pair: Pair) -> list[FileStamp]:
         """Of the files of a pair: image, text and masks; None for one that is not there."""
-        return [None if known is None else known.stamp for known in self.versions(pair)]
+        return stamps_of(self.versions(pair))
 
     def versions(self, pair: Pair) -> list[FileVersion | None]:
         """What tells the files of a pair from any that had their names before, on this machine.
@@ -38,3 +39,8 @@ class FileStamps:
             except (OSError, ValueError):
                 self._known[name] = None
         return self._known[name]
+
+
+def stamps_of(versions: Sequence[FileVersion | None]) -> list[FileStamp]:
+    """What of the versions of files is kept in records."""
+    return [None if version is None else version.stamp for version in versions]

@@ -47,7 +47,7 @@ def joined(request, monkeypatch):
 
 def everything(o: BatchOptions) -> tuple[Fuser, list[Pair]]:
     source = open_pairs(o.pairs)
-    return Fuser(*resolve(o, source, source.total, None)), list(source)
+    return Fuser(*resolve(o, source, None)), list(source)
 
 
 def tensors(results) -> dict[str, list[bytes]]:

@@ -277,7 +277,7 @@ def test_worker_that_would_compute_something_else_refuses(folder: Path) -> None:
     save_module(ImageTextFusion(64, 8), "w.safetensors")
     options = BatchOptions(PairOptions("images", "texts"), "out", weights="w.safetensors")
     source = open_pairs(options.pairs)
-    spec, _ = resolve(options, source, 1, None)
+    spec, _ = resolve(options, source, None)
     actor.Worker(spec, os.getcwd(), __version__).begin()
     with pytest.raises(RayError, match=rf"^fusecli is {__version__} on .* and 0.0 here: install"):
         actor.Worker(spec, os.getcwd(), "0.0").begin()
@@ -298,7 +298,7 @@ def test_worker_gives_all_that_a_result_holds(folder: Path) -> None:
         path.unlink()
     options = BatchOptions(PairOptions("images", "texts"), "out")
     source = open_pairs(options.pairs)
-    spec, weights = resolve(options, source, 2, None)
+    spec, weights = resolve(options, source, None)
     worker = actor.Worker(spec, os.getcwd(), __version__)
     worker.begin()
     two = list(source)

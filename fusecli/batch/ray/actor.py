@@ -8,13 +8,13 @@ import socket
 from typing import Any
 
 from fusecli._version import __version__
-from fusecli.batch.pair_inputs import FileStamp
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.weights import RunWeights, read_run_weights
 from fusecli.batch.worker import Fuser
 from fusecli.errors import RayError
 from fusecli.fusion.options import ModuleOptions
 from fusecli.pairs.open import Pair
+from fusecli.pairs.stamps import FileStamp
 from fusecli.report.report import Diagnosis, Note
 
 # What a worker gives back for a pair: a result without the pair.

@@ -22,7 +22,6 @@ from typing import Any
 
 from fusecli._version import __version__
 from fusecli.batch.options import BatchOptions
-from fusecli.batch.pair_inputs import FileStamps
 from fusecli.batch.ray.actor import Worker
 from fusecli.batch.ray.cluster import connected, refuse_ended, worker_count
 from fusecli.batch.run_spec import FusionSpec
@@ -30,6 +29,7 @@ from fusecli.batch.store.result import Result
 from fusecli.errors import FuseError, RayError, shortened
 from fusecli.features.formats.base import one_line
 from fusecli.pairs.open import Pair
+from fusecli.pairs.stamps import FileStamps
 
 _QUEUED = 2  # chunks that are assigned to a worker: the one it works on, and the next
 _AHEAD = 3  # chunks a worker that may be finished before it is their turn

@@ -181,7 +181,8 @@ class OutputFolder:
                 continue
             if not stat.S_ISREG(status.st_mode):
                 raise OutputError(f"{self.inside(name)}: is no regular file: remove it")
-            if not self.protected.holds(status):
+            ours = self.journal is not None and name == self.journal_name  # `begin` has asked
+            if ours or not self.protected.holds(status):
                 found.append((status.st_mtime_ns, len(name), name))
         return [name for _, _, name in sorted(found)]
 
