@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,32 @@ def test_a_row_whose_file_cannot_hold_the_result_is_refused(cli, pairs, output, 
     assert done.err.count("\n") == 1
     assert not Path("out").exists()
     assert cli("batch", "--manifest", "m.csv", "-o", "packs", "--pack", *more[:2]).code == 0
+
+
+def test_a_new_run_lists_folders_twice_and_looks_at_a_file_before_and_after_reading_it(
+    cli, pairs, monkeypatch
+):
+    """Each further look at every input is felt in a run of small pairs."""
+    looks: Counter[str] = Counter()
+
+    def counted(look):
+        def looking(path=".", *given, **named):
+            if not isinstance(path, int):
+                looks[f"{look.__name__} {os.fspath(path)}"] += 1
+            return look(path, *given, **named)
+
+        return looking
+
+    with monkeypatch.context() as patch:
+        for name in ("scandir", "listdir", "stat", "lstat"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        assert cli("batch", "images", "texts", "-o", "out", "-q").code == 0
+    for folder in ("images", "texts"):
+        assert looks[f"scandir {folder}"] == looks[f"scandir {folder}/1"] == 2
+        files = list(Path(folder).rglob("*.npy"))
+        assert len(files) == COUNT
+        for file in files:
+            assert (looks[f"stat {file}"], looks[f"lstat {file}"]) == (2, 0), file
 
 
 def test_rows_may_say_files_that_hold_what_the_usual_ones_do_not(cli, pairs):
