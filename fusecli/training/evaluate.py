@@ -30,6 +30,7 @@ from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples, Side
 from fusecli.training.fitted import Fitted
+from fusecli.training.groups import join_groups
 from fusecli.training.interaction import Interaction, take_apart
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LARGEST_NUMBER, LabelOptions
@@ -46,7 +47,6 @@ from fusecli.training.score_part import (
 )
 from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
-from fusecli.training.split import join_groups
 from fusecli.training.stored import StoredModel
 from fusecli.training.stored_run import load_run
 from fusecli.training.sums import check_sum, file_sum, sums_of_run

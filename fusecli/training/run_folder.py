@@ -1,9 +1,4 @@
-"""The folder of a training run: what it is a run of, checkpoints, and the models that are kept.
-
-`weights.safetensors` is what `fusecli fuse --weights` takes: the fusion's parameters for raw
-features under their usual names, and the head under `head.*`. All files are safetensors and
-JSON; equal contents are equal bytes.
-"""
+"""The folder of a training run: what it is a run of, checkpoints, and who may work in it."""
 
 from __future__ import annotations
 
@@ -11,35 +6,24 @@ import hashlib
 import json
 import os
 import shutil
-import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
 from fusecli.features.folder_lock import folder_lock
-from fusecli.features.formats.safetensors import file_start
 from fusecli.features.protected import ProtectedFiles
-from fusecli.fusion.weights_file import METADATA_KEY, RUN_RECORD, RUN_WEIGHTS
+from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.checkpoint import Checkpoints
-from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
-from fusecli.training.stored import Member
-from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION
-from fusecli.training.sums import MODELS, file_sum, model_names, models_of
+from fusecli.training.run_models import CHECKPOINTS, refuse_odd, save_models
+from fusecli.training.sums import MODELS, file_sum, models_of
 
-CHECKPOINTS = "checkpoints"
 _VERSION = 1
 _LARGEST_RECORD = 1 << 26  # bytes of run.json
-
-Tensors = dict[str, NDArray[np.float32]]
 
 
 class RunFolder:
@@ -105,7 +89,7 @@ class RunFolder:
             except (OSError, ValueError):
                 continue
             inputs.check(path)
-            _refuse_odd(path, status.st_mode)
+            refuse_odd(path, status.st_mode)
             self._older.add(path)
 
     def write(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
@@ -122,7 +106,7 @@ class RunFolder:
         path = str(self.path / name)
         for place in (os.path.dirname(path), path) if "/" in name else (path,):
             with suppress(FileNotFoundError):
-                _refuse_odd(place, os.lstat(place).st_mode)  # hours after `check`
+                refuse_odd(place, os.lstat(place).st_mode)  # hours after `check`
         with StagedFile(path, replace=path in self._older) as staged:
             staged.begin()
             for part in parts:
@@ -208,64 +192,8 @@ class RunFolder:
         head: Mapping[str, Any],
         calibrations: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Write `weights.safetensors` and `models/`, and delete other models there.
-
-        One that another run has left would be taken for a model of this one.
-
-        Args:
-            fitted: the lines of the table, "fusion" among them.
-            head: what a user of the head needs: task, names of labels, and so on; plain data.
-            calibrations: temperature and thresholds by the model's name; plain data.
-
-        Raises:
-            OutputError: a file cannot be written, or a link or a folder stands in its place.
-        """
-        (self.path / MODELS).mkdir(exist_ok=True)
-        written = set()
-        for model in fitted:
-            calibration = dict(calibrations.get(model.name, {}))
-            for number, member in enumerate(model.members):
-                meta = _member_meta(model, member, number, calibration)
-                if model.name == "fusion" and number == 0:
-                    self._save_weights(member, {**head, **meta})
-                else:
-                    name = file_name(model.name, number)
-                    self._write_model(f"{MODELS}/{name}", _tensors(member), {MODEL_KEY: meta})
-                    written.add(name)
-            if model.constant is not None:
-                meta = {"name": model.name, "variant": model.info.variant}
-                meta["calibration"] = calibration
-                name = file_name(model.name, 0)
-                constant = {"constant": model.constant}
-                self._write_model(f"{MODELS}/{name}", constant, {MODEL_KEY: meta})
-                written.add(name)
-        self._delete_models_except(written)
-
-    def _delete_models_except(self, written: Collection[str]) -> None:
-        folder = self.path / MODELS
-        _refuse_odd(str(folder), os.lstat(folder).st_mode)  # hours after `check`
-        for name in model_names(folder):
-            path = folder / name
-            if name in written:
-                continue
-            _refuse_odd(str(path), os.lstat(path).st_mode)
-            try:
-                path.unlink()
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be deleted: {error.strerror}") from None
-
-    def _save_weights(self, member: Member, meta: Mapping[str, Any]) -> None:
-        tensors = {n.removeprefix("fusion."): a for n, a in member.arrays.items()}
-        for side, found in (("text", member.trained_text), ("image", member.trained_image)):
-            tensors[f"head.input.{side}_mean"] = found.mean
-            tensors[f"head.input.{side}_std"] = found.std
-        metadata = {METADATA_KEY: member.spec.fusion, HEAD_KEY: dict(meta)}
-        self._write_model(RUN_WEIGHTS, tensors, metadata)
-
-    def _write_model(self, name: str, tensors: Tensors, metadata: Mapping[str, Any]) -> None:
-        whole = {n: np.ascontiguousarray(a, np.float32) for n, a in sorted(tensors.items())}
-        numbers = (array.reshape(-1).view(np.uint8).data for array in whole.values())
-        self.write(name, [_header(whole, metadata), *numbers])
+        """Write `weights.safetensors` and `models/`; see `run_models.save_models`."""
+        save_models(self.path, self.write, fitted, head, calibrations)
 
     def _clear(self) -> None:
         """Delete another run. `run.json` stays until it is replaced: a folder without is no run,
@@ -302,22 +230,6 @@ def files_of_run(path: str, results: Sequence[str] = ()) -> ProtectedFiles:
     return ProtectedFiles(lambda: _paths(path, results))
 
 
-def _refuse_odd(path: str, mode: int) -> None:
-    """Raises:
-    OutputError: something else stands where a file or a folder of the run has its place.
-    """
-    folder = os.path.basename(path) in (MODELS, CHECKPOINTS)
-    expected = "folder" if folder else "file"
-    if stat.S_ISLNK(mode):
-        raise OutputError(
-            f"{path}: is a link, which is not followed in a run's folder; expected a "
-            f"{expected}: remove it"
-        )
-    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise OutputError(f"{path}: is {kind}; expected a {expected}: remove it")
-
-
 def _paths(folder: str, results: Sequence[str]) -> list[str]:
     """Everything in a run's folder that is of the run, whether it is there or not."""
     found = [os.path.join(folder, name) for name in (RUN_RECORD, RUN_WEIGHTS, *results)]
@@ -329,49 +241,9 @@ def _paths(folder: str, results: Sequence[str]) -> list[str]:
     return found
 
 
-def file_name(model: str, number: int) -> str:
-    """Of a model's network in `models/`: `concat-mlp.safetensors`, `fusion.seed-1.safetensors`."""
-    slug = "-".join(part for part in model.lower().split() if part.isalnum())
-    return f"{slug}.safetensors" if number == 0 else f"{slug}.seed-{number}.safetensors"
-
-
 def hash_of(parts: Sequence[str]) -> str:
     """One hash of many, such as those of all features."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _member_meta(
-    model: Fitted, member: Member, number: int, calibration: dict[str, Any]
-) -> dict[str, Any]:
-    blend = {} if model.blend is None else {"blend": asdict(model.blend)}
-    return {
-        **blend,
-        "version": MODEL_VERSION,
-        "name": model.name,
-        "number": number,
-        "variant": model.info.variant,
-        "spec": member.spec.to_dict(),
-        "centre": member.centre,
-        "spread": member.spread,
-        "calibration": calibration,
-    }
-
-
-def _tensors(member: Member) -> Tensors:
-    tensors = dict(member.arrays)
-    for name in ("text", "image", "trained_text", "trained_image"):
-        statistics: ChannelStatistics = getattr(member, name)
-        tensors[f"input.{name}.mean"] = statistics.mean
-        tensors[f"input.{name}.std"] = statistics.std
-    return tensors
-
-
-def _header(tensors: Tensors, metadata: Mapping[str, Any]) -> bytes:
-    """Of a safetensors file. The library's own writer gives metadata in a random order."""
-    shapes = {name: array.shape for name, array in tensors.items()}
-    return file_start(
-        shapes, "float32", {k: json.dumps(v, sort_keys=True) for k, v in metadata.items()}
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, counted, shortened
-from fusecli.training.targets import IGNORED, Targets
+from fusecli.training.deal import classes_held, deal, strata_of
+from fusecli.training.targets import Targets
 
 Rows = NDArray[np.int64]
 
 PARTS = ("train", "validation", "test")
 LEAST_PAIRS = 20
-_STRATA = 10  # of a number to predict: tenths of its range of values
 
 
 @dataclass(frozen=True)
@@ -50,46 +50,6 @@ def default_share(n: int) -> float:
     return max(0.1, min(0.2, 500 / n))
 
 
-def join_groups(image_key: Sequence[str], group: Sequence[str] | None) -> Rows:
-    """Number the sets of pairs that are connected by an image or a group.
-
-    Args:
-        image_key: one a pair, equal where the images are.
-        group: one a pair, or None.
-
-    Returns:
-        int64 [n], numbered in the order in which they first appear.
-    """
-    _, images = np.unique(np.asarray(image_key), return_inverse=True)
-    links = [images.astype(np.int64)]
-    if group is not None:
-        _, named = np.unique(np.asarray(group), return_inverse=True)
-        links.append(named.astype(np.int64))
-    return _numbered(_connected(links))
-
-
-def _connected(links: list[Rows]) -> Rows:
-    """The lowest label that each row reaches over any of the links; rounds until none changes."""
-    labels = links[0]
-    if len(links) == 1:
-        return labels
-    while True:
-        before = labels
-        for link in links:
-            lowest = np.full(int(link.max()) + 1, np.iinfo(np.int64).max)
-            np.minimum.at(lowest, link, labels)
-            labels = lowest[link]
-        if np.array_equal(labels, before):
-            return labels
-
-
-def _numbered(labels: Rows) -> Rows:
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    order = np.empty(len(first), np.int64)
-    order[np.argsort(first)] = np.arange(len(first))
-    return order[inverse.reshape(-1)]
-
-
 def make_split(
     targets: Targets,
     groups: Rows,
@@ -117,7 +77,7 @@ def make_split(
     strata = strata_of(targets)
     if targets.split is None:
         shares = {"train": 1 - test_share - share, "test": test_share, "validation": share}
-        part = _deal(np.arange(n), groups, strata, shares, seed)
+        part = deal(np.arange(n), groups, strata, shares, seed)
     else:
         _refuse_divided(np.asarray(targets.split), groups, ids)
         part = _complete(targets.split, groups, strata, share, test_share, seed)
@@ -156,7 +116,7 @@ def _complete(
     if missing:
         left = len(training) / len(part)
         shares = {"train": max(left - sum(missing.values()), left / 2), **missing}
-        part[training] = _deal(training, groups, strata, shares, seed)
+        part[training] = deal(training, groups, strata, shares, seed)
     return part
 
 
@@ -175,14 +135,14 @@ def make_folds(
     strata = strata_of(targets)
     everybody = np.arange(targets.n)
     shares = {str(fold): 1 / folds for fold in range(folds)}
-    fold_of = _deal(everybody, groups, strata, shares, seed)
+    fold_of = deal(everybody, groups, strata, shares, seed)
     splits = []
     for fold in range(folds):
         inside = fold_of == str(fold)
         rest = np.flatnonzero(~inside)
         share = default_share(targets.n) if val_fraction is None else val_fraction
         part = np.full(targets.n, "test", dtype="<U10")
-        part[rest] = _deal(
+        part[rest] = deal(
             rest, groups, strata, {"train": 1 - share, "validation": share}, seed + 1 + fold
         )
         _keep_classes_in_training(part, targets, groups, move_from=("validation",))
@@ -197,7 +157,7 @@ def all_for_training(
     share = default_share(targets.n) if val_fraction is None else val_fraction
     everybody = np.arange(targets.n)
     shares = {"train": 1 - share, "validation": share}
-    part = _deal(everybody, groups, strata_of(targets), shares, seed)
+    part = deal(everybody, groups, strata_of(targets), shares, seed)
     _keep_classes_in_training(part, targets, groups)
     return _split(part, groups)
 
@@ -210,7 +170,7 @@ def inner_folds(split: Split, targets: Targets, folds: int, seed: int) -> list[t
     rows = np.sort(np.concatenate([split.train, split.validation]))
     folds = min(folds, len(np.unique(split.groups[rows])))
     shares = {str(fold): 1 / folds for fold in range(folds)}
-    fold_of = _deal(rows, split.groups, strata_of(targets), shares, seed)
+    fold_of = deal(rows, split.groups, strata_of(targets), shares, seed)
     return [(rows[fold_of != name], rows[fold_of == name]) for name in shares]
 
 
@@ -249,92 +209,6 @@ def _refuse_divided(part: NDArray[np.str_], groups: Rows, ids: Sequence[str]) ->
     )
 
 
-def strata_of(targets: Targets) -> Rows:
-    """A number a pair; parts are made so that each has its share of every number. [n]
-
-    The class; the tenth of the range of a number; the rarest of several labels or tags.
-    """
-    values = targets.values
-    if targets.task == "classify":
-        return values.astype(np.int64)
-    if targets.task == "regress":
-        ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-        tenths: Rows = ranks * _STRATA // len(values)
-        return tenths
-    if targets.task == "match":
-        return np.zeros(len(values), np.int64)
-    held = values > 0 if targets.task == "multilabel" else _tags_held(targets)
-    rarity = np.where(held, held.sum(axis=0), len(held) + 1)
-    rarest: Rows = np.where(held.any(axis=1), np.argmin(rarity, axis=1), held.shape[1])
-    return rarest
-
-
-def _tags_held(targets: Targets) -> NDArray[np.bool_]:
-    held = np.zeros((targets.n, len(targets.names)), bool)
-    rows, tokens = np.nonzero(targets.values != IGNORED)
-    held[rows, targets.values[rows, tokens].astype(np.int64)] = True
-    return held
-
-
-def _deal(
-    rows: Rows, groups: Rows, strata: Rows, shares: dict[str, float], seed: int
-) -> NDArray[np.str_]:
-    """Deal groups out to parts, so that each part has its share of every stratum.
-
-    Groups stand in the order of their strata, in random order within one. Each goes to the part
-    that is furthest behind its share of the rows dealt so far.
-
-    Args:
-        rows: int64 [m], the pairs to deal out.
-        groups, strata: int64 [n], of all pairs.
-        shares: of each part.
-        seed: of the order.
-
-    Returns:
-        The part of each of the rows. [m]
-    """
-    numbers, inverse, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
-    stratum = _most_frequent(inverse, strata[rows], len(numbers))
-    generator = np.random.default_rng([seed, 7919])
-    order = np.lexsort((generator.random(len(numbers)), stratum))
-    names = np.asarray(list(shares))
-    total = sum(shares.values())
-    wanted = [share / total for share in shares.values()]
-    behind = [0.0] * len(names)
-    chosen = np.zeros(len(numbers), np.int64)
-    for group in order.tolist():
-        size = float(sizes[group])
-        behind = [short + share * size for short, share in zip(behind, wanted, strict=True)]
-        part = max(range(len(names)), key=behind.__getitem__)
-        behind[part] -= size
-        chosen[group] = part
-    _fill_empty(chosen, sizes, len(names))
-    dealt: NDArray[np.str_] = names[chosen[inverse]]
-    return dealt
-
-
-def _fill_empty(chosen: Rows, sizes: Rows, parts: int) -> None:
-    """Give a part without a group the smallest group of the part that has the most groups."""
-    for part in range(parts):
-        counts = np.bincount(chosen, minlength=parts)
-        if counts[part] or counts.max() < 2:
-            continue
-        donors = np.flatnonzero(chosen == int(counts.argmax()))
-        chosen[donors[np.argmin(sizes[donors])]] = part
-
-
-def _most_frequent(group: Rows, stratum: Rows, count: int) -> Rows:
-    """The stratum that most rows of each group have; the lowest of several. [count]"""
-    kinds = int(stratum.max()) + 1
-    pairs, frequency = np.unique(group * kinds + stratum, return_counts=True)
-    order = np.lexsort((pairs % kinds, -frequency, pairs // kinds))
-    of_group, first = np.unique((pairs // kinds)[order], return_index=True)
-    best = np.zeros(count, np.int64)
-    best[of_group] = (pairs % kinds)[order][first]
-    return best
-
-
 def _keep_classes_in_training(
     part: NDArray[np.str_],
     targets: Targets,
@@ -350,7 +224,7 @@ def _keep_classes_in_training(
     if targets.split is not None:
         given = set(targets.split)
         move_from = tuple(name for name in move_from if name not in given)
-    held = _classes_held(targets)
+    held = classes_held(targets)
     for column in np.flatnonzero(~held[part == "train"].any(axis=0)).tolist():
         if held[part == "train", column].any():  # came with a group that was moved before
             continue
@@ -365,20 +239,8 @@ def classes_not_learnt(split: Split, targets: Targets) -> list[str]:
     """Classes, labels or tags that no pair of the training part has, where they are known."""
     if targets.task in ("regress", "match"):
         return []
-    learnt = np.asarray(_classes_held(targets)[split.train].any(axis=0))
+    learnt = np.asarray(classes_held(targets)[split.train].any(axis=0))
     return [targets.names[column] for column in np.flatnonzero(~learnt)]
-
-
-def _classes_held(targets: Targets) -> NDArray[np.bool_]:
-    """Which classes each pair has. [n, C]"""
-    if targets.task == "tag":
-        return _tags_held(targets)
-    if targets.task == "multilabel":
-        several: NDArray[np.bool_] = targets.values > 0
-        return several
-    held = np.zeros((targets.n, len(targets.names)), bool)
-    held[np.arange(targets.n), targets.values.astype(np.int64)] = True
-    return held
 
 
 def _split(part: NDArray[np.str_], groups: Rows) -> Split:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,14 @@ from fusecli.fusion.weights_file import RUN_WEIGHTS
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
 from fusecli.training.fit import fit
-from fusecli.training.fit_progress import FitProgress
 from fusecli.training.fitted import Fitted
-from fusecli.training.flat import Flat
+from fusecli.training.groups import join_groups
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import TrainOptions
+from fusecli.training.out_of_fold import OutOfFold
 from fusecli.training.pictures import draw_comparison, draw_curves
 from fusecli.training.report import Facts, as_json, metrics_json, report_md, summary_lines
-from fusecli.training.results import Measured, PartResult, compare, join_flats
+from fusecli.training.results import PartResult, compare
 from fusecli.training.run_files import (
     COMPARISON,
     CURVES,
@@ -43,24 +43,17 @@ from fusecli.training.split import (
     Split,
     all_for_training,
     classes_not_learnt,
-    join_groups,
     make_folds,
     make_split,
     seen_share,
 )
 from fusecli.training.sums import METRICS, SUMS_KEY, are_whole
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
-from fusecli.training.targets import IGNORED, Targets
+from fusecli.training.targets import Targets
+from fusecli.training.train_notes import NotedProgress, Notes, TrainProgress
 
 Rows = NDArray[np.int64]
 Tell = Callable[[str], None]
-
-
-class TrainProgress(FitProgress, Protocol):
-    """What a run tells while it goes on."""
-
-    def reading(self, done: int, total: int) -> None:
-        """So many pairs of so many have been read."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     _refuse_output_inside(options)
     choose_device(options.device)  # a device that is not there is said before anything is read
     require_sklearn()
-    notes = _Notes(tell)
+    notes = Notes(tell)
     source = SourceOptions(options.pairs, options.labels, options.reading, options.max_memory)
     data = open_data(source, notes, progress.reading)
     run = _Run(options, data, notes, progress)
@@ -134,41 +127,15 @@ def _refuse_output_inside(options: TrainOptions) -> None:
             )
 
 
-class _Notes:
-    """Hands notes on, and keeps them for the report."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self.kept: list[str] = []
-
-    def __call__(self, line: str) -> None:
-        self.kept.append(line.removeprefix("note: "))
-        self._tell(line)
-
-
-class _Noted:
-    """A `FitProgress` that keeps what is noted."""
-
-    def __init__(self, inner: TrainProgress, notes: _Notes) -> None:
-        self._inner, self._notes = inner, notes
-        self.plan, self.epoch, self.done = inner.plan, inner.epoch, inner.done
-        self.silent = False  # what the folds choose is said in the report, fold by fold
-
-    def note(self, text: str) -> None:
-        """Keep it for the report, and tell it."""
-        if not self.silent:
-            self._notes(f"note: {text}")
-
-
 class _Run:
     """What is known before the first model is trained."""
 
     def __init__(
-        self, options: TrainOptions, data: Data, notes: _Notes, progress: TrainProgress
+        self, options: TrainOptions, data: Data, notes: Notes, progress: TrainProgress
     ) -> None:
         assert data.targets is not None
         self.options, self.notes = options, notes
-        self.progress = _Noted(progress, notes)
+        self.progress = NotedProgress(progress, notes)
         self.examples: Examples = data.examples
         self.targets: Targets = data.targets
         self.groups = join_groups(self.examples.image_key, self.targets.group)
@@ -227,10 +194,7 @@ class _Run:
 
     def folds(self) -> Outcome:
         """Out-of-fold logits of everybody, then one fit on all for the weights."""
-        flats: dict[str, list[Flat]] = {}
-        pooled: dict[str, NDArray[np.float32]] = {}
-        found: dict[str, list[Calibration]] = {}
-        values: dict[str, list[Measured]] = {}
+        pool = OutOfFold(self.targets, self.groups)
         fold_of = np.zeros(self.targets.n, np.int64)
         for number, split in enumerate(self.splits, 1):
             fold_of[split.test] = number
@@ -239,22 +203,17 @@ class _Run:
             self.progress.silent = False
             part = self._part(split.test)
             for model in fitted:
-                calibration = calibration_of(model, self.targets)
-                logits = part.logits(model)
-                values.setdefault(model.name, []).append(measured(model, part, logits, calibration))
-                found.setdefault(model.name, []).append(calibration)
-                # Logits of different models are brought to one scale before they are pooled.
-                scaled = part.flat(logits / np.float32(calibration.temperature))
-                flats.setdefault(model.name, []).append(scaled)
-                self._pool(pooled, model.name, split.test, logits, calibration)
+                pool.add(model, part, calibration_of(model, self.targets))
         split = all_for_training(
             self.targets, self.groups, self.options.seed, self.options.val_fraction
         )
         fitted = self._fit(split, "all")
         calibrations = {model.name: calibration_of(model, self.targets) for model in fitted}
-        models = [self._joined(name, flats[name], values[name], found[name]) for name in flats]
-        result = compare("out-of-fold", models, self.targets.n, self.options.seed)
-        predictions = self._out_of_fold(pooled, found)
+        result = compare("out-of-fold", pool.models(), self.targets.n, self.options.seed)
+        info = self._info(np.arange(self.targets.n), None)
+        predictions = predictions_csv(
+            self.targets.task, self.targets.names, info, pool.predictions()
+        )
         table = split_csv(self.examples.ids, self.examples.image_key, split, fold_of)
         sizes = {"out-of-fold": self.targets.n}
         return self._write(result, fitted, calibrations, sizes, predictions, table)
@@ -267,48 +226,6 @@ class _Run:
         return Part(
             self.examples, self.targets, self.groups, rows, self.options.seed, self.options.device
         )
-
-    def _pool(
-        self,
-        pooled: dict[str, NDArray[np.float32]],
-        name: str,
-        rows: Rows,
-        logits: NDArray[np.float32],
-        calibration: Calibration,
-    ) -> None:
-        own = logits[: len(rows)]  # of `match`, the pairs with their own images
-        if name not in pooled:
-            pooled[name] = np.zeros((self.targets.n, *own.shape[1:]), np.float32)
-        pooled[name][rows] = own / np.float32(calibration.temperature)
-
-    def _joined(
-        self,
-        name: str,
-        flats: Sequence[Flat],
-        values: Sequence[Measured],
-        calibrations: Sequence[Calibration],
-    ) -> Measured:
-        """All folds of a model as one; the thresholds are the mean of the folds'."""
-        thresholds = np.mean([c.thresholds for c in calibrations], axis=0).tolist()
-        groups = np.concatenate([self._groups_of(split) for split in self.splits])
-        return Measured(
-            name,
-            join_flats(flats, groups),
-            Calibration(1.0, tuple(thresholds)),
-            ", ".join(dict.fromkeys(value.variant for value in values)),
-            None,
-            (),
-            tuple(_headline(value) for value in values),
-        )
-
-    def _groups_of(self, split: Split) -> Rows:
-        """Groups of the rows that `flatten` makes of a fold."""
-        groups = self.groups[split.test]
-        if self.targets.task == "match":
-            return np.tile(groups, 2)
-        if self.targets.task == "tag":
-            return groups[np.nonzero(self.targets.values[split.test] != IGNORED)[0]]
-        return groups
 
     def _predictions(
         self,
@@ -332,16 +249,6 @@ class _Run:
         rows = rows[order]
         parts = split.parts()
         info = self._info(rows, [parts[row] for row in rows.tolist()])
-        return predictions_csv(self.targets.task, self.targets.names, info, models)
-
-    def _out_of_fold(
-        self, pooled: dict[str, NDArray[np.float32]], found: dict[str, list[Calibration]]
-    ) -> bytes:
-        models = [
-            ModelLogits(name, logits, Calibration(1.0, found[name][0].thresholds))
-            for name, logits in pooled.items()
-        ]
-        info = self._info(np.arange(self.targets.n), None)
         return predictions_csv(self.targets.task, self.targets.names, info, models)
 
     def _info(self, rows: Rows, parts: Sequence[str] | None) -> PairInfo:
@@ -385,12 +292,6 @@ class _Run:
         self.folder.write(METRICS, [as_json(metrics)])
         self.folder.finish()
         return Outcome(output, metrics, summary_lines(metrics), False)
-
-
-def _headline(value: Measured) -> float:
-    from fusecli.training.bootstrap import headline
-
-    return headline(value.flat)
 
 
 def _widened(logits: NDArray[np.floating], like: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fusecli.errors import PairsError
+from fusecli.training.groups import join_groups
 from fusecli.training.split import (
     all_for_training,
     default_share,
     inner_folds,
-    join_groups,
     make_folds,
     make_split,
     seen_share,
