@@ -20,9 +20,12 @@ class _TokenNet(nn.Module):
         self.mlp = MLP(width, width, outputs)
 
     def forward(self, x: Tensor, mask: Tensor | None, noise: Noise | None) -> Tensor:
-        z = self.proj(x)
-        if self.score is not None:
-            z = pool_tokens(z, z @ self.score, mask)
+        if self.score is None:
+            z = self.proj(x)
+        else:
+            # The same numbers as pooling after the projection, whose bias moves all scores
+            # alike, and only one token is projected.
+            z = self.proj(pool_tokens(x, x @ (self.proj.weight.T @ self.score), mask))
         logits: Tensor = self.mlp(z, noise)
         return logits
 

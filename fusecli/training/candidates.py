@@ -27,6 +27,10 @@ _FEW_ROWS, _NARROW = 1000, 64
 # Of pairs of single vectors. A step on them is mostly overhead, which larger batches share. On two
 # draws of 300 pairs of a product task, AUC differed from that of batches of 32 by less than 0.005.
 _VECTOR_BATCH = 64
+# Of many pairs of wide features. Each of a token's many numbers moves a score by a learning rate a
+# step. With twice this rate, attention on 3,000 pairs 768 wide found a third of its solution or
+# all of it, by chance (docs/training.md, "How good the defaults are").
+_WIDE_LR = 5e-4
 
 
 @dataclass(frozen=True)
@@ -134,17 +138,22 @@ class Candidate:
     cost: float
 
 
-def base_recipe(options: TrainOptions, n: int, vectors: bool = False) -> Recipe:
+def base_recipe(
+    options: TrainOptions, n: int, *, vectors: bool = False, wide: bool = False
+) -> Recipe:
     """The recipe for n pairs, with what the options say.
 
     Args:
         options: of the run.
         n: pairs that are learnt from.
         vectors: both sides of every pair are one token.
+        wide: the features of both sides have at least `_NARROW` channels.
     """
     recipe = Recipe(epochs=options.epochs or default_epochs(n))
     if vectors and n <= _FEW_ROWS:
         recipe = replace(recipe, batch_size=_VECTOR_BATCH)
+    if wide and n > _FEW_ROWS:
+        recipe = replace(recipe, lr=_WIDE_LR)
     given: dict[str, Any] = {
         "batch_size": options.batch_size,
         "lr": options.lr,
@@ -182,7 +191,7 @@ def make_candidates(
         UsageError: the module's options contradict each other or the features.
     """
     vectors = examples.lengths("text").max() == examples.lengths("image").max() == 1
-    recipe = base_recipe(options, n, bool(vectors))
+    recipe = base_recipe(options, n, vectors=bool(vectors), wide=_wide(examples))
     spec = ModelSpec(
         "additive", targets.outputs, targets.per_token, examples.image_dim, examples.text_dim
     )

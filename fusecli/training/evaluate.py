@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -151,11 +151,7 @@ def evaluate_run(
     Raises:
         FuseError: the run, the pairs or the labels cannot be used.
     """
-    check_device_name(options.device)
-    if not 0 <= options.seed <= LARGEST_NUMBER:
-        raise UsageError(
-            f"--seed must be from 0 to {LARGEST_NUMBER:,}, found {shortened(str(options.seed))}"
-        )
+    _check(options)
     require_sklearn()
     with reading_run(options.run):  # models and pairs of one run: another may be trained after it
         run = open_run(options.run)
@@ -174,11 +170,39 @@ def evaluate_run(
             "images"
         )
     fitted = run.bind(data.examples, options.device)
+    result = compare(GIVEN, _measured(options.run, run, fitted, part), len(rows), options.seed)
+    result.retrieval.update(retrieval_of(fitted, part))
+    interaction: Interaction | None = None
+    if run.task != "match":
+        fusion = next(model for model in fitted if model.name == FUSION)
+        interaction = take_apart(fusion, data.examples, data.targets, rows, groups, options.seed)
+    facts = Facts("Evaluation", run.names, {GIVEN: len(rows)})
+    metrics = metrics_json(result, facts, interaction)
+    return metrics, summary_lines(metrics)
+
+
+def _check(options: RunOptions) -> None:
+    """Raises:
+    UsageError: an option is not possible.
+    """
+    check_device_name(options.device)
+    if not 0 <= options.seed <= LARGEST_NUMBER:
+        raise UsageError(
+            f"--seed must be from 0 to {LARGEST_NUMBER:,}, found {shortened(str(options.seed))}"
+        )
+
+
+def _measured(path: str, run: LoadedRun, fitted: Sequence[Fitted], part: Part) -> list[Measured]:
+    """What each model of a run says of a part.
+
+    Raises:
+        FuseError: logits that are not finite.
+    """
     logits = [part.logits(model) for model in fitted]
-    ids = [data.examples.ids[row] for row in rows.tolist()]
+    ids = [part.examples.ids[row] for row in part.rows.tolist()]
     for model, found in zip(fitted, logits, strict=True):
-        refuse_nonfinite(options.run, model.name, ids, found)
-    measured = [
+        refuse_nonfinite(path, model.name, ids, found)
+    return [
         Measured(
             model.name,
             part.flat(found),
@@ -190,15 +214,6 @@ def evaluate_run(
         )
         for model, stored, found in zip(fitted, run.models, logits, strict=True)
     ]
-    result = compare(GIVEN, measured, len(rows), options.seed)
-    result.retrieval.update(retrieval_of(fitted, part))
-    interaction: Interaction | None = None
-    if run.task != "match":
-        fusion = next(model for model in fitted if model.name == FUSION)
-        interaction = take_apart(fusion, data.examples, data.targets, rows, groups, options.seed)
-    facts = Facts("Evaluation", run.names, {GIVEN: len(rows)})
-    metrics = metrics_json(result, facts, interaction)
-    return metrics, summary_lines(metrics)
 
 
 def _labels_for(options: RunOptions, task: Task) -> LabelOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusecli.errors import PairsError, counted, shortened
@@ -125,9 +125,8 @@ def labels_of_file(options: LabelOptions, pair_ids: Sequence[str], tell: Tell) -
     unused = sorted(columns - {ID, label, group, split, weight})
     if unused:
         tell(f"note: {file}: not used: {shortened(', '.join(unused), 200)}")
-    return _matched(
-        options, file, pair_ids, [table.get(id) for id in pair_ids], orphans, tell, remedy
-    )
+    found = _Table(file, [table.get(id) for id in pair_ids], orphans, remedy)
+    return _matched(options, found, pair_ids, tell)
 
 
 def labels_of_pairs(
@@ -155,7 +154,7 @@ def labels_of_pairs(
         name for place, name in enumerate(names) if any(values[place] != "" for values in extra)
     }
     _check_there(options, there, manifest)
-    return _matched(options, manifest, pair_ids, list(rows), [], tell)
+    return _matched(options, _Table(manifest, list(rows)), pair_ids, tell)
 
 
 def _remedy_for_ids(orphans: Sequence[str], free: Set[str]) -> str:
@@ -196,66 +195,88 @@ def _id(value: Any, file: str) -> str:
     raise PairsError(f"{file}: an id is {shortened(repr(value))}: expected text or a whole number")
 
 
-def _matched(
-    options: LabelOptions,
-    source: str,
-    pair_ids: Sequence[str],
-    found: list[_Row | None],
-    orphans: list[str],
-    tell: Tell,
-    remedy: str = "",
-) -> Labels:
-    several = options.task == "multilabel" or (options.task is None and _any_bar(found))
-    kept: list[int] = []
-    missing: list[str] = []
-    empty: list[str] = []
-    for number, row in enumerate(found):
-        if row is None or is_missing(row.label):
-            if row is not None and several and row.label == "":
-                empty.append(pair_ids[number])
-            else:
-                missing.append(pair_ids[number])
-                continue
-        kept.append(number)
+@dataclass(frozen=True)
+class _Table:
+    """Rows of a table of labels, brought to the pairs.
+
+    Attributes:
+        source: the file, for messages.
+        rows: of each pair; None: it is not in the table.
+        orphans: ids of the table that no pair has.
+        remedy: what may be wrong with these ids, for messages.
+    """
+
+    source: str
+    rows: list[_Row | None]
+    orphans: list[str] = field(default_factory=list)
+    remedy: str = ""
+
+
+def _matched(options: LabelOptions, table: _Table, pair_ids: Sequence[str], tell: Tell) -> Labels:
+    """The labels of the pairs that have one; what is left out is said.
+
+    Raises:
+        PairsError: no pair has a label; (strict) one side has no partner.
+    """
+    label_column, group_column, _, _ = columns_wanted(options)
+    kept, missing = _with_label(options, table, pair_ids, tell)
     problems = []
-    if orphans:
-        problems.append(f"{_first(len(orphans), 'label', orphans[0])} without a pair")
+    if table.orphans:
+        problems.append(f"{_first(table.orphans, 'label')} without a pair")
     if missing:
-        problems.append(f"{_first(len(missing), 'pair', missing[0])} without a label")
+        problems.append(f"{_first(missing, 'pair')} without a label")
+    said = f"{table.source}: {' and '.join(problems)}"
     if problems and options.strict:
-        raise PairsError(f"--strict-pairs: {source}: {' and '.join(problems)}{remedy}")
+        raise PairsError(f"--strict-pairs: {said}{table.remedy}")
     if not kept:
-        raise PairsError(
-            f"{source}: no pair has a label in the column {columns_wanted(options)[0]}"
-        )
+        raise PairsError(f"{table.source}: no pair has a label in the column {label_column}")
     if problems:
-        tell(f"warning: {source}: {' and '.join(problems)}: left out{remedy}")
-    if empty:
-        tell(
-            f"note: {source}: {_first(len(empty), 'label', empty[0])} empty: taken as none of "
-            "the classes"
-        )
-    rows = [found[number] or _Row("", None, None, None) for number in kept]
+        tell(f"warning: {said}: left out{table.remedy}")
+    rows = [table.rows[number] or _Row("", None, None, None) for number in kept]
     ids = tuple(pair_ids[number] for number in kept)
     return Labels(
-        source,
-        columns_wanted(options)[0],
+        table.source,
+        label_column,
         tuple(kept),
         ids,
         tuple(row.label if row.label is not None else "" for row in rows),
         _groups([row.group for row in rows], ids),
-        _splits([row.split for row in rows], ids, source),
-        _weights([row.weight for row in rows], ids, source),
-        columns_wanted(options)[1],
+        _splits([row.split for row in rows], ids, table.source),
+        _weights([row.weight for row in rows], ids, table.source),
+        group_column,
     )
+
+
+def _with_label(
+    options: LabelOptions, table: _Table, pair_ids: Sequence[str], tell: Tell
+) -> tuple[list[int], list[str]]:
+    """Numbers of the pairs that have a label, and ids of those that have none.
+
+    An empty cell among labels of several classes is a label: none of the classes.
+    """
+    several = options.task == "multilabel" or (options.task is None and _any_bar(table.rows))
+    kept: list[int] = []
+    missing: list[str] = []
+    empty: list[str] = []
+    for number, (id, row) in enumerate(zip(pair_ids, table.rows, strict=True)):
+        if row is not None and not is_missing(row.label):
+            kept.append(number)
+        elif row is not None and several and row.label == "":
+            kept.append(number)
+            empty.append(id)
+        else:
+            missing.append(id)
+    if kept and empty:
+        tell(f"note: {table.source}: {_first(empty, 'label')} empty: taken as none of the classes")
+    return kept, missing
 
 
 def _own_group(id: str) -> str:
     return f"pair\0{id}"
 
 
-def _first(count: int, what: str, name: str) -> str:
-    return f"{counted(count, what)} (first {shortened(name)!r})"
+def _first(ids: Sequence[str], what: str) -> str:
+    return f"{counted(len(ids), what)} (first {shortened(ids[0])!r})"
 
 
 def _any_bar(found: Iterable[_Row | None]) -> bool:
@@ -286,9 +307,9 @@ def _splits(values: list[Any], ids: tuple[str, ...], source: str) -> tuple[str, 
         if str(value or "").strip().lower() not in _PART_OF
     ]
     if wrong:
-        id, value = wrong[0]
+        _, value = wrong[0]
         raise PairsError(
-            f"{source}: {_first(len(wrong), 'pair', id)} with the split "
+            f"{source}: {_first([id for id, _ in wrong], 'pair')} with the split "
             f"{shortened(str(value or ''))!r}: expected train, validation or test"
         )
     return tuple(_PART_OF[str(value).strip().lower()] for value in values)

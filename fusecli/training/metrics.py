@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,21 +150,7 @@ def _classification(flat: Flat, calibration: Calibration) -> Metrics:
     if binary:
         found["threshold"] = _threshold(calibration)
         found["accuracy_at_threshold"] = float(np.average(answer == truth, weights=weight))
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        truth, answer, labels=labels, sample_weight=weight, zero_division=0
-    )
-    rows = np.bincount(truth, minlength=len(names))
-    found["per_class"] = [
-        {
-            "name": name,
-            "rows": int(rows[c]),
-            "precision": float(precision[c]),
-            "recall": float(recall[c]) if rows[c] else None,
-            "f1": float(f1[c]),
-            **_of_class(ranking, c, binary),
-        }
-        for c, name in enumerate(names)
-    ]
+    found["per_class"] = _per_class(truth, answer, weight, names, ranking)
     if len(names) <= MOST_CONFUSED:
         counts = sk.confusion_matrix(truth, answer, labels=labels, sample_weight=weight)
         found["confusion"] = {
@@ -175,6 +162,33 @@ def _classification(flat: Flat, calibration: Calibration) -> Metrics:
     return found
 
 
+def _per_class(
+    truth: NDArray[np.int64],
+    answer: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    names: Sequence[str],
+    ranking: list[tuple[str, Value, Value]],
+) -> list[Metrics]:
+    """Precision, recall, F1 and ranking of each class by itself."""
+    from sklearn import metrics as sk
+
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        truth, answer, labels=np.arange(len(names)), sample_weight=weight, zero_division=0
+    )
+    rows = np.bincount(truth, minlength=len(names))
+    return [
+        {
+            "name": name,
+            "rows": int(rows[c]),
+            "precision": float(precision[c]),
+            "recall": float(recall[c]) if rows[c] else None,
+            "f1": float(f1[c]),
+            **_of_class(ranking, c, len(names) == 2),
+        }
+        for c, name in enumerate(names)
+    ]
+
+
 def _of_class(ranking: list[tuple[str, Value, Value]], c: int, binary: bool) -> Metrics:
     if binary:  # one question for both classes, and average precision is that of the second
         auc, precision = ranking[0][1], ranking[0][2] if c else None
@@ -184,58 +198,67 @@ def _of_class(ranking: list[tuple[str, Value, Value]], c: int, binary: bool) -> 
 
 
 def _multilabel(flat: Flat, calibration: Calibration) -> Metrics:
-    from sklearn import metrics as sk
-
     weight, truth = flat.weight, flat.truth > 0.5
     chances = probabilities(flat.task, flat.logits, calibration.temperature)
     thresholds = np.array(calibration.thresholds or [0.5] * len(flat.names))
     answer = chances >= thresholds
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        truth, answer, average=None, sample_weight=weight, zero_division=0
-    )
-    ranking = _ranking(flat, calibration.temperature)
-    rows = truth.sum(axis=0)
-    mcc = [
-        _number(lambda c=c: sk.matthews_corrcoef(truth[:, c], answer[:, c], sample_weight=weight))  # type: ignore[misc]
-        for c in range(len(flat.names))
-    ]
+    per_label = _per_label(flat, truth, answer, calibration.temperature)
+    known = [one for one in per_label if 0 < one["rows"] < len(truth)]
     return {
-        "auc": _mean([auc for _, auc, _ in ranking]),
-        "average_precision": _mean([precision for _, _, precision in ranking]),
+        "auc": _mean([one["auc"] for one in per_label]),
+        "average_precision": _mean([one["average_precision"] for one in per_label]),
         "accuracy": float(np.average((answer == truth).mean(axis=1), weights=weight)),
         "all_labels_right": float(np.average((answer == truth).all(axis=1), weights=weight)),
-        "balanced_accuracy": _mean(
-            [
-                _number(
-                    lambda c=c: sk.balanced_accuracy_score(  # type: ignore[misc]
-                        truth[:, c], answer[:, c], sample_weight=weight
-                    )
-                )
-                for c in range(len(flat.names))
-                if 0 < rows[c] < len(truth)
-            ]
-        ),
-        "f1": _mean([float(f1[c]) for c in range(len(f1)) if rows[c]]),
-        "mcc": _mean([mcc[c] for c in range(len(mcc)) if 0 < rows[c] < len(truth)]),
+        "balanced_accuracy": _mean([one["balanced_accuracy"] for one in known]),
+        "f1": _mean([one["f1"] for one in per_label if one["rows"]]),
+        "mcc": _mean([one["mcc"] for one in known]),
         "log_loss": log_loss(flat, calibration.temperature),
         "calibration_error": _binned_error(
             chances.reshape(-1), truth.reshape(-1), np.repeat(weight, truth.shape[1])
         ),
         "temperature": calibration.temperature,
         "per_class": [
-            {
-                "name": name,
-                "rows": int(rows[c]),
-                "precision": float(precision[c]),
-                "recall": float(recall[c]) if rows[c] else None,
-                "f1": float(f1[c]),
-                "auc": ranking[c][1],
-                "average_precision": ranking[c][2],
-                "threshold": float(thresholds[c]),
-            }
-            for c, name in enumerate(flat.names)
+            {name: value for name, value in one.items() if name not in _MEANS_ONLY}
+            | {"threshold": float(threshold)}
+            for one, threshold in zip(per_label, thresholds, strict=True)
         ],
     }
+
+
+_MEANS_ONLY = ("balanced_accuracy", "mcc")  # of several labels, only their means are reported
+
+
+def _per_label(
+    flat: Flat, truth: NDArray[np.bool_], answer: NDArray[np.bool_], temperature: float
+) -> list[Metrics]:
+    """The metrics of each of several labels by itself. truth, answer: [m, C]"""
+    from sklearn import metrics as sk
+
+    weight = flat.weight
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        truth, answer, average=None, sample_weight=weight, zero_division=0
+    )
+    ranking = _ranking(flat, temperature)
+    rows = truth.sum(axis=0)
+    found = []
+    for c, name in enumerate(flat.names):
+        own, said = truth[:, c], answer[:, c]
+        one: Metrics = {
+            "name": name,
+            "rows": int(rows[c]),
+            "precision": float(precision[c]),
+            "recall": float(recall[c]) if rows[c] else None,
+            "f1": float(f1[c]),
+            "auc": ranking[c][1],
+            "average_precision": ranking[c][2],
+        }
+        if 0 < rows[c] < len(own):
+            one["balanced_accuracy"] = _number(
+                partial(sk.balanced_accuracy_score, own, said, sample_weight=weight)
+            )
+            one["mcc"] = _number(partial(sk.matthews_corrcoef, own, said, sample_weight=weight))
+        found.append(one)
+    return found
 
 
 def calibration_error(chances: Floats, truth: NDArray[np.int64], weight: Floats) -> float:

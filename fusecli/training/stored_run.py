@@ -64,25 +64,14 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         UsageError: there is no run, or it is not finished.
         FeatureFileError: a file is damaged.
     """
-    if not os.path.exists(os.path.join(path, RUN_RECORD)):
-        what = f"holds no {RUN_RECORD}" if os.path.isdir(path) else "no such folder"
-        raise UsageError(f"{path}: {what}: expected the folder of fusecli train -o")
-    weights = os.path.join(path, RUN_WEIGHTS)
-    if not os.path.exists(weights):
-        raise UsageError(
-            f"{path}: the run is not finished: run the same fusecli train command again"
-        )
+    weights = _weights_of(path)
     sums = sums_of_run(path)
     head, fusion = _read(weights, HEAD_KEY, _head_and_member, (sums, path, RUN_WEIGHTS))
     C = len(head["names"]) or 1
     members: dict[str, dict[int, Member]] = {"fusion": {0: fusion}}
     constants: dict[str, NDArray[np.float32]] = {}
     about: dict[str, dict[str, Any]] = {"fusion": head}
-    inner = models_of(path)
-    gone = sorted(name for name in sums or () if name.startswith(MODELS) and name not in inner)
-    if gone:
-        raise _damaged(os.path.join(path, gone[0]), "no such file, and the run has written it")
-    for name in inner:
+    for name in _model_files(path, sums):
         file = os.path.join(path, name)
         meta, made = _read(file, MODEL_KEY, _member_or_constant, (sums, path, name))
         name = meta["name"]
@@ -96,10 +85,7 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
             raise _damaged(file, f"it has {outputs} outputs, and the run has {C}")
     if fusion.spec.outputs != C:
         raise _damaged(weights, f"it has {fusion.spec.outputs} outputs, and {C} names")
-    possible = (0, C) if head["task"] == "multilabel" else (0, 1)
-    for name, meta in about.items():
-        if len(meta["calibration"].get("thresholds", ())) not in possible:
-            raise _damaged(path, f"the thresholds of {name!r} are not those of its outputs")
+    _check_thresholds(path, about, C if head["task"] == "multilabel" else 1)
     models = [
         StoredModel(
             name,
@@ -114,6 +100,45 @@ def load_run(path: str) -> tuple[dict[str, Any], list[StoredModel]]:
         if name in about
     ]
     return head, models
+
+
+def _weights_of(path: str) -> str:
+    """The weights of a finished run.
+
+    Raises:
+        UsageError: there is no run, or it is not finished.
+    """
+    if not os.path.exists(os.path.join(path, RUN_RECORD)):
+        what = f"holds no {RUN_RECORD}" if os.path.isdir(path) else "no such folder"
+        raise UsageError(f"{path}: {what}: expected the folder of fusecli train -o")
+    weights = os.path.join(path, RUN_WEIGHTS)
+    if not os.path.exists(weights):
+        raise UsageError(
+            f"{path}: the run is not finished: run the same fusecli train command again"
+        )
+    return weights
+
+
+def _model_files(path: str, sums: Sums | None) -> list[str]:
+    """The files in `models/`, by their paths in the run's folder.
+
+    Raises:
+        FeatureFileError: one that the run has written is missing.
+    """
+    found = models_of(path)
+    gone = sorted(name for name in sums or () if name.startswith(MODELS) and name not in found)
+    if gone:
+        raise _damaged(os.path.join(path, gone[0]), "no such file, and the run has written it")
+    return found
+
+
+def _check_thresholds(path: str, about: Mapping[str, Any], count: int) -> None:
+    """Raises:
+    FeatureFileError: a model has neither no threshold nor as many as it should.
+    """
+    for name, meta in about.items():
+        if len(meta["calibration"].get("thresholds", ())) not in (0, count):
+            raise _damaged(path, f"the thresholds of {name!r} are not those of its outputs")
 
 
 def _blend(path: str, about: Mapping[str, Any], name: str) -> Blend | None:
