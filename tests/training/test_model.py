@@ -203,3 +203,35 @@ def test_few_pairs_of_wide_vectors_have_fewer_candidates_and_larger_batches():
     assert {one.recipe.batch_size for one in tokens.values()} == {32}
     said = spec_candidates(300, (1, 64), (1, 64), batch_size=16)
     assert {one.recipe.batch_size for one in said.values()} == {16}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_side_is_pooled_as_if_every_token_were_projected(masked):
+    torch.manual_seed(1)
+    shape = ModelShape(16, 3, False, unit_statistics(5), unit_statistics(7))
+    net = AdditiveModel(False, ("image",), shape).double().nets["image"]
+    with torch.no_grad():
+        net.score.normal_()
+    random_bias(net)
+    x = torch.randn(4, 6, 7).double()
+    mask = torch.arange(6) < torch.tensor([[6], [1], [3], [5]]) if masked else None
+    projected = x @ net.proj.weight.T + net.proj.bias
+    scores = projected @ net.score
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    expected = net.mlp((torch.softmax(scores, 1).unsqueeze(2) * projected).sum(1))
+    assert torch.allclose(net(x, mask, None), expected, rtol=0, atol=1e-12)
+
+
+def test_many_pairs_of_wide_features_have_half_the_learning_rate():
+    def rate(n, width, **given):
+        rng = np.random.default_rng(0)
+        images, texts = (list(rng.normal(size=(30, 2, width)).astype(np.float32)) for _ in range(2))
+        options = TrainOptions(PairOptions(), LabelOptions(), "run", **given)
+        examples = generators.examples_of(images, texts)
+        found = make_candidates(examples, generators.classes([0, 1] * 15), options, n)
+        assert len({candidate.recipe.lr for candidate in found}) == 1
+        return found[0].recipe.lr
+
+    assert (rate(300, 64), rate(1001, 64), rate(30_000, 63)) == (1e-3, 5e-4, 1e-3)
+    assert rate(3000, 64, lr=0.01) == 0.01
