@@ -102,7 +102,7 @@ class FusionSpec:
             Computing(query, self.device, self.dtype, self.engine, row_stable=True),
         )
 
-    def _sizes(self, query: str, one_token: bool) -> Sizes:
+    def _sizes(self, query: Side, one_token: bool) -> Sizes:
         N, T, P = self.sizes
         if query == "text":
             P = 1 if one_token else max(2, P)

@@ -165,7 +165,7 @@ def _sizes(job: Job) -> Sizes:
     return job.config.sizes(job.shapes.N, job.shapes.T, job.shapes.P)
 
 
-def _planned(job: Job, query: str) -> Sizes:
+def _planned(job: Job, query: Side) -> Sizes:
     """The sizes that decide the order: texts that share one image are one long text."""
     sizes, mask = _sizes(job), job.image.reader.mask
     if query == "text" and job.shapes.image_shared and (mask is None or len(mask) == 1):

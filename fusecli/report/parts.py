@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
+from fusecli.features.literals import MaskStyle
 from fusecli.fusion.literals import (
     Direction,
     Dtype,
@@ -105,7 +106,7 @@ class AttentionMaskPart(Part):
     key: str | None
     shape: list[int]
     dtype: str
-    style: str
+    style: MaskStyle
     style_assumed: bool
     allowed: int
     not_allowed: int

@@ -32,6 +32,7 @@ from fusecli.training.examples import Examples, Side
 from fusecli.training.fitted import Fitted
 from fusecli.training.groups import join_groups
 from fusecli.training.interaction import Interaction, take_apart
+from fusecli.training.literals import ScoredPart
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LARGEST_NUMBER, LabelOptions
 from fusecli.training.report import Facts, metrics_json, summary_lines
@@ -57,7 +58,7 @@ Rows = NDArray[np.int64]
 Tell = Callable[[str], None]
 Learnt = tuple[set[tuple[str, str]], set[str]]  # id and image of pairs, and their images
 
-GIVEN = "given"
+GIVEN: ScoredPart = "given"
 
 
 class ReadingProgress(Protocol):

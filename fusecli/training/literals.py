@@ -8,4 +8,5 @@ from fusecli.fusion.literals import MethodName
 
 Task = Literal["classify", "multilabel", "regress", "tag", "match"]
 TrainDtype = Literal["float32", "bfloat16"]
+ScoredPart = Literal["test", "out-of-fold", "given"]
 TrainMethod = MethodName | Literal["auto"]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fusecli.training.bootstrap import DRAWS, Interval, draw_headlines, headline, interval
 from fusecli.training.calibration import Calibration
 from fusecli.training.flat import Flat, Headline, headline_of
+from fusecli.training.literals import ScoredPart
 from fusecli.training.metrics import Metrics, measure
 from fusecli.training.targets import Task
 
@@ -84,7 +85,7 @@ class PartResult:
     """All models on one part.
 
     Attributes:
-        part: "test", "out-of-fold" or "given".
+        part: which pairs; "given" are those of `evaluate`.
         task: what is learnt.
         headline: the metric of the verdict.
         positive: the class that a two-class AUC is about; "" otherwise.
@@ -95,7 +96,7 @@ class PartResult:
         retrieval: recall@k of each model for `match`, by direction.
     """
 
-    part: str
+    part: ScoredPart
     task: Task
     headline: Headline
     positive: str
@@ -117,7 +118,7 @@ class PartResult:
 
 
 def compare(
-    part: str,
+    part: ScoredPart,
     models: Sequence[Measured],
     pairs: int,
     seed: int,

@@ -19,7 +19,7 @@ from fusecli.errors import (
 from fusecli.features.literals import Side
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.features.protected import ProtectedFiles
-from fusecli.fusion.literals import SIDES
+from fusecli.fusion.literals import SIDES, MethodName
 from fusecli.pairs.fingerprints import content_of
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
 from fusecli.pairs.pair import Place
@@ -334,7 +334,7 @@ def _match(
 
 
 def refuse_unlearnable_tags(
-    task: Task, examples: Examples, method: str, residual: bool | None
+    task: Task, examples: Examples, method: MethodName | None, residual: bool | None
 ) -> None:
     """Raises:
     UsageError: the fused rows of a pair are all equal, and tags differ by row.

@@ -139,7 +139,7 @@ class _Run:
         self.examples: Examples = data.examples
         self.targets: Targets = data.targets
         self.groups = join_groups(self.examples.image_key, self.targets.group)
-        method = options.module.method or ("attention" if options.method == "auto" else "")
+        method = options.module.method or ("attention" if options.method == "auto" else None)
         refuse_unlearnable_tags(self.targets.task, self.examples, method, options.module.residual)
         if options.folds:
             if self.targets.split is not None:

@@ -336,6 +336,7 @@ def test_data_then_name_then_journal(pairs, monkeypatch, layout):
     recorded(files, "bring_to_disk", "data")
     recorded(OpenPack, "sync", "data")
     recorded(safe_folder.SafeFolder, "move", "name")
+    recorded(safe_folder.SafeFolder, "move_to_new", "name")
     recorded(safe_folder.SafeFolder, "sync", "names")
     recorded(Journal, "append", "journal")
     recorded(Journal, "sync", "journal synced")
