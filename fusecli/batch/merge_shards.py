@@ -20,7 +20,7 @@ from fusecli.features.protected import ProtectedFiles
 Tell = Callable[[str], None]
 
 _RUN = "run fusecli batch with them again"  # a merge computes nothing
-_NOW = "this run does those again that are among its own"
+_NOW = "this run fuses them again if they are its own"
 
 
 def merge(output: str, tell: Tell = lambda line: None) -> Summary:
@@ -67,7 +67,7 @@ def merge(output: str, tell: Tell = lambda line: None) -> Summary:
 
 
 def _unfinished(folder: OutputFolder, journals: list[str]) -> Iterator[str]:
-    """A warning for every number of parts of which some have not finished."""
+    """A warning for each number of shards, where some of them have not finished."""
     counts = {shard[1] for name in journals if (shard := shard_of(name)) is not None}
     for of in sorted(counts):
         missing = folder.unfinished(of)
@@ -88,7 +88,7 @@ def damaged_lines(
     Args:
         folder: the output folder.
         history: what its journals say.
-        then: what becomes of pairs that have no other line.
+        then: what happens to pairs that have no other line.
     """
     for name, lines in history.damaged.items():
         first = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")

@@ -80,10 +80,10 @@ def run_batch(
         tuning: amounts that do not show in the results.
 
     Returns:
-        What was done. Pairs that failed are in it; they do not end the run.
+        What was done. It lists failed pairs too, which do not end the run.
 
     Raises:
-        FuseError: what concerns the whole run; what was done until then stays.
+        FuseError: an error that ends the whole run; results written before it stay.
     """
     began = time.monotonic()
     check_platform()
@@ -139,7 +139,7 @@ class _Run:
         summary: counts.
         earlier: ids of pairs that have a result of an earlier run and are fused again, with
             whether their inputs have changed since.
-        stopped_by_failure: a pair failed, and that was to end the run.
+        stopped_by_failure: a pair failed, and `--on-error stop` ended the run.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from fusecli.pairs.open import Pair
 
 @dataclass
 class _Window:
-    """Pairs that a thread has in hand."""
+    """Pairs handed to a thread, and their results to come."""
 
     pairs: list[Pair]
     future: Future[tuple[list[Result], float]]
@@ -57,13 +57,13 @@ class ThreadWorkers:
                 return
             results, seconds = self._windows[0].future.result()
             window = self._windows.popleft()
-            if len(results) < len(window.pairs):  # they are larger or slower than was thought
+            if len(results) < len(window.pairs):  # they were larger or slower than expected
                 self._windows.appendleft(self._hand_out(window.pairs[len(results) :]))
             self._size = self._next_size(results, seconds)
             yield results
 
     def drain(self) -> Iterator[list[Result]]:
-        """Stop, and give what is done already, in the order of the pairs."""
+        """Stop, and return the results that are finished, in the order of the pairs."""
         self._stop.set()
         for window in self._windows:
             window.future.cancel()
@@ -91,7 +91,7 @@ class ThreadWorkers:
         return results, time.monotonic() - began
 
     def _next_size(self, results: list[Result], seconds: float) -> int:
-        """How many pairs to hand over at once, going by what the last ones took."""
+        """How many pairs to hand over at once, from the time and memory of the last ones."""
         count = len(results)
         memory = max(1, sum(result.nbytes for result in results) // count)
         by_time = self._tuning.window_seconds / max(1e-9, seconds / count)

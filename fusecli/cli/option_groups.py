@@ -1,8 +1,8 @@
 """The options that several commands have, each declared once. `options.py` says how.
 
 A default of None means that the library's default, or the weights file's value, is used; the help
-says which (`show_default`). Groups are never compared or printed, and start-up is faster without
-`__eq__` and `__repr__`; for the same reason no annotation here is a string.
+says which (`show_default`). To make start-up faster, groups have no `__eq__` and no `__repr__`, and
+no annotation here is a string.
 """
 
 from dataclasses import fields, replace
@@ -47,7 +47,7 @@ class Tensors(OptionGroup):
             metavar="AXES",
             help="The image's axes, one letter each: D, PD, ND, DP, NPD, PND, DHW, HWD, NDHW or "
             "NHWD.",
-            show_default="told from the number of axes",
+            show_default="inferred from the number of axes",
         ),
     ] = None
     text_axes: Annotated[
@@ -55,14 +55,14 @@ class Tensors(OptionGroup):
         typer.Option(
             metavar="AXES",
             help="The text's axes, one letter each: D, TD, ND, DT, NTD or TND.",
-            show_default="told from the number of axes",
+            show_default="inferred from the number of axes",
         ),
     ] = None
 
 
 @option_group
 class Reading(Tensors):
-    """How features are read; everything but the masks, which a batch cannot take from a file."""
+    """How features are read. Options that name a mask file are not here: a batch has none."""
 
     allow_empty_image: Annotated[
         bool,
@@ -82,9 +82,10 @@ class Reading(Tensors):
     mask_style: Annotated[
         MaskStyle | None,
         typer.Option(
-            help="What masks hold whose names do not say it: 1 = real (keep), 1 = padding, 0 = "
-            "real and large negatives (additive), or counts of real tokens (lengths).",
-            show_default="told from names and numbers",
+            help="What the numbers of a mask mean, where its name does not say it: 1 = real "
+            "(keep), 1 = padding, 0 = real and large negatives (additive), or counts of real "
+            "tokens (lengths).",
+            show_default="inferred from names and numbers",
         ),
     ] = None
 

@@ -1,4 +1,4 @@
-"""The closed sets of values of the options of attention maps."""
+"""The values that options of attention maps can have."""
 
 from typing import Literal
 

@@ -24,10 +24,10 @@ _LARGEST_INDEX = 32 << 20
 
 
 def looks_keyed(path: str) -> bool:
-    """Whether a file or folder is taken for one that holds tensors by id.
+    """Whether a file or folder is read as one that holds tensors by id.
 
-    A .safetensors file or an index is; a folder if it has an index, or if all its safetensors
-    files are called `...-00001-of-00042.safetensors`, as Hugging Face names shards.
+    A .safetensors file and an index always are. A folder is if it has an index, or if all its
+    safetensors files are called `...-00001-of-00042.safetensors`, as Hugging Face names shards.
     """
     if not os.path.isdir(path):
         return path.lower().endswith((_ENDING, _INDEX))
@@ -39,12 +39,12 @@ def looks_keyed(path: str) -> bool:
 
 
 class ListedTensors:
-    """Which tensors of which files count, as the indexes of their folders say.
+    """Which tensors of which files are used, as the indexes of their folders say.
 
-    A tensor that was written anew lies in two files, and one that was withdrawn still lies in
-    one: only the index tells. A tensor that the index does not name counts only where the index
-    does not claim to be complete (by `metadata.total_size`, as those of fusecli and of the Hugging
-    Face Hub do). Holds 16 bytes a tensor.
+    A tensor that was written again lies in two files, and a deleted one still lies in one: only
+    the index says which of them to use. An index with `metadata.total_size`, as fusecli and the
+    Hugging Face Hub write it, is complete: tensors that it does not name are not used. Holds 16
+    bytes a tensor.
 
     Attributes:
         left_out: how many tensors of files with an index are not in it.
@@ -61,7 +61,7 @@ class ListedTensors:
         Args:
             index: its path.
             files: the file's name of every key.
-            complete: tensors that it does not name do not count.
+            complete: tensors that it does not name are not used.
         """
         every = np.sort(np.fromiter(map(hash, files), np.int64, len(files)))
         keys: dict[str, list[int]] = {}
@@ -74,7 +74,7 @@ class ListedTensors:
                 self._elsewhere[path] = every
 
     def keys_of(self, file: str) -> list[str]:
-        """The keys of one file that count, sorted; all of a file without an index.
+        """The keys of one file that are used, sorted; all keys of a file without an index.
 
         Raises:
             FeatureFileError: the file is missing or damaged.
@@ -99,7 +99,7 @@ class ListedTensors:
 
     @property
     def left_out(self) -> int:
-        """Of all files that were looked at."""
+        """How many tensors are not used, in all files that were looked at."""
         return sum(self._left_out.values())
 
 
@@ -109,11 +109,11 @@ def shards_of(path: str, notes: list[str], tensors: ListedTensors) -> list[str]:
     Args:
         path: a file, a folder, or an index file.
         notes: receives what is assumed about the folder.
-        tensors: receives which tensors count, where there is an index.
+        tensors: receives which tensors are used, where there is an index.
 
     Raises:
-        PairsError: no such files, one that the names of the others count is missing, or an index
-            is damaged or names others than the folder's.
+        PairsError: there are no such files; one is missing, since their names say how many there
+            are; or an index is damaged or names files of another folder.
     """
     if not os.path.isdir(path):
         return _listed(path, tensors) if path.lower().endswith(_INDEX) else [path]

@@ -35,17 +35,17 @@ class Interval:
 
     @property
     def above_zero(self) -> bool:
-        """Whether the whole interval is."""
+        """Whether the whole interval lies above zero."""
         return self.low > 0
 
     @property
     def below_zero(self) -> bool:
-        """Whether the whole interval is."""
+        """Whether the whole interval lies below zero."""
         return self.high < 0
 
 
 def headline(flat: Flat) -> float:
-    """The metric that the verdict is about, of the rows as they are; higher is better."""
+    """The metric that the verdict is about, each row counted once; higher is better."""
     return float(_drawn(flat)(np.ones((1, flat.groups)))[0])
 
 
@@ -140,7 +140,7 @@ def _r2(flat: Flat) -> Drawn:
 
 
 def _auc(flat: Flat, score: Floats, positive: NDArray[np.bool_]) -> Drawn:
-    """The chance that a positive row stands above a negative one; equal scores count half.
+    """The chance that a positive row has a higher score than a negative one; equal ones count half.
 
     Rows are sorted once; a draw only changes their weights.
     """

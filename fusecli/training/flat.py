@@ -1,4 +1,4 @@
-"""Targets and logits of a part as rows of one kind, which is what every metric is made of.
+"""Targets and logits of a part as rows of one kind, from which every metric is computed.
 
 A row is a pair; for `tag` a token that has a tag; for `match` a text with its own image or with
 another one.
@@ -22,7 +22,7 @@ Headline = Literal["AUC", "accuracy", "R2"]
 
 @dataclass(frozen=True)
 class Flat:
-    """What a model says of m rows, and what is true.
+    """What a model predicts for m rows, and the true values.
 
     Attributes:
         task: what is learnt.

@@ -66,7 +66,7 @@ def test_force_removes_only_what_is_in_the_folder_and_no_input(cli, pairs):
             file.write(json.dumps(line) + "\n")
     before = Path("out/0/0003.npy").read_bytes()
     done = cli("batch", "images", "texts", "-o", "out", "--force", "--format", "npz")
-    assert done.code == 3, done.err  # what is as wide as a text is no image here
+    assert done.code == 3, done.err  # a result is as wide as a text, so as an image it fails
     assert f"{COUNT - 1} done, 1 failed" in done.err
     assert all(path.read_bytes() == b"mine" for path in mine)
     assert Path("out/0/0003.npy").read_bytes() == before
@@ -127,7 +127,7 @@ def test_what_was_in_a_damaged_pack_is_made_again(cli, pairs, which, length):
     assert f"0 done, {COUNT} skipped" in cli(*run).err
 
 
-def test_lines_of_a_pack_that_is_gone_are_not_those_of_the_next(cli, folder):
+def test_journal_lines_of_a_deleted_pack_do_not_count_for_the_next_pack(cli, folder):
     make_pairs(folder, 6)
     run_batch(options("whole", pack=True))
     run_batch(options(pack=True))
@@ -145,7 +145,7 @@ def test_lines_of_a_pack_that_is_gone_are_not_those_of_the_next(cli, folder):
     assert all((made[id] == whole[id]).all() for id in whole)
 
 
-def test_a_journal_that_says_no_sizes_still_counts(cli, pairs):
+def test_a_journal_without_sizes_is_still_used(cli, pairs):
     assert cli("batch", "images", "texts", "-o", "out").code == 0
     lines = [{k: v for k, v in line.items() if k != "size"} for line in journal(pairs / "out")]
     Path("out/journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -396,7 +396,7 @@ def test_folders_of_other_options_that_were_put_together_are_no_run(cli, pairs, 
     again = cli(*[a for a in shared if a != "-q"], "-o", "out", "--shard", "2/2")
     assert again.code == 0
     assert said in again.err
-    assert "this run does those again that are among its own" in again.err
+    assert "this run fuses them again if they are its own" in again.err
     assert "3 done" in again.err
     if pack:
         assert len(json.loads(Path(INDEX).read_text())["weight_map"]) == 9

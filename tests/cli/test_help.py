@@ -133,7 +133,7 @@ def test_choices_are_in_the_help_and_another_value_is_refused_with_them(
     assert all(f"'{choice}'" in done.err for choice in choices)
 
 
-def test_every_closed_set_is_known() -> None:
+def test_options_with_a_few_possible_values_offer_them_as_choices() -> None:
     found = {option for _, option, _ in closed_sets()}
     assert {
         "--method", "--direction", "--pool", "--dtype", "--out-dtype", "--engine", "--format",
@@ -163,7 +163,7 @@ def test_headings_are_bold_on_a_terminal_only_and_not_with_no_color() -> None:
         assert (b"\x1b" in shown) is bold
 
 
-def test_the_program_alone_shows_the_first_three_commands_with_an_example(cli: Callable) -> None:
+def test_fusecli_without_a_command_shows_an_example_of_three_commands(cli: Callable) -> None:
     done = cli()
     assert done.code == 2
     examples = re.findall(r"fusecli (\w+) \S+", done.out)

@@ -26,7 +26,7 @@ def refused(args: tuple[str, ...], says: str) -> None:
 
 @pytest.mark.parametrize("name", ["predictions.csv", "models/labels.csv", "split.csv"])
 def test_labels_in_a_runs_folder_stay(folder_of_run: Path, name: str) -> None:
-    """`--force` deletes a run; what is also an input is none of it."""
+    """`--force` deletes a run, but no file that is also an input."""
     shutil.copy("labels.csv", f"run/{name}")
     args = tuple(f"run/{name}" if arg == "labels.csv" else arg for arg in TRAIN)
     refused((*args, "--seed", "5", "--force"), f"run/{name}: is also an input, and inputs are")

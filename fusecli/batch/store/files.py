@@ -1,9 +1,9 @@
-"""Results as one file a pair: complete under its final name, or not there.
+"""Results as one file for each pair: complete under its final name, or missing.
 
-Files are written under temporary names in a folder of the output folder, many of them. Then all
-are flushed to the disk at once, each gets its name, and the journal its line, in this order: a
-process that is killed leaves no partial file under a final name, nor does a power cut, and the
-journal never says more than is there.
+Many files are written under temporary names, in a folder inside the output folder. Then all are
+flushed to the disk at once, each file gets its final name, and its line goes to the journal, in
+this order. So neither a killed process nor a power cut leaves a partial file under a final name,
+and the journal never names a file that does not exist.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class _StagedResult(NamedTuple):
 
 
 class FileSink:
-    """Writes a file a pair.
+    """Writes one file for each pair.
 
     Args:
         folder: the output folder, begun.
         encoder: makes the files.
         ending: of the files of pairs whose source names none.
-        tuning: how much waits for the disk.
+        tuning: how many results may wait for the disk.
     """
 
     def __init__(self, folder: OutputFolder, encoder: Encoder, ending: str, tuning: Tuning) -> None:
@@ -67,7 +67,7 @@ class FileSink:
         return True
 
     def exists(self, pair: Pair, size: int) -> bool:
-        """Whether a pair's file is there, as long as the journal says (0: it does not say)."""
+        """Whether a pair's file exists with the size that the journal says (0: any size)."""
         return file_exists(self._folder, self.output_of(pair), size)
 
     def delete_result(self, pair: Pair) -> None:
@@ -90,10 +90,10 @@ class FileSink:
             raise self._folder.failed(error, self._folder.inside(str(entry.output))) from None
 
     def write(self, results: list[Result]) -> None:
-        """Take results; they may appear later.
+        """Write results under temporary names; `commit` gives them their final names.
 
         Raises:
-            OutputError: the folder or the disk does not take them.
+            OutputError: they cannot be written.
         """
         for result in results:
             if result.tensors is not None:
@@ -118,7 +118,7 @@ class FileSink:
         """Give all written files their final names, and note them in the journal.
 
         Raises:
-            OutputError: the folder or the disk does not take it.
+            OutputError: they cannot be written.
         """
         folder = self._folder
         assert folder.journal is not None
@@ -147,7 +147,7 @@ class FileSink:
         """Give the last files their final names, and flush names and journal to the disk.
 
         Raises:
-            OutputError: the folder or the disk does not take them.
+            OutputError: they cannot be written.
         """
         self.commit()
         folder = self._folder
@@ -163,7 +163,7 @@ class FileSink:
         folder.journal.sync()
 
     def rollback(self) -> None:
-        """Remove files that have not got their final names."""
+        """Remove files that do not have their final names yet."""
         for staged in self._staged:
             with contextlib.suppress(OSError):
                 self._folder.staging.unlink(staged.name)
@@ -173,7 +173,7 @@ class FileSink:
         self._entries.clear()
 
     def _stage(self, output: str, result: Result, is_new: bool) -> int:
-        """Write a file under a temporary name; gives its size."""
+        """Write a file under a temporary name; returns its size."""
         assert result.tensors is not None
         self._count += 1
         name = str(self._count)
@@ -192,7 +192,7 @@ class FileSink:
 
     def _look_at(self, pair: Pair, output: str) -> tuple[str | None, bool]:
         """Why a pair's result cannot have its name (an input, a folder or a link has it), and
-        whether nothing has it."""
+        whether the name is free."""
         folder = self._folder
         try:
             parent, name = folder.results.parent(output, make=True)
@@ -214,7 +214,7 @@ class FileSink:
 
 
 def file_exists(folder: OutputFolder, output: str, size: int) -> bool:
-    """Whether a result is there, as a regular file of this size (0: of any)."""
+    """Whether a result exists, as a regular file of this size (0: of any size)."""
     try:
         parent, name = folder.results.parent(output, make=False)
         status = parent.status(name)

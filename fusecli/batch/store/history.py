@@ -44,15 +44,15 @@ class PreviousResults:
 
     Args:
         folder: the output folder.
-        journals: names of all journals in it, older ones first (for lines that have no run
-            number).
+        journals: names of all journals in it, older ones first. The order decides between lines
+            without a run number.
         is_valid: whether the result that a line names still exists.
-        spec: of the run; lines of others are not used. 0: all are.
+        spec: of the run; lines of other runs are not used. 0 uses all.
 
     Attributes:
-        damaged: numbers of the lines of each journal that are damaged, where there are any.
-        foreign: for each journal that has any, how many of its lines are of a run with other
-            options and name a pair of which no usable line is left.
+        damaged: by journal, the numbers of its damaged lines. Journals without any are left out.
+        foreign: by journal, how many of its lines are of a run with other options, and name a
+            pair that no usable line names. Journals without such lines are left out.
         last_run: the highest number of a run.
 
     Raises:
@@ -133,17 +133,17 @@ class PreviousResults:
 
     @property
     def done(self) -> int:
-        """Pairs whose latest line says that they are done, and whose result is there."""
+        """Pairs whose latest line says that they are done, and whose result exists."""
         return int(self._is_done().sum())
 
     @property
     def missing(self) -> int:
-        """Pairs whose latest line says that they are done, and whose result is not there."""
+        """Pairs whose latest line says that they are done, and whose result is missing."""
         return int((self._states == _MISSING).sum())
 
     @property
     def unseen(self) -> int:
-        """Pairs with a result that were not asked about."""
+        """Pairs that have a result and for which `state` was not called."""
         return int((self._is_done() & ~self._seen).sum())
 
     def _is_done(self) -> NDArray[np.bool_]:
@@ -151,7 +151,7 @@ class PreviousResults:
         return done
 
     def is_unseen(self, id: str) -> bool:
-        """Whether a pair has a result and was not asked about."""
+        """Whether a pair has a result, and `state` was not called for it."""
         wanted = np.uint64(fingerprint(id))
         index = int(np.searchsorted(self._ids, wanted))
         if index == len(self._ids) or self._ids[index] != wanted:
@@ -174,8 +174,8 @@ def latest_entries(folder: SafeFolder, journals: list[str], spec: int = 0) -> It
 
     Args:
         folder: the output folder.
-        journals: names of all journals, the older first where their lines do not tell.
-        spec: of the run; lines of others are left out. 0: none are.
+        journals: names of all journals, older ones first.
+        spec: of the run; lines of other runs are left out. 0 leaves none out.
 
     Raises:
         OutputError: a journal cannot be read.

@@ -39,7 +39,7 @@ class PackSink:
 
     Args:
         folder: the output folder, begun.
-        size: bytes of numbers from which on a pack is full.
+        size: a pack is full when it holds so many bytes of numbers.
         dtype: of the rows: "float32", "float16" or "bfloat16".
         metadata: of the files.
         tuning: how often data is flushed to the disk.
@@ -70,10 +70,10 @@ class PackSink:
             raise folder.failed(error, folder.staging.path) from None
 
     def write(self, results: list[Result]) -> None:
-        """Take results.
+        """Add results to the pack.
 
         Raises:
-            OutputError: the folder or the disk does not take them.
+            OutputError: they cannot be written.
         """
         for result in results:
             pair = result.pair
@@ -104,20 +104,20 @@ class PackSink:
         return self._headers.holds(entry)
 
     def exists(self, pair: Pair, size: int) -> bool:
-        """Known from the journals."""
+        """Always true: which tensors exist is known from the journals."""
         return True
 
     def delete_result(self, pair: Pair) -> None:
-        """Nothing: packs are not changed, and the index leaves out what failed since."""
+        """Does nothing: packs never change, and the index leaves out pairs that failed later."""
 
     def delete_entry(self, entry: Entry) -> None:
-        """Nothing, for the same reason."""
+        """Does nothing, for the same reason."""
 
     def commit(self) -> None:
         """Flush the written results to the disk, and then note them in the journal.
 
         Raises:
-            OutputError: the folder or the disk does not take it.
+            OutputError: they cannot be written.
         """
         assert self._folder.journal is not None
         if self._pack is not None:
@@ -133,7 +133,7 @@ class PackSink:
         """Close the last pack, and flush its name and the journal to the disk.
 
         Raises:
-            OutputError: the folder or the disk does not take it.
+            OutputError: they cannot be written.
         """
         assert self._folder.journal is not None
         self.commit()
@@ -164,7 +164,7 @@ class PackSink:
         return self._pack
 
     def _next_name(self) -> str:
-        """A name that no file has."""
+        """A name that no file has yet."""
         while True:
             self._number += 1
             name = pack_name(self._folder.suffix, self._number)
@@ -193,7 +193,7 @@ class PackSink:
         return not_written(self._folder.inside(pack.name), error)
 
     def _continue(self) -> str | None:
-        """Continue a pack that an earlier run was stopped in; gives its name."""
+        """Continue the pack that a stopped run left unfinished; returns its name."""
         folder = self._folder
         names = [name for name in folder.staging.names() if pack_number(name, folder.suffix)]
         name = max(names, key=lambda name: pack_number(name, folder.suffix), default=None)

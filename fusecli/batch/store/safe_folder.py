@@ -2,7 +2,7 @@
 
 An output folder may be shared or downloaded, and somebody may have put links into it. Every name
 is looked up relative to an open descriptor, so that nothing outside the folder is read, written or
-removed, also if names are exchanged meanwhile.
+removed, even if somebody exchanges names at the same time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class InTheWayError(OutputError):
 
 
 def appeared(path: str) -> InTheWayError:
-    """The error about a file that has taken the name of a result after the run had looked there."""
+    """The error for a file that appeared under a result's name after the name was found free."""
     return InTheWayError(
         f"{path}: somebody else has made this file meanwhile: move it to another folder, and run "
         "the same command again"
@@ -170,7 +170,7 @@ def open_root(path: str) -> SafeFolder:
 
 
 class ResultFolders:
-    """The folders of results below an output folder; those used last stay open.
+    """The folders of results below an output folder; the most recently used ones stay open.
 
     Args:
         root: the output folder.
@@ -218,7 +218,7 @@ class ResultFolders:
         return [self._root, *self._open.values()]
 
     def remove_empty(self) -> None:
-        """Remove the folders that were made here and hold nothing."""
+        """Remove the folders that were created here and are empty."""
         for above, name in reversed(self._made):
             with contextlib.suppress(OSError, OutputError):
                 os.rmdir(name, dir_fd=self._folder(above, False).descriptor)
