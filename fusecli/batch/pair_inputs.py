@@ -121,9 +121,8 @@ class PairChecks:
             if odd or rows.largest_norm > self._largest:
                 axes = read.shapes.image if side is image else read.shapes.text
                 used = None if side.mask is None or side.used_mask is None else side.used_mask
-                found = None if used is None else used.found
                 diagnoses += feature_diagnoses.of_rows(
-                    axes.side, rows, found, side.where, self._spec.dtype, True
+                    axes.side, rows, used, side.where, self._spec.dtype, True
                 )
         return Features(
             image.tokens,

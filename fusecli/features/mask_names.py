@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from typing import NamedTuple
@@ -64,6 +65,7 @@ _LEFT_OUT = frozenset(("ignore", "ignored", "invalid", "exclude", "excluded", "m
 _UNCLEAR = frozenset(("masked", "drop", "dropped", "mlm", "mae", "random"))
 # Tensors of 0 and 1 that a tokenizer or a data set puts beside features and that mask nothing.
 NO_MASKS = frozenset(_NO_MASK_NAMES.split())
+_NO_NAMES = (None, "", "arr_0")
 _LABEL_WORDS = frozenset(_LABELS.split())
 _FEATURE_WORDS = frozenset(_FEATURES.split())
 
@@ -87,6 +89,18 @@ def mask_meaning(key: str) -> MaskMeaning | None:
     name = base_name(key)  # of `0001.image` and `0002.image` it is one
     # A file may hold hundreds of thousands of ids that are words, each asked about once.
     return _mask_meaning(name) if name.endswith(_ENDS) or "per" in name else None
+
+
+def meaning_of(key: str | None, file: str) -> MaskMeaning | None:
+    """What the name of a mask says; of a tensor without a name that of its file.
+
+    Args:
+        key: of the tensor; None, "" or numpy's `arr_0` where nobody named it.
+        file: its path.
+    """
+    if key in _NO_NAMES:
+        key = os.path.splitext(os.path.basename(file))[0]
+    return mask_meaning(key or "")
 
 
 @lru_cache(_KEPT)

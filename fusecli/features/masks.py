@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError
 from fusecli.features.axes import Axes, mask_shapes
-from fusecli.features.mask_names import MaskStyle, mask_meaning
+from fusecli.features.mask_names import MaskStyle, meaning_of
 from fusecli.features.tensor import StoredTensor
 
 LEAST_ADDITIVE = -1e3  # what is added to a score to rule a token out is at most this
@@ -43,9 +43,11 @@ def read_mask(
         ShapeError: its shape is not that of the tokens.
         FeatureFileError: it holds something that its style does not have.
     """
-    meaning = None if stored.key is None else mask_meaning(stored.key)
+    meaning = meaning_of(stored.key, stored.file)
     if style is None and meaning is not None:
         style = meaning.style
+        if style == "lengths" and _is_marks_in_lengths(stored, axes.tokens, N):
+            style = None
     if style == "lengths":
         return _from_lengths(stored, axes, N)
     if not fits_tokens(stored, axes, N):
@@ -75,6 +77,32 @@ def read_mask(
         _refuse_other_numbers(stored, values)
         real = values == (0 if style == "padding" else 1)
     return real.reshape(-1, axes.tokens)
+
+
+def _is_marks_in_lengths(stored: StoredTensor, tokens: int, N: int) -> bool:
+    """Whether a file that is called `lengths` holds a mark for each token, and no counts."""
+    one_row = len(stored.shape) == 1 and not is_counts(stored, N)
+    return not stored.key and stored.shape[-1:] == (tokens,) and (one_row or len(stored.shape) > 1)
+
+
+def style_of(stored: StoredTensor, rows: NDArray[np.bool_], style: MaskStyle | None) -> MaskStyle:
+    """What the numbers of a mask were taken for, after it was read.
+
+    Args:
+        stored: the mask.
+        rows: what it became, `[N, tokens]` or `[1, tokens]`.
+        style: what an option says.
+    """
+    meaning = meaning_of(stored.key, stored.file)
+    if style is None and meaning is not None:
+        style = meaning.style
+        if style == "lengths" and _is_marks_in_lengths(stored, rows.shape[1], len(rows)):
+            style = None
+    # Masks of floating point numbers are rare, and those of a batch are asked about once a pair.
+    if style not in ("additive", "lengths") and is_float(stored):
+        if is_additive(stored, stored.read()):
+            return "additive"
+    return style or "keep"
 
 
 def fits_tokens(stored: StoredTensor, axes: Axes, N: int) -> bool:

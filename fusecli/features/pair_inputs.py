@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
 from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import MaskStyle, mask_meaning, says_its_style
+from fusecli.features.mask_names import MaskStyle, meaning_of, says_its_style
 from fusecli.features.notes import Note
 from fusecli.features.select import (
     choose_tensor,
@@ -137,34 +137,58 @@ class UsedMask:
         stored: where it lies.
         rows: bool `[N, tokens]`, or `[1, tokens]` for all samples; true is a real token.
         found: how it was found.
+        style: the option that says what its numbers mean; None where its name or they themselves
+            tell it.
     """
 
     side: Side
     stored: StoredTensor
     rows: NDArray[np.bool_]
     found: MaskOrigin
+    style: MaskStyle | None = None
 
     @property
     def note(self) -> str | None:
-        """The note about a mask that no option named."""
-        if self.found != "beside the features":
+        """The note about a mask that no option named, or whose name says how it is read."""
+        named = meaning_of(self.stored.key, self.stored.file) is not None
+        how = _HOW.get(self._style, "") if named else ""
+        if self.found != "beside the features" and (not how or self.style is not None):
             return None
-        meaning = None if self.stored.key is None else mask_meaning(self.stored.key)
-        how = "" if meaning is None else _HOW.get(meaning.style, "")
         return f"{self.stored.where} is used as the {self.side} mask{how}"
 
     @property
     def if_inverted(self) -> str:
-        """The remedy for a mask that marks padding with 1, as the end of a sentence."""
-        key = self.stored.key
-        meaning = None if key is None else mask_meaning(key)
-        if meaning is not None and meaning.style in ("padding", "lengths"):
-            return ""
-        remedy = "say --mask-style padding"
+        """The remedy for a mask that marks the wrong tokens, as the end of a sentence."""
+        seems, remedy = self.remedy
+        return "" if self._style in ("lengths", "additive") else f": if {seems}, {remedy}"
+
+    @property
+    def remedy(self) -> tuple[str, str]:
+        """What a mask seems to be whose real tokens are the padding, and what to do about it."""
+        beside = self.found == "beside the features"
+        style = self._style
+        if style == "lengths":
+            return (
+                "its counts are of other tokens than the first",
+                "give the number of real tokens of each sample, which come first",
+            )
+        if style == "additive":
+            return "its large negative numbers mark real tokens", "exchange the two numbers"
+        if style == "padding":
+            remedy = f"call it {self.side}_mask" if beside else "say --mask-style keep"
+            return "the mask is 1 for real tokens", remedy
         # The name of a mask beside the features counts more than that option.
-        if self.found == "beside the features" and key is not None and says_its_style(key):
-            remedy = f"call it {self.side}_padding_mask"
-        return f": if the mask is 1 for padding, {remedy}"
+        key = self.stored.key
+        named = beside and key is not None and says_its_style(key)
+        remedy = f"call it {self.side}_padding_mask" if named else "say --mask-style padding"
+        return "the mask is 1 for padding", remedy
+
+    @property
+    def _style(self) -> MaskStyle:
+        """What the numbers were taken for."""
+        from fusecli.features.masks import style_of
+
+        return style_of(self.stored, self.rows, self.style)
 
 
 def choose_input(
@@ -407,4 +431,4 @@ def use_mask(
         rows = read_mask(stored, stack, stack.samples or 1, style)
     if axes.side == "text" and not rows.any():
         raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
-    return UsedMask(axes.side, stored, rows, found)
+    return UsedMask(axes.side, stored, rows, found, style)

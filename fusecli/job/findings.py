@@ -72,7 +72,7 @@ def measured_diagnoses(
         found += feature_diagnoses.of_rows(
             reader.axes.side,
             reader.seen,
-            None if side.mask is None or reader.mask is None else side.mask.found,
+            None if side.mask is None or reader.mask is None else side.mask,
             reader.stored.where,
             job.options.dtype,
         )

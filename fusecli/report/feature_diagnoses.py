@@ -7,7 +7,7 @@ import os
 
 from fusecli.features.axes import Side
 from fusecli.features.mask_names import side_named
-from fusecli.features.pair_inputs import MaskOrigin, UsedMask
+from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.literals import Dtype
 from fusecli.report.report import Diagnosis, Note
@@ -20,7 +20,7 @@ BFLOAT16_COARSE = 256.0
 def of_rows(
     side: Side,
     rows: RowStatistics,
-    mask: MaskOrigin | None,
+    mask: UsedMask | None,
     where: str,
     dtype: Dtype,
     in_batch: bool = False,
@@ -30,52 +30,68 @@ def of_rows(
     Args:
         side: which side.
         rows: what was seen of its features.
-        mask: how the mask was found; None where none was used.
+        mask: that was used, or None.
         where: file and key, for messages.
         dtype: that the module computes in.
         in_batch: the pair is one of a batch, where some advice differs.
     """
     return [
         *inverted_mask(side, rows, mask, where),
-        *zero_rows(side, rows, mask is not None, where, in_batch),
+        *zero_rows(side, rows, mask, where, in_batch),
         *whole_numbers(side, rows, where),
         *too_large_for(dtype, side, rows),
     ]
 
 
 def inverted_mask(
-    side: Side, rows: RowStatistics, mask: MaskOrigin | None, where: str
+    side: Side, rows: RowStatistics, mask: UsedMask | None, where: str
 ) -> list[Diagnosis]:
     """A mask that is true for padding (torch's key_padding_mask) leaves only the zeros."""
-    if not rows.inverted:
+    if not rows.inverted or mask is None:
         return []
-    remedy = "say --mask-style padding"
-    if mask == "beside the features":  # whose name says that 1 is a real token
-        remedy = f"call it {side}_padding_mask"
     of = f" in {rows.inverted:,} of {rows.masked:,} samples with padding" if rows.masked > 1 else ""
+    seems, remedy = mask.remedy
+    if seems == "the mask is 1 for padding":
+        seems = "the mask seems to mark padding with 1"
+    else:
+        seems = f"it seems that {seems}"
+    right = "give a mask that is 1 for real tokens and 0 for padding"
+    remedy = f"{remedy}, or {right}"
+    if rows.inverted < rows.masked:  # in the other samples the opposite would be wrong as well
+        remedy = f"{right}, of the same samples and with the padding at the same end"
     return [
         Diagnosis(
             f"{side}-mask-inverted",
             f"{where}: all {side} tokens that the mask calls real are zero{of}, and tokens that "
-            "it calls padding are not: the mask seems to mark padding with 1",
-            f"{remedy}, or give a mask that is 1 for real tokens and 0 for padding",
+            f"it calls padding are not: {seems}",
+            remedy,
         )
     ]
 
 
 def zero_rows(
-    side: Side, seen: RowStatistics, masked: bool, where: str, in_batch: bool = False
+    side: Side, seen: RowStatistics, mask: UsedMask | None, where: str, in_batch: bool = False
 ) -> list[Diagnosis]:
-    """Padding without a mask."""
-    if masked or not seen.zero_rows:
+    """Padding without a mask, or with one that is not of these features."""
+    if not seen.zero_rows or seen.inverted:
         return []
+    zero = f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens"
+    if mask is not None:
+        return [
+            Diagnosis(
+                f"{side}-zero-rows",
+                f"{zero} that the mask calls real are zero or nearly so: the mask "
+                f"{mask.stored.where} is probably of other samples, or longer than the {side}",
+                f"check it: of these features it marks the tokens that are {side}",
+            )
+        ]
     remedy = f"pass the mask with --{side}-mask"
     if in_batch:
         remedy = f"store {side}_mask beside the features, or list it in that column of a manifest"
     return [
         Diagnosis(
             f"{side}-zero-rows",
-            f"{where}: {seen.zero_rows} of {seen.rows} {side} tokens are zero or nearly so, "
+            f"{zero} are zero or nearly so, "
             f"probably padding, which takes part as if it were {side}",
             remedy,
         )

@@ -91,5 +91,5 @@ def _diagnoses(features: PairFeatures) -> list[Diagnosis]:
 
 
 def _of_rows(side: SideFeatures, name: Side) -> list[Diagnosis]:
-    used = None if side.mask is None or side.used_mask is None else side.used_mask.found
+    used = None if side.mask is None or side.used_mask is None else side.used_mask
     return feature_diagnoses.of_rows(name, side.rows, used, side.where, "float32", in_batch=True)
