@@ -72,12 +72,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
-    """`cli("fuse", ...)`: the command line in this process; any exception but an exit escapes."""
+    """`cli("fuse", ...)`: the command line in this process; any exception but an exit escapes.
+
+    A command that hangs is stopped. The time is many times what a command takes on a machine that
+    does other work as well: ten seconds were too few for one that imports torch and begins a batch.
+    """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     handlers = {number: signal.getsignal(number) for number in numbers}
     signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it hangs"))
 
-    def run(*args: str, seconds: int = 10) -> Outcome:
+    def run(*args: str, seconds: int = 100) -> Outcome:
         capsys.readouterr()
         signal.alarm(seconds)
         with pytest.raises(SystemExit) as stopped:

@@ -89,7 +89,8 @@ def test_links_lead_somewhere():
 
 
 def diagnosis_codes() -> set[str]:
-    source = (ROOT / "fusecli" / "report" / "diagnoses.py").read_text()
+    sources = sorted((ROOT / "fusecli" / "report").glob("*.py"))
+    source = "\n".join(path.read_text() for path in sources)
     found = re.findall(r'Diagnosis\(\s*f?"([\w{}.-]+)"', source)
     sided = [
         (code, re.sub(r"{[\w.]*side}", side, code)) for code in found for side in ("image", "text")

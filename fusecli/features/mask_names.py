@@ -88,7 +88,10 @@ def mask_meaning(key: str) -> MaskMeaning | None:
         return None
     name = base_name(key)  # of `0001.image` and `0002.image` it is one
     # A file may hold hundreds of thousands of ids that are words, each asked about once.
-    return _mask_meaning(name) if name.endswith(_ENDS) or "per" in name else None
+    meaning = _mask_meaning(name) if name.endswith(_ENDS) or "per" in name else None
+    if meaning is None or meaning.side is not None or len(name) == len(key):
+        return meaning
+    return meaning._replace(side=side_named(key[: -len(name)]))  # text/mask
 
 
 def meaning_of(key: str | None, file: str) -> MaskMeaning | None:
@@ -197,9 +200,9 @@ def ends_in_word(key: str) -> bool:
 
 
 def base_name(key: str) -> str:
-    """The last part of a key that leads through nested dicts."""
-    return key.rpartition(".")[2].lower()
+    """The last part of a key that leads through nested dicts, `text.mask` or `text/mask`."""
+    return key[max(key.rfind("."), key.rfind("/")) + 1 :].lower()
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[_\-.\s]+", name)
+    return re.split(r"[_\-./\s]+", name)

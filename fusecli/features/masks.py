@@ -98,11 +98,11 @@ def style_of(stored: StoredTensor, rows: NDArray[np.bool_], style: MaskStyle | N
         style = meaning.style
         if style == "lengths" and _is_marks_in_lengths(stored, rows.shape[1], len(rows)):
             style = None
+    if style in ("additive", "lengths"):
+        return style
     # Masks of floating point numbers are rare, and those of a batch are asked about once a pair.
-    if style not in ("additive", "lengths") and is_float(stored):
-        if is_additive(stored, stored.read()):
-            return "additive"
-    return style or "keep"
+    is_added = is_float(stored) and is_additive(stored, stored.read())
+    return "additive" if is_added else style or "keep"
 
 
 def fits_tokens(stored: StoredTensor, axes: Axes, N: int) -> bool:

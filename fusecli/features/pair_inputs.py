@@ -254,6 +254,10 @@ def check_widths(shapes: PairShapes, inputs: PairInputs, expected: ExpectedWidth
 def _axes_of(side: Side, given: SideInput, named: str | None) -> tuple[Axes, Axes | None]:
     """The axes of what is read, and those of the stack it is cut from."""
     stored = given.stored
+    if named is None and "hidden_states" in (stored.key or stored.file) and given.row is None:
+        from fusecli.features.layers import refuse_layers
+
+        refuse_layers(side, stored)
     if given.row is None:
         return read_axes(side, stored.shape, named, stored.where), None
     if named is None and len(stored.shape) == 2:

@@ -32,6 +32,7 @@ _NAMES: dict[Side, tuple[str, ...]] = {
     ),
 }
 _EITHER = ("last_hidden_state", "hidden_states", "features", "embeddings", "embeds")
+_LAST_LAYER = "last_hidden_state"
 _PIXELS = ("pixel_values", "pixels")
 _NO_FEATURES = ("scale", "scales", "zero_point", "zero_points", "labels", "label")
 
@@ -175,10 +176,19 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     names = list(file.tensors)
     if len(names) == 1:
         return _only_key(file, side, names[0])
-    left = [name for name in names if not is_known_mask(name) and _side_of(name) in (side, None)]
+    left = [
+        name
+        for name in names
+        if not is_known_mask(name)
+        and _side_of(name) in (side, None)
+        and side_named(_nest(name)) in (side, None)
+    ]
     own = [name for name in left if _side_of(name) == side]
     theirs = set(own)
     either = [name for name in left if _base(name) in _EITHER and name not in theirs]
+    # Beside the last layer, all layers as a stack are not what is meant.
+    if any(name.endswith(_LAST_LAYER) for name in own + either):
+        own, either = ([n for n in names if not _is_layers(n)] for names in (own, either))
     for several in (own, either):
         if len(several) > 1:
             tokens = _most_tokens(file, several)
@@ -200,9 +210,12 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     left = [name for name in left if file.tensors[name].source.problem is None] or left
     if len(left) == 1:
         return left[0]
+    inside = [name for name in left if side_named(_nest(name)) == side]
+    if len(inside) == 1:  # image/x beside text/x
+        return inside[0]
     raise FeatureFileError(
         f"{file.where}: none of its tensors is known as {side} features, "
-        f"say --{side}-key: {file.listed}"
+        f"say --{side}-key{_of_a_list(file, side)}: {file.listed}"
     )
 
 
@@ -224,6 +237,13 @@ def _only_key(file: FeatureFile, side: Side, name: str) -> str:
             f"encoder's last_hidden_state, or say --{side}-key {name} if they are"
         )
     return name
+
+
+def _of_a_list(file: FeatureFile, side: Side) -> str:
+    """What to do about a list of tensors, the middle of a sentence; "" where there is none."""
+    from fusecli.features.lists import remedy_for_list
+
+    return remedy_for_list(file, side)
 
 
 def is_usual_name(key: str) -> bool:
@@ -262,6 +282,16 @@ def _most_tokens(file: FeatureFile, names: list[str]) -> str | None:
     return most
 
 
+def _nest(key: str) -> str:
+    """A key without its last part."""
+    return key[: len(key) - len(_base(key))]
+
+
+def _is_layers(key: str) -> bool:
+    """Whether a name is that of what an encoder gives of all its layers."""
+    return key.endswith("hidden_states")
+
+
 def _base(key: str) -> str:
-    """The last part of a key that leads through nested dicts."""
-    return key.rpartition(".")[2]
+    """The last part of a key that leads through nested dicts, `text.feats` or `text/feats`."""
+    return key[max(key.rfind("."), key.rfind("/")) + 1 :]

@@ -235,16 +235,21 @@ class NpyHeader:
         if not self.dtype.hasobject or self.dtype.names is not None:
             return ""
         if not self.shape:  # np.save of a dict, most often
-            of = "a dict of arrays"
+            of, dicts = "a dict of arrays", ""
             new = f"n.savez('NEW.npz', **{load}.item())"
         else:  # np.save of a list of arrays that differ in length
             of = "arrays of several lengths"
+            dicts = (
+                "; if it is a dict for each sample, this makes a file for each: python -c "
+                "\"import os, numpy as n; os.mkdir('NEW'); [n.savez(f'NEW/{k}.npz', **d) "
+                f'for k, d in enumerate({load})]"'
+            )
             new = (
                 f"a = {load}; k = [len(x) for x in a]; f = n.zeros((len(a), max(k), len(a[0][0])),"
                 " 'f4'); [n.copyto(y[:len(x)], x) for x, y in zip(a, f)]; "
                 "n.savez('NEW.npz', features=f, lengths=k)"
             )
-        return f': if you trust it and it is {of}: python -c "import numpy as n; {new}"'
+        return f': if you trust it and it is {of}: python -c "import numpy as n; {new}"{dicts}'
 
 
 def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader:

@@ -99,7 +99,7 @@ class TorchCheckpointFormat:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError):
             raise _unreadable(file, "it is damaged") from None
         if not tensors:
-            raise FeatureFileError(f"{file}: holds no tensors ({_what(value)})")
+            raise FeatureFileError(f"{file}: holds no tensors ({_what(value)}){_no_tensors(value)}")
         return FileContents(tensors)
 
 
@@ -342,6 +342,16 @@ def _itemsize(dtype: str) -> int:
     sizes: dict[str, int] = {"complex64": 8, "complex128": 16, "complex32": 4, "qint32": 4}
     known: Callable[[str], int] = lambda name: storage_type(name).itemsize  # noqa: E731
     return known(dtype) if dtype in READ_TYPES else sizes.get(dtype, 1)
+
+
+def _no_tensors(value: Any) -> str:
+    """What to do about a file of Python's lists of numbers, as the end of a sentence."""
+    values = value.items.values() if isinstance(value, Mapping) else value
+    if not isinstance(values, list | tuple | type({}.values())):
+        return ""
+    if any(isinstance(each, list) and each for each in values):
+        return ": its lists of numbers are no tensors: save each as torch.tensor(LIST)"
+    return ""
 
 
 def _what(value: Any) -> str:
