@@ -273,6 +273,10 @@ def _remedy(file: FeatureFile) -> str:
         )
     if bare:
         return "; without --weights-prefix its nn.MultiheadAttention is taken alone"
+    from fusecli.fusion.split_attention import remedy_for_split
+
+    if split := remedy_for_split(file):
+        return split
     if any(key.endswith("kernel") for key in file.tensors):
         return "; kernel is what Flax and Keras call a weight, which torch stores transposed"
     return (

@@ -63,6 +63,7 @@ _ML_DTYPES = {
     "float8_e5m2": "float8_e5m2",
     "f1": "float8_e5m2",
 }
+_STARTS_OF_PICKLES = (400, 300, 200, 150, 100)  # bytes that hold the first object of an array
 _PLAIN_NAME = re.compile(r"[\w./ +=@,~-]+")  # needs no quotes in a shell's or in Python's text
 _KEPT_HEADERS = 4096
 
@@ -215,12 +216,12 @@ class NpyHeader:
         problem = None if self.known else refusal(self.dtype)
         name = self.known or self.dtype.name
         if problem is not None:
-            numbers: TensorSource = Unreadable(problem + self._remedy(file, key))
+            numbers: TensorSource = Unreadable(problem + self._remedy(file, key, source, offset))
         else:
             numbers = Span(source, offset, self.dtype, self.fortran_order)
         return StoredTensor(file, key, self.shape, name, self.nbytes, numbers)
 
-    def _remedy(self, file: str, key: str | None) -> str:
+    def _remedy(self, file: str, key: str | None, source: ByteSource, offset: int) -> str:
         """How a person makes features of something that is not read."""
         plain = _PLAIN_NAME.fullmatch(file + (key or "")) is not None
         load = f"n.load({file if plain else 'FILE'!r}, allow_pickle=True)"
@@ -235,21 +236,54 @@ class NpyHeader:
         if not self.dtype.hasobject or self.dtype.names is not None:
             return ""
         if not self.shape:  # np.save of a dict, most often
-            of, dicts = "a dict of arrays", ""
-            new = f"n.savez('NEW.npz', **{load}.item())"
+            of = "a dict of arrays"
+            new = f"import numpy as n; n.savez('NEW.npz', **{load}.item())"
+        elif _begins_with_dict(_first_bytes(source, offset)):
+            of = "a dict for each sample (makes a file for each)"
+            new = (
+                "import os, numpy as n; os.mkdir('NEW'); "
+                f"[n.savez(f'NEW/{{k}}.npz', **d) for k, d in enumerate({load})]"
+            )
         else:  # np.save of a list of arrays that differ in length
             of = "arrays of several lengths"
-            dicts = (
-                "; if it is a dict for each sample, this makes a file for each: python -c "
-                "\"import os, numpy as n; os.mkdir('NEW'); [n.savez(f'NEW/{k}.npz', **d) "
-                f'for k, d in enumerate({load})]"'
-            )
             new = (
-                f"a = {load}; k = [len(x) for x in a]; f = n.zeros((len(a), max(k), len(a[0][0])),"
+                f"import numpy as n; a = {load}; k = [len(x) for x in a]; "
+                "f = n.zeros((len(a), max(k), len(a[0][0])),"
                 " 'f4'); [n.copyto(y[:len(x)], x) for x, y in zip(a, f)]; "
                 "n.savez('NEW.npz', features=f, lengths=k)"
             )
-        return f': if you trust it and it is {of}: python -c "import numpy as n; {new}"{dicts}'
+        return f': if you trust it and it is {of}: python -c "{new}"'
+
+
+def _first_bytes(source: ByteSource, offset: int) -> bytes:
+    """The first bytes of a pickle, as many as there are of those that are wanted."""
+    for size in _STARTS_OF_PICKLES:
+        start = bytearray(size)
+        try:
+            source.read_into(offset, memoryview(start))
+        except (EOFError, OSError):
+            continue
+        return bytes(start)
+    return b""
+
+
+def _begins_with_dict(pickled: bytes) -> bool:
+    """Whether the objects of a pickled array are dicts; nothing is unpickled.
+
+    Args:
+        pickled: the first bytes of the pickle.
+    """
+    from pickletools import genops
+
+    in_list = False
+    try:
+        for opcode, _, _ in genops(pickled):
+            if in_list and opcode.name not in ("MEMOIZE", "MARK", "PUT", "BINPUT", "LONG_BINPUT"):
+                return opcode.name == "EMPTY_DICT"
+            in_list = in_list or opcode.name == "EMPTY_LIST"  # of the array's objects
+    except (ValueError, IndexError):  # cut off here, or damaged
+        pass
+    return False
 
 
 def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader:

@@ -1,0 +1,100 @@
+"""An attention of linear layers query, key and value: what the refusal advises is right."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+D, H = 48, 4
+
+
+@pytest.fixture(autouse=True)
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    image, text = torch.randn(6, D), torch.randn(7, D)
+    np.save("image.npy", image.numpy())
+    np.save("text.npy", text.numpy())
+    return image, text
+
+
+def attended(layers: list[nn.Linear | None], image: torch.Tensor, text: torch.Tensor) -> np.ndarray:
+    """softmax(q k' / sqrt(d)) v of heads one after the other, then the layer behind, if any."""
+    query, key, value, out = layers
+    q, k, v = (
+        layer(side).reshape(len(side), H, D // H).transpose(0, 1)
+        for layer, side in ((query, text), (key, image), (value, image))
+    )
+    context = scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(len(text), D)
+    return (context if out is None else out(context)).detach().numpy()
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("query", "key", "value", None),  # BertSelfAttention
+        *(
+            (f"attention.self.{q}", f"attention.self.{k}", f"attention.self.{v}", f"attention.{o}")
+            for q, k, v, o in [("query", "key", "value", "output.dense")]
+        ),
+        ("attention.query", "attention.key", "attention.value", "output.dense"),  # ViT
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),  # CLIP
+        ("to_q", "to_k", "to_v", "to_out.0"),  # diffusers
+    ],
+)
+def test_the_advice_makes_an_attention_with_its_numbers(
+    names: tuple[str | None, ...],
+    ending: str,
+    pair: tuple[torch.Tensor, torch.Tensor],
+    cli: Callable,
+) -> None:
+    # Some keys have no bias, as those of Whisper and BEiT.
+    layers = [None if name is None else nn.Linear(D, D, bias="key" not in name) for name in names]
+    state = {
+        f"{name}.{kind}": value
+        for name, layer in zip(names, layers, strict=True)
+        if layer is not None
+        for kind, value in layer.state_dict().items()
+    }
+    state["norm.weight"] = torch.ones(D)
+    if ending == "pt":
+        torch.save({"state_dict": state, "epoch": 3}, "w.pt")
+    else:
+        save_file(state, "w.safetensors")
+    command = ("fuse", "image.npy", "text.npy", "-f", "-o", "out.npy", "--heads", str(H))
+    done = cli(*command, "--weights", f"w.{ending}")
+    assert done.code == 1
+    program = re.search(r'python -c "(.*?)", and say --weights NEW.pt and --heads', done.err)
+    assert program is not None, done.err
+    exec(program[1], {})
+    done = cli(*command, "--weights", "NEW.pt")
+    assert done.code == 0, done.err
+    np.testing.assert_allclose(np.load("out.npy"), attended(layers, *pair), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "width"),
+    [
+        (("q", "k", "v", "o"), D),  # T5, whose scores are not divided by the square root of d
+        (("q_proj", "k_proj", "v_proj", "o_proj"), 12),  # Llama, with fewer heads of key and value
+        (("query", "key", "value", "dense"), 32),  # an image of another width
+    ],
+)
+def test_of_other_arithmetic_nothing_is_made(
+    names: tuple[str, ...], width: int, cli: Callable
+) -> None:
+    shapes = [(D, D), (width, D), (width, D), (D, D)]
+    torch.save(
+        {f"{name}.weight": torch.ones(shape) for name, shape in zip(names, shapes, strict=True)},
+        "w.pt",
+    )
+    done = cli("fuse", "image.npy", "text.npy", "-o", "out.npy", "--weights", "w.pt")
+    assert (done.code, "found no text_proj.weight" in done.err) == (1, True)
+    assert "python -c" not in done.err
