@@ -6,25 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusecli.errors import (
-    FeatureFileError,
-    FuseError,
     PairsError,
     UsageError,
     counted,
-    shortened,
 )
-from fusecli.features.literals import Side
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.features.protected import ProtectedFiles
-from fusecli.fusion.literals import SIDES, MethodName
-from fusecli.pairs.fingerprints import content_of
+from fusecli.fusion.literals import MethodName
 from fusecli.pairs.open import Pair, PairOptions, open_pairs
-from fusecli.pairs.pair import Place
-from fusecli.pairs.reader import PairFeatures, PairReader
-from fusecli.pairs.stamps import FileStamps
 from fusecli.report.feature_diagnoses import swapped_names
 from fusecli.training.encode import (
     Tokens,
@@ -45,94 +36,13 @@ from fusecli.training.labels import (
     task_said,
 )
 from fusecli.training.options import LabelOptions
-from fusecli.training.said import SaidOfPairs
+from fusecli.training.pair_files import PairFiles
 from fusecli.training.targets import Targets, Task
 
 Tell = Callable[[str], None]
 OnRead = Callable[[int, int], None]
 
-_READINGS = 3  # of a pair whose files are touched meanwhile
 MAX_MEMORY = 2 << 30  # of features in memory; above it they are read from the files again
-
-
-class PairFiles:
-    """Pairs as `load_examples` reads them.
-
-    Args:
-        pairs: in their order.
-        options: how files are read.
-
-    Attributes:
-        ids: of the pairs.
-        stored: int64 `[N]`, text tokens in the file of each pair that was read, with padding.
-        said: what is to be said of the pairs that were read.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], options: ReadOptions) -> None:
-        self._pairs, self._reader = pairs, PairReader(options)
-        self.ids: Sequence[str] = tuple(pair.id for pair in pairs)
-        self.stored = np.zeros(len(pairs), np.int64)
-        self.said = SaidOfPairs(len(pairs))
-        # Of each pair that was read: its files' sizes and times, their versions, and the content
-        # that was read, as hashes; 0 for one that was not.
-        self._stamps, self._versions = np.zeros((2, len(pairs)), np.int64)
-        self._contents = np.zeros(len(pairs), np.uint64)
-
-    def named(self) -> dict[Side, NDArray[np.int64]]:
-        """int64 `[N]` a side: equal numbers where two pairs name the same features."""
-        numbers: dict[Side, NDArray[np.int64]] = {}
-        for side in SIDES:
-            known: dict[Place, int] = {}
-            places = (pair.image if side == "image" else pair.text for pair in self._pairs)
-            numbers[side] = np.array([known.setdefault(p, len(known)) for p in places], np.int64)
-        return numbers
-
-    def read(self, row: int) -> PairFeatures:
-        """Both sides of a pair.
-
-        Raises:
-            FuseError: it cannot be read, or a file was changed since it was read first; names
-                the pair.
-        """
-        pair = self._pairs[row]
-        try:
-            features = self._read_unchanged(row, pair)
-        except FuseError as error:
-            raise type(error)(f"pair {shortened(pair.id)!r}: {error}") from None
-        self.stored[row] = len(features.text)
-        self.said.add(row, features)
-        return features
-
-    def _read_unchanged(self, row: int, pair: Pair) -> PairFeatures:
-        """Raises:
-        FeatureFileError: the files are others than those that were read first.
-        """
-        for _ in range(_READINGS):
-            stamps, version = _hashes_of(pair)
-            features = self._reader.read(pair)
-            after = _hashes_of(pair)
-            first = self._stamps[row] or stamps
-            if stamps != first or after[0] != first:
-                break
-            if after[1] != version:
-                continue  # a further link or other rights, or a rewrite: it is read again
-            if version != self._versions[row]:  # the first time, or the same
-                content = content_of(features)
-                if content != (self._contents[row] or content):
-                    break
-                self._stamps[row], self._versions[row] = stamps, version
-                self._contents[row] = content
-            return features
-        raise FeatureFileError(
-            f"{pair.image.file} or {pair.text.file}: changed while the run reads it: run "
-            "the command again once nobody writes to it"
-        )
-
-
-def _hashes_of(pair: Pair) -> tuple[int, int]:
-    """64 bits each, not 0, that tell sizes and times, and the versions, of a pair's files."""
-    files = FileStamps()
-    return hash(tuple(files.of(pair))) or 1, hash(tuple(files.versions(pair))) or 1
 
 
 @dataclass(frozen=True)
@@ -193,31 +103,24 @@ def open_data(
     labels = None if wanted is None else _labels(options, wanted, pairs, columns, tell)
     task = None if wanted is None else wanted.task
     targets: Targets | None = None
-    tags = False
     if labels is not None:
         refuse_unreadable(labels)
         pairs = [pairs[row] for row in labels.rows]
-        tags = may_be_tags(labels, task)
-        if not tags:
+        if not may_be_tags(labels, task):
             targets = make_targets(labels, task, None, names)
+            _say_labels(labels, targets, task, tell, said)
     elif wanted is not None:
         targets = _match(wanted, pairs, columns, tell)
-    if labels is not None and targets is not None and said:
-        _say_labels(labels, targets, task, tell)
-    if labels is not None and not said:
-        for line in column_notes(labels, split=False):
-            tell(line)
     files = PairFiles(pairs, options.reading)
     examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read, files.named())
     for note in examples.notes:
         tell(f"note: {note}")
     for line in files.said.lines():
         tell(line)
-    if labels is not None and tags:
+    if labels is not None and targets is None:
         tokens = Tokens(examples.text_mask, files.stored)
         targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)
-        if said:
-            _say_labels(labels, targets, task, tell, tokens)
+        _say_labels(labels, targets, task, tell, said, tokens)
     return Data(examples, targets, _inputs(options, pairs))
 
 
@@ -257,13 +160,20 @@ def _inputs(options: SourceOptions, pairs: Sequence[Pair]) -> ProtectedFiles:
 
 
 def _say_labels(
-    labels: Labels, targets: Targets, task: Task | None, tell: Tell, tokens: Tokens | None = None
+    labels: Labels,
+    targets: Targets,
+    task: Task | None,
+    tell: Tell,
+    learnt: bool,
+    tokens: Tokens | None = None,
 ) -> None:
-    tell(task_said(targets.task, task is not None, targets.names))
+    """Say what was assumed of the labels, and where they are to be learnt from, their task."""
+    if learnt:
+        tell(task_said(targets.task, task is not None, targets.names))
     for line in (
-        *column_notes(labels),
+        *column_notes(labels, split=learnt),
         *spelling_notes(labels, targets, tokens),
-        *doubts(labels, targets.names),
+        *(doubts(labels, targets.names) if learnt else ()),
     ):
         tell(line)
 

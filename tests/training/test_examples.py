@@ -9,8 +9,8 @@ from fusecli.errors import ShapeError
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.pair import Pair, Place
 from fusecli.training.examples import Pooled, load_examples
+from fusecli.training.pair_files import PairFiles
 from fusecli.training.side_index import PackedSide
-from fusecli.training.source import PairFiles
 from tests.training.generators import InMemory, OnePair
 
 

@@ -16,7 +16,8 @@ from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.open import open_pairs
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.options import LabelOptions
-from fusecli.training.source import Data, PairFiles, SourceOptions, open_data
+from fusecli.training.pair_files import PairFiles
+from fusecli.training.source import Data, SourceOptions, open_data
 
 RNG = np.random.default_rng(0)
 
