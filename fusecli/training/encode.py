@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, counted, shortened
 from fusecli.training.label_checks import listed, refuse_unreadable, refuse_unusable_numbers
-from fusecli.training.labels import Labels, Raw, number_of
+from fusecli.training.label_columns import Raw, number_of
+from fusecli.training.labels import Labels
 from fusecli.training.targets import IGNORED, Targets, Task
 
 _FEW = 20  # different whole numbers that are classes

@@ -259,12 +259,7 @@ def load_examples(
     for row, features in read_all(source):
         for side in sides:
             tokens, real = trimmed(features, side)
-            if tokens.shape[1] != widths[side]:
-                raise ShapeError(
-                    f"pair {source.ids[row]}: its {side} features are {tokens.shape[1]} wide, "
-                    f"those of pair {source.ids[0]} are {widths[side]}: a training run takes "
-                    "features of one width on each side"
-                )
+            _refuse_other_width(source, row, side, tokens.shape[1], widths[side])
             kept = scans[side].add(row, tokens, real, None if packed is None else packed[side])
             if not kept:
                 packed = None
@@ -280,6 +275,20 @@ def load_examples(
     return Examples(
         source, widths, {side: scan.index() for side, scan in scans.items()}, packed, said
     )
+
+
+def _refuse_other_width(
+    source: ExampleSource, row: int, side: Side, found: int, expected: int
+) -> None:
+    """Raises:
+    ShapeError: the features of a pair are not as wide as those of the first.
+    """
+    if found != expected:
+        raise ShapeError(
+            f"pair {source.ids[row]}: its {side} features are {found} wide, "
+            f"those of pair {source.ids[0]} are {expected}: a training run takes "
+            "features of one width on each side"
+        )
 
 
 class _Foreseen:

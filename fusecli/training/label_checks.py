@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, counted, shortened
-from fusecli.training.labels import Labels, Raw, number_of
+from fusecli.training.label_columns import Raw, number_of
+from fusecli.training.labels import Labels
 
 # Words that programs write for a missing value. They may be classes as well, so they are named.
 _MISSING = {"none", "null", "na", "n/a", "<na>", "nil", "-", "?", "missing", "unknown"}

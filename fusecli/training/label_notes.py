@@ -11,7 +11,8 @@ import numpy as np
 from fusecli.errors import counted, shortened
 from fusecli.training.encode import Tokens, class_name, tags_of
 from fusecli.training.label_checks import listed
-from fusecli.training.labels import Labels, Raw, is_missing
+from fusecli.training.label_columns import Raw, first_of, is_missing
+from fusecli.training.labels import Labels
 from fusecli.training.split import PARTS
 from fusecli.training.targets import Targets, Task
 
@@ -41,7 +42,7 @@ def _said_groups(labels: Labels, group: Sequence[str]) -> str:
     own = [id for id, name in zip(labels.ids, group, strict=True) if name == labels.own_group(id)]
     text = counted(len(set(group)), "group")
     if own:
-        text += f"; {_first(own, 'pair')} without a group: each is a group of its own"
+        text += f"; {first_of(own, 'pair')} without a group: each is a group of its own"
     return text
 
 
@@ -49,7 +50,7 @@ def _said_weights(labels: Labels, weight: Sequence[float]) -> str:
     text = f"from {min(weight):g} to {max(weight):g}"
     zero = [id for id, number in zip(labels.ids, weight, strict=True) if number == 0]
     if zero:
-        text += f"; {_first(zero, 'pair')} with weight 0: not counted"
+        text += f"; {first_of(zero, 'pair')} with weight 0: not counted"
     return text
 
 
@@ -115,9 +116,9 @@ def _repeated_classes(labels: Labels) -> list[str]:
             nothing.append(id)
     notes = []
     if twice:
-        notes.append(f"{_first(twice, 'label')} with a class twice: counted once")
+        notes.append(f"{first_of(twice, 'label')} with a class twice: counted once")
     if nothing:
-        notes.append(f"{_first(nothing, 'label')} with an empty class: left out")
+        notes.append(f"{first_of(nothing, 'label')} with an empty class: left out")
     return notes
 
 
@@ -139,13 +140,9 @@ def _tokens_without_tag(labels: Labels, tokens: Tokens | None) -> list[str]:
     notes = []
     if none:
         notes.append(
-            f"{counted(count, 'token')} of {_first(none, 'pair')} without a tag (null, -100 or "
+            f"{counted(count, 'token')} of {first_of(none, 'pair')} without a tag (null, -100 or "
             "empty): not counted"
         )
     if padding:
-        notes.append(f"{_first(padding, 'pair')} with tags at padding tokens: these are not used")
+        notes.append(f"{first_of(padding, 'pair')} with tags at padding tokens: these are not used")
     return notes
-
-
-def _first(ids: Sequence[str], what: str) -> str:
-    return f"{counted(len(ids), what)} (first {shortened(ids[0])!r})"

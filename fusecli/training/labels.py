@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusecli.errors import PairsError, counted, shortened
+from fusecli.errors import PairsError, shortened
+from fusecli.training.label_columns import (
+    Raw,
+    first_of,
+    groups_of,
+    is_missing,
+    own_group,
+    splits_of,
+    weights_of,
+)
 from fusecli.training.label_rows import ID, read_rows
 from fusecli.training.options import LabelOptions
 from fusecli.training.targets import Task
 
 LABEL, GROUP, SPLIT, WEIGHT = "label", "group", "split", "weight"
-_PART_OF = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
-_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-20, 1e20  # besides 0; sums of them fit into float32
-
-# A label as it is written: text, a number, a truth value, a list of tags, or nothing.
-Raw = str | int | float | bool | list[Any] | None
 Tell = Callable[[str], None]
 
 
@@ -59,7 +54,7 @@ class Labels:
 
     def own_group(self, id: str) -> str:
         """The group of a pair that the table gives none."""
-        return _own_group(id)
+        return own_group(id)
 
 
 @dataclass(frozen=True)
@@ -68,16 +63,6 @@ class _Row:
     group: Any
     split: Any
     weight: Any
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns; None: not there."""
-
-    label: str
-    group: str | None
-    split: str | None
-    weight: str | None
 
 
 def columns_wanted(options: LabelOptions) -> tuple[str, str, str, str]:
@@ -222,9 +207,9 @@ def _matched(options: LabelOptions, table: _Table, pair_ids: Sequence[str], tell
     kept, missing = _with_label(options, table, pair_ids, tell)
     problems = []
     if table.orphans:
-        problems.append(f"{_first(table.orphans, 'label')} without a pair")
+        problems.append(f"{first_of(table.orphans, 'label')} without a pair")
     if missing:
-        problems.append(f"{_first(missing, 'pair')} without a label")
+        problems.append(f"{first_of(missing, 'pair')} without a label")
     said = f"{table.source}: {' and '.join(problems)}"
     if problems and options.strict:
         raise PairsError(f"--strict-pairs: {said}{table.remedy}")
@@ -240,9 +225,9 @@ def _matched(options: LabelOptions, table: _Table, pair_ids: Sequence[str], tell
         tuple(kept),
         ids,
         tuple(row.label if row.label is not None else "" for row in rows),
-        _groups([row.group for row in rows], ids),
-        _splits([row.split for row in rows], ids, table.source),
-        _weights([row.weight for row in rows], ids, table.source),
+        groups_of([row.group for row in rows], ids),
+        splits_of([row.split for row in rows], ids, table.source),
+        weights_of([row.weight for row in rows], ids, table.source),
         group_column,
     )
 
@@ -267,87 +252,14 @@ def _with_label(
         else:
             missing.append(id)
     if kept and empty:
-        tell(f"note: {table.source}: {_first(empty, 'label')} empty: taken as none of the classes")
+        tell(
+            f"note: {table.source}: {first_of(empty, 'label')} empty: taken as none of the classes"
+        )
     return kept, missing
-
-
-def _own_group(id: str) -> str:
-    return f"pair\0{id}"
-
-
-def _first(ids: Sequence[str], what: str) -> str:
-    return f"{counted(len(ids), what)} (first {shortened(ids[0])!r})"
 
 
 def _any_bar(found: Iterable[_Row | None]) -> bool:
     return any(row is not None and isinstance(row.label, str) and "|" in row.label for row in found)
-
-
-def is_missing(value: Raw) -> bool:
-    """Whether there is no label: null, or nothing but blanks."""
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _groups(values: list[Any], ids: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Names of groups, without blanks around them; a pair without one is a group of its own."""
-    if all(is_missing(value) for value in values):
-        return None
-    return tuple(
-        _own_group(id) if is_missing(value) else str(value).strip()
-        for value, id in zip(values, ids, strict=True)
-    )
-
-
-def _splits(values: list[Any], ids: tuple[str, ...], source: str) -> tuple[str, ...] | None:
-    if all(is_missing(value) for value in values):
-        return None
-    wrong = [
-        (id, value)
-        for id, value in zip(ids, values, strict=True)
-        if str(value or "").strip().lower() not in _PART_OF
-    ]
-    if wrong:
-        _, value = wrong[0]
-        raise PairsError(
-            f"{source}: {_first([id for id, _ in wrong], 'pair')} with the split "
-            f"{shortened(str(value or ''))!r}: expected train, validation or test"
-        )
-    return tuple(_PART_OF[str(value).strip().lower()] for value in values)
-
-
-def _weights(values: list[Any], ids: tuple[str, ...], source: str) -> tuple[float, ...] | None:
-    if all(is_missing(value) for value in values):
-        return None
-    numbers = []
-    for id, value in zip(ids, values, strict=True):
-        number = number_of(value)
-        if number is None or not (number == 0 or _LEAST_WEIGHT <= number <= _LARGEST_WEIGHT):
-            shown = shortened(str("" if value is None else value))
-            raise PairsError(
-                f"{source}: the weight of {shortened(id)!r} is {shown!r}: expected a number, 0 or "
-                f"more{_limits(number)}"
-            )
-        numbers.append(number)
-    if not any(numbers):
-        raise PairsError(f"{source}: all weights are 0")
-    return tuple(numbers)
-
-
-def _limits(number: float | None) -> str:
-    """Of weights, for a number that would be lost in float32."""
-    if number is None or not math.isfinite(number) or number < 0:
-        return ""
-    return f" (from {_LEAST_WEIGHT:g} to {_LARGEST_WEIGHT:g}): multiply all weights by a constant"
-
-
-def number_of(value: Any) -> float | None:
-    """The number that a value is or spells, NaN included; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
 
 
 def task_said(task: Task, told: bool, names: Sequence[str]) -> str:

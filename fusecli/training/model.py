@@ -182,31 +182,52 @@ def attend(
         # All attention goes to the only image token, whatever the query asks.
         values = F.linear(image, weights_v, bias_v)  # [N, 1, D]
         return _finish(fusion, module.out_proj(values).expand(N, T, D), text)
-    query = F.linear(text, weights_q, bias_q).view(N * T, H, d).transpose(0, 1)  # [H, N T, d]
+    query = F.linear(text, weights_q, bias_q).view(N, T, H, d)
     # Narrow products have their own cost: the difference has to be worth it.
     wide = 1.5 * (H * T * P * D + T * D * D) < P * D * D + T * P * D
-    if wide:
-        asked = torch.bmm(query, weights_k.view(H, d, D))  # [H, N T, D]
-        asked = asked.view(H, N, T, D).transpose(0, 1).reshape(N, H * T, D)
-        scores = asked @ image.transpose(1, 2)  # [N, H T, P]
-    else:
-        keys = F.linear(image, weights_k).view(N, P, H, d).permute(0, 2, 3, 1)  # [N, H, d, P]
-        asked = query.view(H, N, T, d).transpose(0, 1)  # [N, H, T, d]
-        scores = (asked @ keys).reshape(N, H * T, P)
-    scores = scores * d**-0.5
+    scores = (_wide_scores if wide else _scores)(query, weights_k, image) * d**-0.5
     if image_mask is not None:
         scores = scores.masked_fill(~image_mask.unsqueeze(1), LARGE)
-    attention = torch.softmax(scores, dim=-1)  # float32 under autocast
-    if wide:
-        context = (attention @ image).view(N, H, T, D).transpose(0, 1).reshape(H, N * T, D)
-        context = torch.bmm(context, weights_v.view(H, d, D).transpose(1, 2))  # [H, N T, d]
-        context = context.transpose(0, 1).reshape(N, T, D)
-    else:
-        values = F.linear(image, weights_v).view(N, P, H, d).transpose(1, 2)  # [N, H, P, d]
-        context = attention.view(N, H, T, P) @ values  # [N, H, T, d]
-        context = context.transpose(1, 2).reshape(N, T, D)
+    attention = torch.softmax(scores, dim=-1)  # [N, H T, P], float32 under autocast
+    context = (_wide_context if wide else _context)(attention, weights_v, image, H)
     # Attention weights sum to 1, so the bias of the values passes through unchanged.
     return _finish(fusion, module.out_proj(context + bias_v), text)
+
+
+def _scores(query: Tensor, weights_k: Tensor, image: Tensor) -> Tensor:
+    """Query `[N, T, H, d]` times the keys of the image `[N, P, D]`: `[N, H T, P]`."""
+    N, T, H, d = query.shape
+    P = image.shape[1]
+    keys = F.linear(image, weights_k).view(N, P, H, d).permute(0, 2, 3, 1)  # [N, H, d, P]
+    return (query.transpose(1, 2) @ keys).reshape(N, H * T, P)
+
+
+def _wide_scores(query: Tensor, weights_k: Tensor, image: Tensor) -> Tensor:
+    """The same without forming the keys: the query goes through their weights."""
+    N, T, H, d = query.shape
+    D = image.shape[2]
+    asked = query.view(N * T, H, d).transpose(0, 1)  # [H, N T, d]
+    asked = torch.bmm(asked, weights_k.view(H, d, D))  # [H, N T, D]
+    asked = asked.view(H, N, T, D).transpose(0, 1).reshape(N, H * T, D)
+    return asked @ image.transpose(1, 2)
+
+
+def _context(attention: Tensor, weights_v: Tensor, image: Tensor, H: int) -> Tensor:
+    """Attention weights `[N, H T, P]` times the values of the image `[N, P, D]`: `[N, T, D]`."""
+    N, P, D = image.shape
+    T, d = attention.shape[1] // H, D // H
+    values = F.linear(image, weights_v).view(N, P, H, d).transpose(1, 2)  # [N, H, P, d]
+    context = attention.view(N, H, T, P) @ values  # [N, H, T, d]
+    return context.transpose(1, 2).reshape(N, T, D)
+
+
+def _wide_context(attention: Tensor, weights_v: Tensor, image: Tensor, H: int) -> Tensor:
+    """The same without forming the values."""
+    N, _, D = image.shape
+    T, d = attention.shape[1] // H, D // H
+    context = (attention @ image).view(N, H, T, D).transpose(0, 1).reshape(H, N * T, D)
+    context = torch.bmm(context, weights_v.view(H, d, D).transpose(1, 2))  # [H, N T, d]
+    return context.transpose(0, 1).reshape(N, T, D)
 
 
 def _finish(fusion: ImageTextFusion, fused: Tensor, text: Tensor) -> Tensor:
