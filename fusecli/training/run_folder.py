@@ -15,6 +15,7 @@ from fusecli.errors import FuseError, OutputError, UsageError
 from fusecli.features.atomic import StagedFile
 from fusecli.features.file import open_regular
 from fusecli.features.folder_lock import folder_lock
+from fusecli.features.leftovers import is_temporary, sweep
 from fusecli.features.protected import ProtectedFiles
 from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.checkpoint import Checkpoints
@@ -144,7 +145,7 @@ class RunFolder:
             self._clear()
         elif resume:
             raise UsageError(f"--resume: {self.path} holds no run to go on with")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and not self._is_empty():
             raise UsageError(
                 f"{self.path}: is not empty and holds no {RUN_RECORD}: name an empty or new folder"
             )
@@ -152,6 +153,11 @@ class RunFolder:
         record = {"version": _VERSION, "identity": self.identity}
         self.write(RUN_RECORD, [(json.dumps(record, indent=2, sort_keys=True) + "\n").encode()])
         return False
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is there but what a training has left that was killed as it began."""
+        sweep(str(self.path))
+        return all(is_temporary(name) for name in os.listdir(self.path))
 
     def _make(self) -> bool:
         """Whether the folder was not there: others may make it at the same moment."""
