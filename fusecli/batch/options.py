@@ -55,7 +55,8 @@ class BatchOptions:
         seed: of initial weights where no weights are given; None means 0.
         workers: threads that read and fuse, or workers on Ray; None is what the pairs, or the
             cluster, are worth.
-        verify: compare what is in the inputs, not only their names, sizes and times.
+        verify: compare what is in the inputs, and in the results of earlier runs, not only
+            their names, sizes and times.
         prune: remove the results of pairs that are no longer among the inputs.
         strict: a pair with a diagnosis fails.
         max_memory: bytes that results under way may take.

@@ -26,6 +26,7 @@ from fusecli.batch.store.pack_index import write_index
 from fusecli.batch.store.packs import PackSink
 from fusecli.batch.store.result import Result
 from fusecli.batch.store.run_record import LayoutRecord, RunRecord
+from fusecli.batch.store.verify import WrittenResults
 from fusecli.batch.summary import Summary
 from fusecli.batch.threads import ThreadWorkers
 from fusecli.batch.tuning import Tuning
@@ -102,13 +103,22 @@ def run_batch(
         spec, weights, found = _begin(options, folder, source)
         for note in _notes(options, spec, weights, source, found):
             tell(note)
-        sink = _sink(options, spec, folder, tuning)
+        written = WrittenResults(folder.root, options.out_dtype) if options.verify else None
+        if written is not None:
+            stack.callback(written.close)
+        sink = _sink(options, spec, folder, tuning, written)
         stack.callback(sink.rollback)
         history = PreviousResults(folder.root, folder.own_journals, sink.is_valid, folder.spec)
         assert folder.journal is not None
         folder.journal.run = history.last_run + 1
         for line in damaged_lines(folder, history):
             tell(line)
+        if options.verify and history.missing and not options.retry_failed:
+            tell(
+                "warning: results of earlier runs are gone or not as they were written "
+                f"({history.missing:,} of them): they are made again, where the pair is among the "
+                "inputs"
+            )
         run = _Run(options, sink, source, history, progress, folder.journal)
         run.summary.run_diagnoses = [f"{each.code}: {each.message}" for each in found]
         reader = PairFeaturesReader(spec, tuning)
@@ -290,12 +300,16 @@ def _notes(
 
 
 def _sink(
-    options: BatchOptions, spec: FusionSpec, folder: OutputFolder, tuning: Tuning
+    options: BatchOptions,
+    spec: FusionSpec,
+    folder: OutputFolder,
+    tuning: Tuning,
+    written: WrittenResults | None,
 ) -> PackSink | FileSink:
-    metadata = spec.config.to_dict()
+    metadata, dtype = spec.config.to_dict(), options.out_dtype
     if options.pack:
-        return PackSink(folder, options.shard_size, options.out_dtype, metadata, tuning)
-    return FileSink(folder, Encoder(options.out_dtype, metadata), options.ending, tuning)
+        return PackSink(folder, options.shard_size, dtype, metadata, tuning, written)
+    return FileSink(folder, Encoder(dtype, metadata), options.ending, tuning, written)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import WeightsError
-from fusecli.features.file import FeatureFile
+from fusecli.features.file import sha256_of
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.initial_weights import initial_weights
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import StoredModule, module_of
 from fusecli.fusion.weights_file import open_weights, read_weights
-
-_READ = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,26 +57,13 @@ def read_run_weights(path: str, options: ModuleOptions, image_dim: int) -> RunWe
     """
     weights = open_weights(path, options.weights_prefix)
     with weights.file:
-        before = _sha256(weights.file)
+        before = sha256_of(weights.file)
         found = module_of(weights, options, image_dim)
         names = found.config.parameter_shapes()
         parameters = read_weights(weights, dict.fromkeys(names, slice(None)))
-        if _sha256(weights.file) != before:
+        if sha256_of(weights.file) != before:
             raise WeightsError(
                 f"{path}: was changed while it was read: wait until it is written, and run the "
                 "same command again"
             )
     return RunWeights(found.config, before, weights.seed, found.heads_assumed, found, parameters)
-
-
-def _sha256(file: FeatureFile) -> str:
-    """SHA-256 of the open file, whatever has its name by now."""
-    digest = hashlib.sha256()
-    if file.handle is None:
-        digest.update(file.content or b"")
-        return digest.hexdigest()
-    offset = 0
-    while block := os.pread(file.handle.fileno(), _READ, offset):
-        digest.update(block)
-        offset += len(block)
-    return digest.hexdigest()

@@ -38,7 +38,7 @@ from fusecli.fusion.backend.device import (
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.literals import Side
 from fusecli.fusion.results import PairChunk, count_nonfinite, fuse_chunk, query_sides
-from fusecli.pairs.fingerprints import content_of
+from fusecli.pairs.fingerprints import content_of, numbers_of
 from fusecli.pairs.open import Pair
 from fusecli.pairs.stamps import FileStamps, stamps_of
 from fusecli.report import result_diagnoses
@@ -211,6 +211,7 @@ class Fuser:
         for (result, features), tensors in zip(group, made, strict=True):
             try:
                 result.tensors = self._stored(result.pair, features, tensors)
+                result.written = numbers_of(result.tensors.values())
                 result.diagnoses, result.notes = features.diagnoses, features.notes
                 if self.spec.reading.allow_nonfinite:
                     result.diagnoses = [*_nonfinite(tensors), *result.diagnoses]

@@ -19,7 +19,7 @@ from fusecli.errors import FeatureFileError, refuse_empty_name, shortened, shown
 from fusecli.features.changes import settled_status, was_changed
 from fusecli.features.formats.npy import npy_from_stream
 from fusecli.features.formats.table import READABLE_ENDINGS, format_of
-from fusecli.features.tensor import ManyTensors, StoredTensor
+from fusecli.features.tensor import FileBytes, ManyTensors, StoredTensor
 from fusecli.records import record
 
 if TYPE_CHECKING:
@@ -97,6 +97,28 @@ class FeatureFile:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def sha256_of(file: FeatureFile) -> str:
+    """SHA-256 of an open file's bytes, as `sha256sum` prints it; of what was read for stdin.
+
+    The open file is hashed, even if another file has taken its name since.
+    """
+    import hashlib  # loads OpenSSL, which most jobs do not need
+
+    digest = hashlib.sha256(file.content or b"")
+    if file.handle is not None:
+        source, offset = FileBytes(file.handle), 0
+        size = os.fstat(file.handle.fileno()).st_size
+        while offset < size:
+            try:
+                block = source.read(offset, min(1 << 20, size - offset))
+            except (EOFError, OSError) as error:
+                reason = getattr(error, "strerror", None) or "it became shorter while it was read"
+                raise FeatureFileError(f"{file.name}: cannot be read: {reason}") from None
+            digest.update(block)
+            offset += len(block)
+    return digest.hexdigest()
 
 
 def open_features(name: str) -> FeatureFile:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, WeightsError, shortened
-from fusecli.features.file import FeatureFile, open_features
+from fusecli.features.file import FeatureFile, open_features, sha256_of
 from fusecli.fusion.config import FusionConfig, shown
+from fusecli.fusion.run_sums import METRICS, check_sum, sums_of_run
 from fusecli.records import record
 
 METADATA_KEY = "fusecli"
@@ -149,10 +150,32 @@ def open_weights(name: str, prefix: str | None = None) -> WeightsFile:
         )
     file = open_features(path)
     try:
+        refuse_other_weights(file)
         return weights_in(file, prefix)
     except BaseException:
         file.close()
         raise
+
+
+def refuse_other_weights(file: FeatureFile) -> None:
+    """Refuse the weights file in a training run's folder that is not the one the run has written.
+
+    A copy elsewhere is used as it is, and so is one beside which no finished run is recorded.
+
+    Args:
+        file: open.
+
+    Raises:
+        FeatureFileError: it is another, or what the run says of its files is damaged.
+    """
+    folder, name = os.path.split(file.name)
+    if name != RUN_WEIGHTS or not os.path.lexists(os.path.join(folder, METRICS)):
+        return
+    if not os.path.lexists(os.path.join(folder, RUN_RECORD)):
+        return
+    sums = sums_of_run(folder)
+    if sums is not None:
+        check_sum(sums, folder, RUN_WEIGHTS, sha256_of(file))
 
 
 def weights_in(file: FeatureFile, prefix: str | None = None) -> WeightsFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fusecli.features.dtypes import storage_type
+from fusecli.features.file import sha256_of
 from fusecli.features.writer import FeatureWriter
 from fusecli.fusion.base import Fusion
 from fusecli.fusion.results import ResultTensor
@@ -20,7 +21,6 @@ from fusecli.report.report import (
     describe_module,
     describe_plan,
     provenance,
-    sha256_of,
 )
 from fusecli.report.stages import all_stages
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import sys
 from dataclasses import asdict, field, fields
@@ -18,12 +17,10 @@ import numpy as np
 import safetensors
 
 from fusecli._version import __version__
-from fusecli.errors import FeatureFileError
 from fusecli.features.axes import Axes
-from fusecli.features.file import FeatureFile
 from fusecli.features.notes import Note as Note
 from fusecli.features.pair_inputs import UsedMask
-from fusecli.features.tensor import FileBytes, StoredTensor
+from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import Dtype, Engine
@@ -208,28 +205,6 @@ def provenance(
         threads=threads,
         seed=seed,
     )
-
-
-def sha256_of(file: FeatureFile) -> str:
-    """SHA-256 of an open file's bytes, as `sha256sum` prints it; of what was read for stdin.
-
-    The open file is hashed, even if another file has taken its name since.
-    """
-    import hashlib  # loads OpenSSL, which most jobs do not need
-
-    digest = hashlib.sha256(file.content or b"")
-    if file.handle is not None:
-        source, offset = FileBytes(file.handle), 0
-        size = os.fstat(file.handle.fileno()).st_size
-        while offset < size:
-            try:
-                block = source.read(offset, min(1 << 20, size - offset))
-            except (EOFError, OSError) as error:
-                reason = getattr(error, "strerror", None) or "it became shorter while it was read"
-                raise FeatureFileError(f"{file.name}: cannot be read: {reason}") from None
-            digest.update(block)
-            offset += len(block)
-    return digest.hexdigest()
 
 
 def _jsonable(value: Any) -> Any:

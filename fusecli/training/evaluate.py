@@ -26,6 +26,7 @@ from fusecli.features.formats.base import one_line
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import check_device_name
 from fusecli.fusion.options import check_choice
+from fusecli.fusion.run_sums import check_sum, file_sum, sums_of_run
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples, Side
@@ -50,7 +51,6 @@ from fusecli.training.side_by_side import choose_device
 from fusecli.training.source import SourceOptions, open_data
 from fusecli.training.stored import StoredModel
 from fusecli.training.stored_run import load_run
-from fusecli.training.sums import check_sum, file_sum, sums_of_run
 from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
 from fusecli.training.targets import TASKS, Targets, Task
 

@@ -14,11 +14,11 @@ import numpy as np
 from fusecli._version import __version__
 from fusecli.errors import FuseError
 from fusecli.features.atomic import StagedFile
+from fusecli.fusion.run_sums import METRICS, metrics_of
 from fusecli.training.examples import Examples
 from fusecli.training.fitted import Fitted
 from fusecli.training.options import TrainOptions
 from fusecli.training.run_folder import hash_of
-from fusecli.training.sums import METRICS, metrics_of
 from fusecli.training.targets import Targets
 
 REPORT, PREDICTIONS, SPLIT, LOG = (

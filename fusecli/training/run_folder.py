@@ -17,11 +17,11 @@ from fusecli.features.file import open_regular
 from fusecli.features.folder_lock import folder_lock
 from fusecli.features.leftovers import is_temporary, sweep
 from fusecli.features.protected import ProtectedFiles
+from fusecli.fusion.run_sums import MODELS, file_sum, models_of
 from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
 from fusecli.training.checkpoint import Checkpoints
 from fusecli.training.fitted import Fitted
 from fusecli.training.run_models import CHECKPOINTS, refuse_odd, save_models
-from fusecli.training.sums import MODELS, file_sum, models_of
 
 _VERSION = 1
 _LARGEST_RECORD = 1 << 26  # bytes of run.json

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from fusecli.errors import OutputError
 from fusecli.features.formats.safetensors import file_start
+from fusecli.fusion.run_sums import MODELS, model_names
 from fusecli.fusion.weights_file import METADATA_KEY, RUN_WEIGHTS
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
 from fusecli.training.stored import Member
 from fusecli.training.stored_run import HEAD_KEY, MODEL_KEY, MODEL_VERSION
-from fusecli.training.sums import MODELS, model_names
 
 CHECKPOINTS = "checkpoints"
 

@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, FuseError, UsageError, shortened
-from fusecli.features.file import open_features
+from fusecli.features.file import open_features, sha256_of
 from fusecli.fusion.config import FusionConfig, shown
+from fusecli.fusion.run_sums import MODELS, Sums, check_sum, models_of, sums_of_run
 from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS
-from fusecli.report.report import sha256_of
 from fusecli.training.blend import Blend, parts_of
 from fusecli.training.candidates import ModelSpec
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.results import ORDER
 from fusecli.training.standardise import unit_statistics
 from fusecli.training.stored import Member, StoredModel
-from fusecli.training.sums import MODELS, Sums, check_sum, models_of, sums_of_run
 
 HEAD_KEY = "fusecli_head"  # in the metadata of weights.safetensors
 MODEL_KEY = "fusecli_model"  # in the metadata of the files of the other models

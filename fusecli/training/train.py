@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import UsageError, shortened
+from fusecli.fusion.run_sums import METRICS, SUMS_KEY, are_whole
 from fusecli.fusion.weights_file import RUN_WEIGHTS
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples
@@ -47,7 +48,6 @@ from fusecli.training.split import (
     make_split,
     seen_share,
 )
-from fusecli.training.sums import METRICS, SUMS_KEY, are_whole
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
 from fusecli.training.targets import Targets
 from fusecli.training.train_notes import NotedProgress, Notes, TrainProgress

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from fusecli import load_module
 from fusecli.errors import FeatureFileError, OutputError, UsageError
 from fusecli.features.folder_lock import folder_lock
+from fusecli.fusion.run_sums import are_whole
 from fusecli.training import evaluate
 from fusecli.training.evaluate import LoadedRun, _learnt, open_run
 from fusecli.training.run_folder import RunFolder
 from fusecli.training.source import Data, open_data
-from fusecli.training.sums import are_whole
 from tests.faults.running import contents, run
 from tests.faults.training import TRAIN
 
@@ -202,3 +203,32 @@ def test_report_is_the_same_without_locks(
     monkeypatch.setattr("fusecli.features.folder_lock.fcntl", None)
     assert run(*TRAIN).code == 0
     assert contents(Path("run")) == whole
+
+
+def test_weights_that_the_run_has_not_written_are_refused(folder_of_run: Path) -> None:
+    """By `fuse`, `batch` and in Python, wherever the folder or the file in it is named."""
+    shutil.copy("run/weights.safetensors", "alone.safetensors")
+    os.mkdir("stranger")
+    shutil.copy("run/weights.safetensors", "stranger/weights.safetensors")
+    Path("stranger/metrics.json").write_text('["of somebody else"]')
+    pair = ("fuse", "images/00.npy", "texts/00.npy", "-o", "out.npy", "-q", "-f", "--weights")
+    pairs = ("batch", "images", "texts", "-o", "out", "-q", "-f", "--weights")
+    for used in ("run", "run/weights.safetensors", "alone.safetensors", "stranger"):
+        assert run(*pair, used).code == 0, used
+    data = bytearray(Path("run/weights.safetensors").read_bytes())
+    data[-2] ^= 1
+    Path("run/weights.safetensors").write_bytes(data)
+    for job in (pair, pairs):
+        for used in ("run", "run/weights.safetensors"):
+            done = run(*job, used)
+            assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done
+            assert done.err.startswith(
+                "error: run/weights.safetensors: is not the file that this run has written, by "
+                "metrics.json: "
+            )
+    with pytest.raises(FeatureFileError, match="is not the file that this run has written"):
+        load_module("run")
+    shutil.copy("run/weights.safetensors", "alone.safetensors")
+    assert run(*pair, "alone.safetensors").code == 0, "a lone file is used as it is"
+    os.unlink("run/metrics.json")
+    assert run(*pair, "run").code == 0, "nothing is known of it"

@@ -20,10 +20,10 @@ from fusecli import (
 )
 from fusecli.cli.main import main as run_main
 from fusecli.errors import OutputError, WeightsError
+from fusecli.features.file import sha256_of
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import open_weights
-from fusecli.report.report import sha256_of
 from tests.fusion.states import as_numpy, plain_state, randomize
 
 IMAGE = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)

@@ -18,7 +18,7 @@ from fusecli.pairs.stamps import FileStamp
 from fusecli.report.report import Diagnosis, Note
 
 # What a worker gives back for a pair: a result without the pair.
-Made = tuple[list[FileStamp], Any, str | None, list[Diagnosis], int, list[Note]]
+Made = tuple[list[FileStamp], Any, str | None, list[Diagnosis], int, list[Note], int]
 
 
 class Worker:
@@ -42,7 +42,10 @@ class Worker:
             FuseError: what concerns the whole run.
         """
         results = self._fuser.work(pairs, budget)
-        return [(r.stamps, r.tensors, r.error, r.diagnoses, r.content, r.notes) for r in results]
+        return [
+            (r.stamps, r.tensors, r.error, r.diagnoses, r.content, r.notes, r.written)
+            for r in results
+        ]
 
     def begin(self) -> None:
         """See that this process computes what the driver would.

@@ -30,6 +30,7 @@ def done_entry(
         result.content,
         [f"{diagnosis.code}: {diagnosis.message}" for diagnosis in result.diagnoses],
         [note.message for note in result.notes],
+        written=result.written,
     )
 
 

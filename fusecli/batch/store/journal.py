@@ -55,6 +55,7 @@ class Entry:
         removed: its result was removed, since the pair is no longer among the inputs.
         run: the number of the run that wrote the line; 0 in journals that do not say it.
         spec: tells what that run computed, see `spec_of`; 0 in journals that do not say it.
+        written: tells the numbers of the result; 0 in journals that do not say it.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Entry:
     removed: bool = False
     run: int = 0
     spec: int = 0
+    written: int = 0
 
     @property
     def done(self) -> bool:
@@ -107,6 +109,8 @@ class Entry:
             data["source"] = f"{self.source:016x}"
         if self.content:
             data["content"] = f"{self.content:016x}"
+        if self.written:
+            data["written"] = f"{self.written:016x}"
         if spec:
             data["spec"] = f"{spec:016x}"
         data["run"] = run
@@ -312,6 +316,7 @@ def _entry(data: dict[str, Any]) -> Entry:
         removed,
         _number(data.get("run", 0)),
         _hexadecimal(data.get("spec")),
+        _hexadecimal(data.get("written")),
     )
 
 

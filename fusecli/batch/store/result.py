@@ -26,6 +26,7 @@ class Result:
         diagnoses: what may be wrong with the result.
         content: tells the features that were read; 0 where they were not.
         notes: what was assumed, or used without being asked for.
+        written: tells the numbers of the tensors; 0 where there are none.
     """
 
     pair: Pair
@@ -35,6 +36,7 @@ class Result:
     diagnoses: list[Diagnosis] = field(default_factory=list)
     content: int = 0
     notes: list[Note] = field(default_factory=list)
+    written: int = 0
 
     @property
     def shapes(self) -> Shapes:

@@ -110,8 +110,8 @@ class Run(OptionGroup):
         bool,
         typer.Option(
             "--verify",
-            help="Compare the contents of the inputs with what was fused, not only their names, "
-            "sizes and times.",
+            help="Compare the contents of the inputs with what was fused, and the results with "
+            "what was written, not only their names, sizes and times.",
         ),
     ] = False
     prune: Annotated[

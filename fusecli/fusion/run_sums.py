@@ -6,7 +6,6 @@ models would be measured as one, and its list of learnt pairs would be another r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -51,6 +50,8 @@ def file_sum(path: str) -> str:
     Raises:
         FeatureFileError: it cannot be read.
     """
+    import hashlib  # loads OpenSSL, which most jobs do not need
+
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
