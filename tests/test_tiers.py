@@ -13,7 +13,7 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_quick_takes_one_case_of_tests_of_every_package():
+def test_quick_runs_tests_of_every_package():
     quick = ["--co", "-qq", "--one-case", "-m", "not slow and not ray"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-o", "addopts=", *quick, "-q", str(TESTS)],

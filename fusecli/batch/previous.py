@@ -19,7 +19,7 @@ Exists = Callable[[Pair, int], bool]
 
 @dataclass(frozen=True)
 class Found:
-    """Receives what `todo` finds out about pairs of earlier runs.
+    """Receives what `todo` learns about pairs of earlier runs.
 
     Attributes:
         summary: receives the counts.
@@ -39,14 +39,14 @@ def todo(
     exists: Exists,
     found: Found,
 ) -> Iterator[Pair]:
-    """The pairs that this run is to do, in order; counts the others.
+    """The pairs that this run has to fuse, in order; the others are counted.
 
     Args:
         options: of the run.
         pairs: all of them.
         history: what earlier runs did.
         reader: reads a pair whose content is compared.
-        exists: whether the file of a pair is there, with this size.
+        exists: whether the file of a pair exists with this size.
         found: receives the counts and the pairs that are fused again.
     """
     inputs = _Inputs(reader, options.verify)
@@ -75,18 +75,18 @@ class _Inputs:
 
     Args:
         reader: reads a pair whose content is compared.
-        verify: compare every content.
+        verify: always compare the content too.
     """
 
     def __init__(self, reader: PairFeaturesReader, verify: bool) -> None:
         self._reader, self._verify = reader, verify
 
     def are_the_same(self, pair: Pair, state: PairState) -> bool:
-        """Whether a pair is read from the same files, keys and rows, which have not changed.
+        """Whether a pair's inputs are the same as in the earlier run.
 
-        Size and time of the files have to be those that were read. If in addition the files,
-        keys and rows are the same, that is enough; if they are others, or if it is to be
-        verified, the content decides. Journals of fusecli 0.1.0 say neither.
+        The files must have the size and time that they had then. If files, keys and rows are
+        also the same, the inputs are the same. If those differ, or with `verify`, the content of
+        the features is compared. Journals of fusecli 0.1.0 have neither source nor content.
         """
         stamps = FileStamps().of(pair)
         if fingerprint(pair.id, stamps) != state.version:

@@ -21,15 +21,15 @@ from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import Direction, Dtype, Engine, OutDtype, Pool, Side
 from fusecli.fusion.settings import Sizes
 
-_WORTH_A_THREAD = 5e6  # multiply-adds a pair: as long as what Python does for it
+_WORTH_A_THREAD = 5e6  # multiply-adds of a pair that take as long as the Python code around them
 
 
 @dataclass(frozen=True)
 class FusionSpec:
     """Everything that the numbers of one pair depend on besides its own files.
 
-    The order of products is chosen for the whole run, from the shapes of its first pairs: chosen
-    anew for what is left after a stop, or for one shard, it could give other last bits.
+    The order of products is chosen once for the whole run, from the shapes of its first pairs. If
+    a resumed run or a shard chose its own order, the last bits of its results could differ.
 
     Attributes:
         config: the fusion.
@@ -41,12 +41,13 @@ class FusionSpec:
         gate: the value of the module's gate, or None.
         reading: how files are read.
         device, dtype, engine: where and in what is computed; no "auto" is left in them.
-        threads: that torch computes with, since their number shows in the last bits; None where
-            numpy or an accelerator computes.
-        out_dtype: that is written.
+        threads: number of threads of torch, which changes the last bits; None where numpy or an
+            accelerator computes.
+        out_dtype: type of the numbers that are written.
         sizes: N, T and P that the order of products is chosen for.
-        heads_assumed: H is a guess.
-        weights_prefix: that was given, where the weights file holds several modules.
+        heads_assumed: the weights file does not say H, and a usual number is taken.
+        weights_prefix: the prefix that an option gave, where the weights file holds several
+            modules.
         strict: a pair with a diagnosis fails.
     """
 
@@ -75,10 +76,11 @@ class FusionSpec:
 
     @property
     def workers(self) -> int:
-        """Threads that pay: products run at the same time in all of them, Python in one.
+        """Number of threads to use: all cores, or one for small pairs.
 
-        Measured on two cores: with pairs of one image token, a second thread that hands its
-        interpreter to and fro makes a run a sixth slower.
+        Threads run matrix products at the same time, but Python code only one after the other.
+        Measured on two cores: with pairs of one image token, a second thread makes a run a sixth
+        slower.
         """
         _, T, P = self.sizes
         each = self.config.how.multiply_adds(self.config, T, P)
@@ -111,7 +113,7 @@ class FusionSpec:
         return self.config.sizes(N, T, P)
 
     def to_record(self, layout: LayoutRecord) -> RunRecord:
-        """What is written down about a run whose results are laid out so."""
+        """The record of this run, with the layout of its results."""
         return RunRecord(
             self.config,
             WeightsRecord(self.sha256, self.seed, self.weights_prefix),

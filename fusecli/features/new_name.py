@@ -1,11 +1,11 @@
-"""A finished file gets a name that nothing has: what appeared there meanwhile is not replaced.
+"""Give a finished file its name, unless another file has appeared under that name.
 
-`os.rename` replaces a file without a word. Three ways are tried, in this order:
+`os.rename` would replace that file without an error. Three ways are tried, in this order:
 
 1. A hard link under the new name. The system refuses it where the name is taken.
 2. `renameat2` of Linux with RENAME_NOREPLACE, for file systems without hard links (FAT, exFAT).
 3. An empty file, made only where the name is free, which the finished file then replaces. A power
-   cut between the two leaves the empty file. Only file systems that have neither come to this.
+   cut between the two leaves the empty file. So this is only for file systems without 1 and 2.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def rename_to_new(
     try:
         os.link(staged, path, src_dir_fd=staged_folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError:
-        # A server that answers late is asked twice, and has made the link by then.
+        # A slow file server may get the request twice, and refuses the second: the link is ours.
         if not _same(staged, path, staged_folder, folder):
             raise
     except (OSError, NotImplementedError) as error:
@@ -54,17 +54,17 @@ def rename_to_new(
         if not _rename_noreplace(staged, path, staged_folder, folder):
             _claim_and_rename(staged, path, staged_folder, folder)
         return
-    with contextlib.suppress(OSError):  # the name is given: what is left of the old one is swept
+    with contextlib.suppress(OSError):  # the file has its name; a later run removes the old one
         os.unlink(staged, dir_fd=staged_folder)
 
 
 def _rename_noreplace(
     staged: str, path: str, staged_folder: int | None, folder: int | None
 ) -> bool:
-    """Whether the system can do it, and has.
+    """Rename with RENAME_NOREPLACE; false where the system does not have it.
 
     Raises:
-        OSError: it can, and something else is wrong.
+        OSError: the system has it, and the rename failed.
     """
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if sys.platform != "linux" or function is None:

@@ -1,4 +1,4 @@
-"""What a person is told of things that were assumed, or used without being asked for."""
+"""Notes for people: what was assumed, and what was used although no option named it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Collection
 
 from fusecli.records import record
 
-_CASES = 8  # of notes that are counted apart
+_CASES = 8  # so many codes are counted apart, further ones only by their kind
 
 
 @record
 class Note:
-    """Something that was assumed, or used without being asked for.
+    """Something that was assumed, or used although no option named it.
 
     Attributes:
-        code: a stable short name, by which a batch counts notes of a kind; what follows a colon
-            in it tells cases of one kind apart.
+        code: a stable short name of its kind, by which a batch counts notes. A colon and more
+            may follow, to tell cases of one kind apart.
         message: in plain words.
     """
 
@@ -26,7 +26,7 @@ class Note:
         return self.message
 
     def counted_as(self, known: Collection[str]) -> str:
-        """What a count of notes takes it for: its code, or only its kind if there are many codes.
+        """The name under which it is counted: its code, or only the kind if there are many codes.
 
         Args:
             known: what has been counted so far.

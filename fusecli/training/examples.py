@@ -18,9 +18,9 @@ from fusecli.training.example_source import ExampleSource, Floats, Mask, read_al
 from fusecli.training.side_index import PackedSide, Rows, SideIndex, SideScan, mean_token
 
 _ROUNDING = 1e-5  # of the size of the features; float32 rounds at 6e-8
-_FORESEEN_BY = 200  # pairs that tell how large all of them are
-_CLEARLY = 2.0  # times the memory: the first pairs need not be like the others, as where sorted
-_CHUNK_BYTES = 16 << 20  # tokens that statistics are made of at a time
+_FORESEEN_BY = 200  # after so many pairs the size of all pairs is estimated
+_CLEARLY = 2.0  # times the memory: later pairs may be smaller, for example if they are sorted
+_CHUNK_BYTES = 16 << 20  # tokens that statistics read at a time
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ChannelStatistics:
     Attributes:
         mean: float32 `[D]`.
         std: float32 `[D]`; never below a tenth of the mean spread, so that a channel that is
-            nearly constant is not blown up to noise.
+            nearly constant is not amplified to noise.
     """
 
     mean: Floats
@@ -62,7 +62,7 @@ class Pooled:
     image: bool = False
 
     def of(self, side: Side) -> bool:
-        """Whether this side is."""
+        """Whether this side is replaced."""
         return self.text if side == "text" else self.image
 
 
@@ -205,7 +205,7 @@ class Examples:
         std = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0))
         floor = 0.1 * std.mean()
         std = np.maximum(std, floor)
-        # What is equal but for rounding stays as it is, instead of being blown up to noise.
+        # Channels that differ only by rounding stay as they are, and are not amplified to noise.
         std = np.where(std <= _ROUNDING * index.size, 1.0, std)
         mean = mean if shift is None else mean + shift
         return ChannelStatistics(mean.astype(np.float32), std.astype(np.float32))
@@ -237,7 +237,7 @@ def load_examples(
         source: the pairs.
         max_memory: bytes that the features may take; beyond that they are read from the files
             again for every batch.
-        on_read: is told how many pairs of how many have been read.
+        on_read: called with the number of pairs read, and of all pairs.
         named: int64 `[N]` a side, equal numbers where two pairs name the same features. With it,
             features that are much too large are not collected until the memory is full.
 
@@ -292,7 +292,7 @@ def _refuse_other_width(
 
 
 class _Foreseen:
-    """Tells early that features will not fit, from the size of those that were read.
+    """Estimates early that the features will not fit, from the size of those read so far.
 
     Args:
         named: int64 `[N]` a side, equal numbers where two pairs name the same features.
@@ -301,15 +301,14 @@ class _Foreseen:
 
     def __init__(self, named: Mapping[Side, Rows], budget: int) -> None:
         self._budget = budget
-        self._read: dict[Side, Rows] = {}  # [N], different features up to each pair
+        self._read: dict[Side, Rows] = {}  # [N], number of different features up to each pair
         for side, numbers in named.items():
             first = np.zeros(len(numbers), np.int64)
             first[np.unique(numbers, return_index=True)[1]] = 1
             self._read[side] = np.cumsum(first)
 
     def too_large(self, row: int, packed: Mapping[Side, PackedSide]) -> str | None:
-        """What is to be said where all will not fit, if the rest is like what is packed up to this
-        pair; else None."""
+        """The note if all pairs will not fit, estimated from those packed so far; else None."""
         if row < _FORESEEN_BY:
             return None
         wanted = sum(

@@ -26,14 +26,14 @@ _CROSS_BYTES = 64 << 20  # encoded images that are held while texts pass by
 
 @dataclass(frozen=True)
 class FitInfo:
-    """How a model came about.
+    """How a model was found.
 
     Attributes:
-        variant: the candidate that was taken.
-        epochs: of the best score.
+        variant: the candidate that was chosen.
+        epochs: number of epochs with the best score.
         score_name: what the scores are, such as "AUC".
         scores: validation score (or mean over folds) of every candidate.
-        history: of each job of the candidate that was taken, by the job's name.
+        history: the epochs of each job of the chosen candidate, by the job's name.
     """
 
     variant: str
@@ -44,21 +44,21 @@ class FitInfo:
 
 
 class Fitted:
-    """A line of the table: gives logits for pairs; no temperature is applied.
+    """One line of the table: a model that gives logits for pairs, without a temperature.
 
     Attributes:
         name: "majority", "text only", "image only", "additive", "concat + MLP" or "fusion".
         members: the networks whose logits are averaged; none for "majority".
         constant: float32 `[C]`, the logits of "majority".
-        info: how it came about.
+        info: how it was found.
         tuning_rows: int64 `[m]`, rows that this model's tuning logits are for: the validation
             part, or after folds all of training and validation.
         tuning_logits: float32 `[m, C]`, for `tag` `[m, T, C]`, for `match` `[2 m, 1]` with wrong
             images last; by networks that were not trained on these rows. Temperature and threshold
             are to be fitted on them.
-        blend: what the networks and the `parts` are multiplied with before they are added; None:
-            the networks alone.
-        parts: other lines of the table that count in this one.
+        blend: the factors of the networks and of the `parts` in their sum; None: the networks
+            alone.
+        parts: other lines of the table that are added to this one.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Fitted:
             stored: as it lies in the folder.
             examples: the features of the pairs.
             device: that computes.
-            before: the lines of the table before this one, which may count in it.
+            before: the lines of the table before this one, which may be added to it.
         """
         nothing = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
         counted = stored.blend.factors if stored.blend is not None else {}
@@ -115,7 +115,7 @@ class Fitted:
 
     @property
     def shares(self) -> dict[str, float]:
-        """How much each model counts in this line, of 1; empty for its networks alone."""
+        """The share of each model in this line; they sum to 1. Empty for its networks alone."""
         return {} if self.blend is None else self.blend.shares
 
     def network(self) -> Fitted:
@@ -123,7 +123,7 @@ class Fitted:
         return self._of(self.members)
 
     def alone(self, number: int) -> Fitted:
-        """Only one of the networks, for the spread over seeds."""
+        """One of the networks alone, to measure the spread over seeds."""
         return self._of([self.members[number]])
 
     def _of(self, members: list[Member]) -> Fitted:
@@ -210,13 +210,13 @@ class Fitted:
         return out
 
     def _counted(self) -> list[Fitted]:
-        """What is added up."""
+        """The models that are added up."""
         assert self.blend is not None
         own = [self.network()] if self.name in self.blend.factors else []
         return own + list(self.parts)
 
     def _sum(self, logits: Sequence[tuple[str, Floats]]) -> Floats:
-        """Weighted sum of logits; of numbers to be predicted, of their distance to the mean."""
+        """Weighted sum of logits. For `regress`, the distances to the mean are weighted."""
         assert self.blend is not None
         centre = self.members[0].centre
         total: Floats | None = None
@@ -290,13 +290,13 @@ class Fitted:
 
 
 def majority(examples: Examples, targets: Targets, rows: Rows, device: torch.device) -> Fitted:
-    """What can be said without looking at the pair: how often each label is, or the mean.
+    """The model that does not look at the pair: it gives each label's frequency, or the mean.
 
     Args:
         examples: the features.
         targets: the labels.
         rows: that are counted.
-        device: for the other models' sake.
+        device: kept with the model, as for all others.
     """
     counted = targets.take(rows)
     weight = counted.weights().astype(np.float64)

@@ -62,7 +62,9 @@ def check(cli: Callable, *options: str) -> None:
 @pytest.mark.parametrize(
     "options", [(), ("--direction", "image"), ("--method", "transformer"), ("--residual",)]
 )
-def test_a_mask_a_pair(options: tuple[str, ...], cli: Callable) -> None:
+def test_each_pair_has_an_attention_mask_of_its_own(
+    options: tuple[str, ...], cli: Callable
+) -> None:
     manifest(
         "image", "text", "attention_mask", row=lambda n: (f"i{n}.npy", f"t{n}.npy", f"m{n}.npy")
     )
@@ -91,7 +93,7 @@ def test_rows_of_two_stacks_that_differ_are_refused(cli: Callable) -> None:
     assert done.code == 0, done.err
 
 
-def test_one_that_changed_is_fused_again_and_what_was_assumed_is_told(cli: Callable) -> None:
+def test_a_pair_whose_attention_mask_changed_is_fused_again(cli: Callable) -> None:
     manifest(
         "image", "text", "attention_mask", row=lambda n: (f"i{n}.npy", f"t{n}.npy", f"m{n}.npy")
     )

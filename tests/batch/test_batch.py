@@ -64,7 +64,7 @@ def test_several_tensors_of_other_methods_are_what_fuse_gives(cli, pairs, method
 
 
 @pytest.mark.slow
-def test_a_transformer_and_the_image_as_the_side_that_asks(cli, pairs):
+def test_a_transformer_with_the_image_as_the_query_side(cli, pairs):
     for more in (["--method", "transformer", "--layers", "1"], ["--direction", "image"]):
         out = f"out{len(more)}"
         assert cli("batch", "images", "texts", "-o", out, *more).code == 0
@@ -151,7 +151,7 @@ def test_a_new_run_lists_folders_twice_and_looks_at_a_file_before_and_after_read
             assert (looks[f"stat {file}"], looks[f"lstat {file}"]) == (2, 0), file
 
 
-def test_rows_may_say_files_that_hold_what_the_usual_ones_do_not(cli, pairs):
+def test_a_row_of_a_manifest_may_name_a_format_that_can_hold_its_result(cli, pairs):
     Path("m.csv").write_text(
         "output,image,text\nx.safetensors,images/0/0000.npy,texts/0/0000.npy\n"
     )
@@ -169,7 +169,7 @@ def test_rows_may_say_files_that_hold_what_the_usual_ones_do_not(cli, pairs):
         ([], None),
     ],
 )
-def test_an_output_that_overrules_or_does_not_count_is_said(cli, pairs, more, said):
+def test_a_note_says_which_of_option_and_manifest_decides_the_output(cli, pairs, more, said):
     names = ["x.safetensors", "y.npy", "z.npz", ""]
     rows = [f"images/0/000{3 * i}.npy,texts/0/000{3 * i}.npy,{x}" for i, x in enumerate(names)]
     Path("m.csv").write_text("\n".join(["image,text,output", *rows]))

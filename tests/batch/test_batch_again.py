@@ -187,7 +187,7 @@ def test_a_pair_whose_pack_was_open_is_made_again_in_another(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pack", [[], ["--pack"]])
-def test_failed_pairs_wait_to_be_asked_for(cli, pairs, pack):
+def test_failed_pairs_are_tried_again_only_when_asked_for(cli, pairs, pack):
     good = Path("images/1/0004.npy").read_bytes()
     Path("images/1/0004.npy").write_bytes(good[:200])
     assert cli("batch", "images", "texts", "-o", "out", *pack).code == 3

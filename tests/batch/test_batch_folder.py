@@ -70,7 +70,7 @@ def test_a_folder_of_something_else_is_not_written_into(cli, pairs):
 
 
 @pytest.mark.parametrize("output", ["images", ".", "images/fused"])
-def test_inputs_are_never_in_danger(cli, pairs, output):
+def test_inputs_are_never_changed(cli, pairs, output):
     before = {path: path.read_bytes() for path in Path().rglob("*.npy")}
     done = cli("batch", "images", "texts", "-o", output, "--force")
     assert done.code in (1, 2)

@@ -56,7 +56,7 @@ def tensors(results) -> dict[str, list[bytes]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_pair_gives_does_not_depend_on_its_company(pairs, kind, joined, one_thread):
+def test_the_result_of_a_pair_does_not_depend_on_other_pairs(pairs, kind, joined, one_thread):
     # Some with masks, and some of odd types, among the others.
     for name in names()[3:12:3]:
         image = np.load(f"images/{name}.npy")
@@ -74,7 +74,7 @@ def test_what_a_pair_gives_does_not_depend_on_its_company(pairs, kind, joined, o
         assert any(fusion.row_stable for fusion in fuser._built.values()) == joined
 
 
-def test_joined_pairs_get_what_each_gets_alone(pairs, joined, monkeypatch):
+def test_pairs_fused_together_get_the_same_results_as_alone(pairs, joined, monkeypatch):
     fuser, every = everything(options(engine="numpy", switches=Switches(residual=True)))
     made = [result.tensors["fused"] for result in fuser.work(every, 1 << 30)]
     monkeypatch.setattr(fusion, "is_row_stable", lambda weights: False)
@@ -114,7 +114,7 @@ def test_bytes_do_not_depend_on_how_the_run_was_cut(
     shutil.rmtree(folder)
 
 
-def test_a_set_that_grew_gives_the_old_pairs_what_they_had(cli, pairs):
+def test_old_pairs_keep_their_results_when_new_ones_are_added(cli, pairs):
     shutil.copytree("images", "more/images")
     shutil.copytree("texts", "more/texts")
     shutil.rmtree("images/0")

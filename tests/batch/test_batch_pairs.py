@@ -83,7 +83,7 @@ def test_types_may_differ_from_pair_to_pair(cli, pairs, dtype):
         (np.array(["a"]), "holds strings"),
     ],
 )
-def test_a_pair_that_cannot_be_fused_says_why_and_is_alone_in_it(cli, pairs, array, said):
+def test_a_pair_that_cannot_be_fused_fails_alone_with_a_reason(cli, pairs, array, said):
     cli("batch", "images", "texts", "-o", "clean")
     np.save("images/1/0010.npy", array)
     done = cli("batch", "images", "texts", "-o", "out")
@@ -95,7 +95,7 @@ def test_a_pair_that_cannot_be_fused_says_why_and_is_alone_in_it(cli, pairs, arr
     assert outputs(pairs / "out") == clean
 
 
-def test_an_odd_pair_that_comes_first_does_not_decide(cli, pairs):
+def test_an_unusual_first_pair_does_not_decide_the_widths_of_a_run(cli, pairs):
     cli("batch", "images", "texts", "-o", "clean")
     np.save("images/0/0000.npy", np.ones((5, DI + 8), np.float32))
     done = cli("batch", "images", "texts", "-o", "out")
@@ -139,7 +139,7 @@ def test_an_id_that_safetensors_reserves_fails_alone(cli, folder):
 
 
 @pytest.mark.slow
-def test_what_is_settled_is_kept_for_what_is_left(cli, pairs, monkeypatch):
+def test_a_resumed_run_keeps_what_its_first_start_decided(cli, pairs, monkeypatch):
     """The order of products goes by the run's first pairs, whatever of them is left."""
     cli("batch", "images", "texts", "-o", "whole")
     cli("batch", "images", "texts", "-o", "out")

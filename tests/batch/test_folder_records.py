@@ -372,7 +372,7 @@ def test_run_that_cannot_begin_makes_nothing(pairs):
 
 
 @pytest.mark.parametrize("pack", [(), ("--pack",)])
-def test_folders_of_other_options_that_were_put_together_are_no_run(cli, pairs, pack):
+def test_shards_of_runs_with_other_options_copied_together_are_refused(cli, pairs, pack):
     """Such as two shards of two weights, computed apart: one index of both would be no result."""
     shared = ("batch", "images", "texts", "-q", *pack)
     assert cli(*shared, "-o", "whole", "--shard", "1/2").code == 0

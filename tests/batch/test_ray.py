@@ -325,7 +325,7 @@ def test_ray_whose_own_processes_die_ends_in_one_error(folder: Path, session: Se
     assert code == 0, err
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_impossible_ray_options_are_refused_before_anything_is_written(
     folder: Path, session: Session
 ) -> None:
     write_pairs(2)

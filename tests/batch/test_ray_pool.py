@@ -45,7 +45,7 @@ def test_missing_ray_names_the_extra(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="open files are looked up in /proc")
-def test_witness_ends_who_writes_rays_logs_and_not_who_reads_them(folder: Path) -> None:
+def test_processes_that_write_rays_logs_are_ended_and_readers_are_not(folder: Path) -> None:
     os.mkdir("real")
     os.symlink("real", "link")  # as a TMPDIR may be
     logs = folder / "link" / "fray-1"

@@ -222,7 +222,7 @@ def test_a_folder_inside_that_cannot_be_written_is_one_line(pairs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_runs_on_one_folder_do_not_meet(pairs, layout):
+def test_a_second_run_in_the_same_folder_is_refused(pairs, layout):
     first = start(arguments(layout), HELD)
     until = time.monotonic() + 30
     while not Path("out/journal.jsonl").exists():

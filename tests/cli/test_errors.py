@@ -240,7 +240,7 @@ def test_swapped_axes_are_answered_with_the_option_that_mends_them(
         ("fuse", "--report", "-o", "text.fused.npy", "image.npy", "text.npy"),
     ],
 )
-def test_bare_report_does_not_eat_what_follows(
+def test_report_without_a_file_leaves_the_next_argument_alone(
     inputs: Path, cli: Callable, args: tuple[str, ...]
 ) -> None:
     done = cli(*args)

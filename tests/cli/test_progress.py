@@ -13,7 +13,7 @@ import pytest
 from fusecli.cli.progress import Progress
 
 
-def test_time_left_is_said_once_something_is_done(
+def test_time_left_is_printed_after_the_first_pairs_are_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
@@ -41,7 +41,7 @@ def test_a_path_is_escaped_on_a_terminal_and_raw_in_a_pipe(program, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_finished_job_is_done_though_stderr_cannot_be_written(program, tmp_path):
+def test_a_job_succeeds_even_if_stderr_cannot_be_written(program, tmp_path):
     for side in ("i", "t"):
         np.save(tmp_path / f"{side}.npy", np.ones((2, 8), np.float32))
     with open("/dev/full", "w") as full:
@@ -51,7 +51,7 @@ def test_a_finished_job_is_done_though_stderr_cannot_be_written(program, tmp_pat
     assert (done.returncode, done.stdout) == (0, b"t.fused.npy\n")
 
 
-def test_a_bar_that_cannot_be_drawn_stops_nothing(monkeypatch):
+def test_a_job_goes_on_if_its_progress_bar_cannot_be_drawn(monkeypatch):
     class Closed(io.StringIO):
         def isatty(self):
             return True

@@ -1,7 +1,7 @@
 """A layer between the package and the file system: calls are recorded, and one may fail.
 
-Only calls on files under one folder are seen. Reading and writing through file objects is seen
-too: `open` gives objects of Python whose raw reads and writes pass through here.
+Only calls on files under one folder are recorded. Reading and writing through file objects is
+recorded too: `open` gives Python objects whose raw reads and writes pass through here.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Call:
 
 
 class Layer:
-    """Records calls under a folder; the `fail_at`-th fails (from 1), if `fails` allows its name.
+    """Records calls on files under a folder, and lets one of them fail.
 
     Args:
         root: the folder.
-        fail_at: which call fails; 0 for none.
-        number: how.
+        fail_at: which call fails, counted from 1; 0 for none.
+        number: the errno of the failure.
         only: count only calls for which this is true.
     """
 
@@ -99,7 +99,7 @@ class Layer:
         self.calls[-1] = Call(last.name, last.path, event)
 
     def inode(self, descriptor: int, new: bool = False) -> int:
-        """A number of a file that is not given again."""
+        """A number for a file that no later file gets."""
         number = os.fstat(descriptor).st_ino
         if new or number not in self._inodes:
             self._next += 1
@@ -147,7 +147,7 @@ class Layer:
         if where is None:
             self.real["fsync"](descriptor)
             return
-        self.count("fsync", where)  # and nothing is waited for: the disk is not what is tested
+        self.count("fsync", where)  # without waiting: the disk itself is not tested
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         self.changed("fsync", where if is_folder else self.inode(descriptor))
 
@@ -267,7 +267,7 @@ class Layer:
 
     @contextmanager
     def installed(self) -> Iterator[Layer]:
-        """While this lasts every call passes through the layer."""
+        """Every call inside the block passes through the layer."""
         on_descriptor = ("read", "readv", "pread", "preadv", "write", "writev", "pwrite",
                          "pwritev", "ftruncate")  # fmt: skip
         renaming, on_name = ("rename", "replace", "link"), ("unlink", "remove", "mkdir", "rmdir",

@@ -1,4 +1,4 @@
-"""The edge of the program: what nothing on the way has put into words is still one line."""
+"""Errors that no other code handles still end in one line on stderr."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inputs(folder: Path) -> Path:
 JOB = ("fuse", "image.npy", "text.npy", "-o", "out.npy", "--quiet")
 
 
-def test_torch_that_finds_no_memory_is_known() -> None:
+def test_torch_without_enough_memory_is_recognised() -> None:
     """The real error of torch on the CPU."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -49,7 +49,9 @@ def test_torch_that_finds_no_memory_is_known() -> None:
         (OSError(errno.ENOMEM, "out of memory"), None),
     ],
 )
-def test_only_failed_allocations_are_taken_for_such(error: Exception, says: str | None) -> None:
+def test_only_failed_allocations_count_as_too_little_memory(
+    error: Exception, says: str | None
+) -> None:
     why = out_of_memory(error)
     assert (why is None) if says is None else (why is not None and says in why)
 
@@ -61,7 +63,7 @@ def test_only_failed_allocations_are_taken_for_such(error: Exception, says: str 
         torch.OutOfMemoryError("CUDA out of memory. Unable to allocate 1 PiB"),
     ],
 )
-def test_job_that_finds_no_memory_is_one_line_and_leaves_nothing(
+def test_job_without_enough_memory_ends_in_one_line_and_leaves_nothing(
     inputs: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def failing(*args: object) -> None:
@@ -77,7 +79,7 @@ def test_job_that_finds_no_memory_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("name", [None, "some/file"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
-def test_system_error_that_nobody_words_is_one_line_and_does_not_blame_stdout(
+def test_other_system_errors_end_in_one_line_and_do_not_blame_stdout(
     inputs: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch, number: int, name: str | None
 ) -> None:
     def failing(*args: object) -> None:
@@ -100,7 +102,7 @@ def test_system_error_that_nobody_words_is_one_line_and_does_not_blame_stdout(
         ("batch", "images", "texts", "-o", "out"),
     ],
 )
-def test_working_folder_that_is_gone_is_one_line(tmp_path: Path, args: tuple[str, ...]) -> None:
+def test_deleted_working_folder_ends_in_one_line(tmp_path: Path, args: tuple[str, ...]) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     program = (
@@ -118,7 +120,7 @@ def test_working_folder_that_is_gone_is_one_line(tmp_path: Path, args: tuple[str
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 @pytest.mark.parametrize("args", [("inspect", "téxt×😀.npy"), ("methods",), ("fuse", "--help")])
-def test_stdout_of_any_encoding_is_written(
+def test_output_is_written_in_every_encoding_of_stdout(
     folder: Path, program: Callable, encoding: str, args: tuple[str, ...]
 ) -> None:
     np.save("téxt×😀.npy", np.ones((2, 8), np.float32))
@@ -131,7 +133,7 @@ def test_stdout_of_any_encoding_is_written(
         assert "téxt×😀.npy" in said
 
 
-def test_errors_that_nobody_can_read_keep_the_exit_code(inputs: Path, program: Callable) -> None:
+def test_exit_code_is_kept_if_stderr_is_closed(inputs: Path, program: Callable) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = program(
@@ -145,7 +147,7 @@ def test_errors_that_nobody_can_read_keep_the_exit_code(inputs: Path, program: C
 
 
 @pytest.mark.parametrize("command", ["batch", "train"])
-def test_folder_behind_a_closed_one_is_not_said_to_be_missing(
+def test_folder_without_permission_is_not_reported_as_missing(
     folder: Path, cli: Callable, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     real = os.stat
@@ -165,7 +167,7 @@ def test_folder_behind_a_closed_one_is_not_said_to_be_missing(
 
 
 @pytest.mark.parametrize("digits", [20, 400])
-def test_memory_bound_of_any_number_of_digits_is_no_traceback(
+def test_max_memory_of_many_digits_gives_no_traceback(
     inputs: Path, cli: Callable, digits: int
 ) -> None:
     done = cli(*JOB, "--max-memory", "9" * digits)
@@ -176,7 +178,7 @@ def test_memory_bound_of_any_number_of_digits_is_no_traceback(
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no terminals of this kind")
 def test_a_terminal_that_closes_ends_a_batch_with_129(folder: Path) -> None:
-    """The progress bar writes to a terminal that is gone; what is done stays."""
+    """The progress bar writes to a terminal that is closed; finished results stay."""
     import pty
 
     for side, tokens in (("images", 6), ("texts", 5)):

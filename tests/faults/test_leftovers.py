@@ -1,4 +1,4 @@
-"""Temporary files say whose they are, and those of dead runs are removed."""
+"""The name of a temporary file says which process made it; files of ended processes are removed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def started(*args: str) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
-def test_name_says_process_start_and_host() -> None:
+def test_name_holds_process_number_start_time_and_host() -> None:
     match = re.fullmatch(r"\.fusecli-(\d+)-(\d+)-[0-9a-f]{8}@(.+)\.part", temporary_name())
     assert match is not None
     assert int(match[1]) == os.getpid()
@@ -60,7 +60,7 @@ def test_name_says_process_start_and_host() -> None:
     assert temporary_name() != temporary_name()
 
 
-def test_file_of_a_killed_run_is_removed_by_the_next_and_not_while_it_lives(folder: Path) -> None:
+def test_file_of_a_run_is_removed_by_the_next_only_after_the_run_has_ended(folder: Path) -> None:
     process, staged = started("a.npy")
     try:
         assert sweep(".") == []
@@ -99,7 +99,7 @@ def test_predict_removes_what_a_killed_predict_left(folder_of_run: Path, dead_na
     assert set(os.listdir()) == before - {dead_name} | {"new.csv"}
 
 
-def test_process_number_that_was_given_again_is_not_the_owner(folder: Path) -> None:
+def test_a_later_process_with_the_same_number_is_not_the_owner(folder: Path) -> None:
     pid, start = os.getpid(), leftovers._own_start(os.getpid())
     mine = f".fusecli-{pid}-{start}-00000000@{os.uname().nodename}.part"
     other = f".fusecli-{pid}-{start + 1}-00000000@{os.uname().nodename}.part"
@@ -109,10 +109,10 @@ def test_process_number_that_was_given_again_is_not_the_owner(folder: Path) -> N
     assert os.listdir() == [mine]
 
 
-def test_file_that_somebody_holds_stays_though_its_process_cannot_be_seen(
+def test_file_that_is_locked_stays_even_if_its_process_cannot_be_seen(
     folder: Path, dead_name: str
 ) -> None:
-    """As in a container of its own, whose processes have other numbers."""
+    """As in another container, whose processes have numbers of their own."""
     with open(dead_name, "w") as file:
         leftovers.hold(file.fileno())
         assert sweep(".") == []
@@ -123,13 +123,13 @@ def test_file_that_somebody_holds_stays_though_its_process_cannot_be_seen(
     "name",
     [
         ".fusecli-1234-1-00000000@another-host.part",
-        ".fusecli-0123456789abcdef.part",  # of version 0.1.0: nobody knows whose
+        ".fusecli-0123456789abcdef.part",  # of version 0.1.0, which does not say its process
         ".fusecli-notes.part",
         "fusecli-999999999-1-00000000@{host}.part",
         ".fusecli-999999999-1-00000000@{host}.part.npy",
     ],
 )
-def test_files_of_others_stay(folder: Path, name: str) -> None:
+def test_files_of_other_hosts_and_other_programs_stay(folder: Path, name: str) -> None:
     name = name.format(host=os.uname().nodename)
     Path(name).touch()
     assert sweep(".") == []
@@ -137,7 +137,7 @@ def test_files_of_others_stay(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
-def test_what_is_no_file_of_ours_stays_though_it_has_such_a_name(
+def test_links_folders_and_pipes_with_the_name_of_a_temporary_file_stay(
     folder: Path, dead_name: str, kind: str
 ) -> None:
     Path("precious").write_text("precious")
@@ -166,7 +166,7 @@ def test_staged_file_is_not_written_through_a_link_that_has_its_name(
 
 
 def test_second_ctrl_c_stops_at_once_and_what_it_leaves_is_removed_later(folder: Path) -> None:
-    """Cleaning up that hangs, as on a network disk that has gone."""
+    """The first Ctrl-C cleans up, which can hang, as on a network disk that does not answer."""
     program = r"""
 import os, sys, time
 from fusecli.features import atomic

@@ -1,4 +1,4 @@
-"""Files of two runs in one folder, and two commands at work in one: refused, or done again."""
+"""Files of two runs in one folder, and two commands in one folder at the same time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = ("weights.safetensors", "models/text-only.safetensors", "split.csv")
 
 
 def make_other(name: str) -> None:
-    """A sound file with other numbers, or another part of a pair, as another run would have."""
+    """Replace a file by one that another run could have written: other numbers, another part."""
     path = Path("run", name)
     data = path.read_bytes()
     if name == "split.csv":
@@ -65,7 +65,7 @@ def test_run_with_a_file_of_another_is_done_again(folder_of_run: Path, name: str
     assert contents(Path("run")) == whole
 
 
-def test_model_that_is_gone_or_of_nobody_is_refused(folder_of_run: Path) -> None:
+def test_missing_model_and_model_of_no_run_are_refused(folder_of_run: Path) -> None:
     shutil.copy("run/models/additive.safetensors", "run/models/fusion.seed-1.safetensors")
     with pytest.raises(FeatureFileError, match=r"run/models/fusion.seed-1.safetensors: is not the"):
         open_run("run")
@@ -79,15 +79,15 @@ def test_model_that_is_gone_or_of_nobody_is_refused(folder_of_run: Path) -> None
     assert not are_whole("run")
 
 
-def test_paths_in_the_sums_are_those_of_every_system(folder_of_run: Path) -> None:
+def test_paths_in_the_sums_are_the_same_on_every_system(folder_of_run: Path) -> None:
     files = json.loads(Path("run/metrics.json").read_text())["files"]
     assert {name for name in files if "/" in name} == {
         f"models/{name}" for name in os.listdir("run/models")
     }
 
 
-def test_run_that_says_nothing_of_its_files_is_read_as_before(folder_of_run: Path) -> None:
-    """As earlier versions wrote them, and as a user copies only the models of one."""
+def test_run_without_sums_of_its_files_is_still_read(folder_of_run: Path) -> None:
+    """Earlier versions wrote no sums, and a user may have copied only the models of a run."""
     metrics = json.loads(Path("run/metrics.json").read_text())
     del metrics["files"]
     Path("run/metrics.json").write_text(json.dumps(metrics))
@@ -99,7 +99,7 @@ def test_run_that_says_nothing_of_its_files_is_read_as_before(folder_of_run: Pat
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"files": 5}', '{"files": {"a": 1}}', "[" * 99_999])
-def test_damaged_sums_are_one_line(folder_of_run: Path, damage: str) -> None:
+def test_damaged_sums_end_in_one_line(folder_of_run: Path, damage: str) -> None:
     Path("run/metrics.json").write_text(damage)
     done = run(*EVALUATE)
     assert done.code == 1
@@ -159,7 +159,7 @@ def test_folder_in_which_another_training_begins_stays(
         assert os.path.isdir("new")
 
 
-def test_evaluate_takes_models_and_learnt_pairs_of_one_run(
+def test_evaluate_reads_models_and_split_from_the_same_run(
     folder_of_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run may be trained in the folder once its models were read."""
@@ -181,7 +181,7 @@ def test_evaluate_takes_models_and_learnt_pairs_of_one_run(
     assert done.out.startswith("given part: 5 pairs ")  # the others were learnt from
 
 
-def test_file_system_without_locks_is_said(
+def test_a_note_tells_of_a_file_system_without_locks(
     folder_of_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without(*args: object, **options: object) -> None:

@@ -170,7 +170,9 @@ def test_name_that_cannot_be_given_after_it_was_claimed_is_free_again(
     assert os.listdir() == ["staged"]
 
 
-def test_server_that_answers_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_given_even_if_the_file_server_repeats_the_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The link was made, its answer was lost, and the request is repeated."""
     link = os.link
 

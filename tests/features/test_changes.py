@@ -49,7 +49,7 @@ def test_rewriting_right_after_it_was_opened_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harmless", [replaced, lambda path: path.chmod(0o600)])
-def test_what_leaves_the_content_as_it_is_does_not_matter(path: Path, harmless: Callable) -> None:
+def test_changes_that_leave_the_content_are_no_changes(path: Path, harmless: Callable) -> None:
     with open_features(str(path)) as file:
         harmless(path)
         file.refuse_changed()
@@ -74,7 +74,9 @@ def rewritten_with_other_rights(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "seen"), [(with_new_access_time, True), (rewritten_with_other_rights, False)]
 )
-def test_where_the_times_alone_mislead(path: Path, change: Callable, seen: bool) -> None:
+def test_changes_that_the_times_of_a_file_do_not_show(
+    path: Path, change: Callable, seen: bool
+) -> None:
     """As the docstring of `was_changed` says."""
     with open(path, "rb") as file:
         before = os.fstat(file.fileno())

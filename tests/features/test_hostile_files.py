@@ -99,7 +99,7 @@ finally:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 @pytest.mark.parametrize(("make", "says"), LARGE)
-def test_file_that_promises_gigabytes_is_refused_at_no_cost(
+def test_file_whose_header_claims_gigabytes_is_refused_with_little_memory(
     inputs: Path, tmp_path: Path, make: Callable[[], list[str]], says: str
 ) -> None:
     script = tmp_path / "limited.py"

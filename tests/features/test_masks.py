@@ -107,7 +107,7 @@ def test_additive_mask_of_zeros_masks_nothing(folder, cli, side) -> None:
     assert cli("fuse", *files, "-o", "b.npy", f"--{side}-mask", "mask.npy").code == 1
 
 
-def test_what_looks_like_a_mask_and_is_not_understood_is_refused(folder, cli) -> None:
+def test_tensor_like_a_mask_with_an_unclear_name_is_refused(folder, cli) -> None:
     np.savez("a.npz", last_hidden_state=STACK, odd=KEEP == 1)
     np.save("text.npy", OTHER)
     done = cli("fuse", "a.npz", "text.npy", "-o", "out.npy")
@@ -122,7 +122,7 @@ def test_what_looks_like_a_mask_and_is_not_understood_is_refused(folder, cli) ->
 
 
 @pytest.mark.parametrize("name", ["token_type_ids", "labels", "special_tokens_mask"])
-def test_what_masks_nothing_is_named_as_not_used(folder, cli, name) -> None:
+def test_tensors_that_are_no_masks_are_named_as_not_used(folder, cli, name) -> None:
     np.savez("a.npz", last_hidden_state=STACK, **{name: KEEP})
     np.save("image.npy", OTHER)
     done = cli("fuse", "image.npy", "a.npz", "-o", "out.npy")
@@ -224,7 +224,9 @@ def test_quantized_features_are_dequantized_and_told(folder, cli, scale, kind) -
     assert any("dequantized with features_scale and features_zero_point" in n for n in notes)
 
 
-def test_whole_numbers_are_refused_unless_meant(folder: Path, cli: Callable) -> None:
+def test_whole_numbers_are_refused_unless_an_option_allows_them(
+    folder: Path, cli: Callable
+) -> None:
     np.save("image.npy", OTHER[0])
     np.save("input_ids.npy", RNG.integers(0, 30000, (8, 64)))
     done = cli("fuse", "image.npy", "input_ids.npy", "-o", "out.npy")
@@ -286,7 +288,7 @@ def test_masks_of_other_libraries_are_used_by_name_or_by_their_numbers(folder, c
         ("mask", "is used as the image mask\n"),
     ],
 )
-def test_how_a_mask_is_read_is_said(folder, cli, name, says) -> None:
+def test_a_note_says_how_a_mask_is_read(folder, cli, name, says) -> None:
     np.savez("a.npz", last_hidden_state=STACK, **{name: {**NAMED, **IMAGES}[name]})
     np.save("text.npy", OTHER)
     assert says in cli("fuse", "a.npz", "text.npy", "-o", "out.npy").err
@@ -294,9 +296,7 @@ def test_how_a_mask_is_read_is_said(folder, cli, name, says) -> None:
 
 @pytest.mark.parametrize("value", [KEEP.astype(np.float32), (255 * KEEP).astype(np.uint8)])
 @pytest.mark.parametrize("name", ["odd", "masked", "drop_mask", "valid"])
-def test_marks_of_other_types_are_refused_where_the_name_does_not_say(
-    folder, cli, name, value
-) -> None:
+def test_masks_of_other_types_with_unclear_names_are_refused(folder, cli, name, value) -> None:
     np.savez("a.npz", last_hidden_state=STACK, **{name: value})
     np.save("text.npy", OTHER)
     done = cli("fuse", "a.npz", "text.npy", "-o", "out.npy")
@@ -314,7 +314,7 @@ def test_marks_of_other_types_are_refused_where_the_name_does_not_say(
         ("scores", np.linspace(0.1, 0.9, 12, dtype=np.float32).reshape(2, 6)),
     ],
 )
-def test_other_counts_and_numbers_mask_nothing_and_are_named(folder, cli, name, value) -> None:
+def test_other_counts_and_numbers_are_no_masks_and_are_named(folder, cli, name, value) -> None:
     np.save("features.npy", STACK)
     np.savez("a.npz", last_hidden_state=STACK, **{name: value})
     found = masked("image", cli, "a.npz")
@@ -324,7 +324,9 @@ def test_other_counts_and_numbers_mask_nothing_and_are_named(folder, cli, name, 
 
 
 @pytest.mark.parametrize("shape", [(6, 2), (2, 6, 1), (2, 1, 6)])
-def test_a_mask_by_name_in_other_axes_is_refused_and_not_left_out(folder, cli, shape) -> None:
+def test_a_tensor_named_a_mask_with_other_axes_is_refused_and_not_ignored(
+    folder, cli, shape
+) -> None:
     np.savez("a.npz", last_hidden_state=STACK, padding_mask=(KEEP == 0).reshape(shape))
     np.save("text.npy", OTHER)
     done = cli("fuse", "a.npz", "text.npy", "-o", "out.npy")
@@ -348,7 +350,7 @@ def test_a_mask_by_name_in_other_axes_is_refused_and_not_left_out(folder, cli, s
         (("img_features", "embeddings"), "img_features", "embeddings"),
     ],
 )
-def test_the_side_in_a_name_tells_the_features_of_a_shared_file(
+def test_the_side_in_a_name_chooses_the_tensor_of_a_shared_file(
     folder, cli, keys, image, text
 ) -> None:
     np.savez("both.npz", **{keys[0]: STACK, keys[1]: OTHER})

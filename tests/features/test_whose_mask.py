@@ -48,7 +48,7 @@ def test_the_mask_of_the_chosen_tensor_is_used(tmp_path, key, tensors, real):
     [{"bert_pooled": rows(0)[0], "bert_attention_mask": marks(5)},
      {"text": np.arange(TOKENS), "text_mask": marks(5)}],
 )  # fmt: skip
-def test_what_has_no_tokens_owns_no_mask(tmp_path, beside):
+def test_tensors_without_tokens_have_no_mask_of_their_own(tmp_path, beside):
     found = real_rows(tmp_path, "last_hidden_state", {"last_hidden_state": rows(1), **beside})
     assert found == [True] * 5 + [False] * 4
 
@@ -106,7 +106,7 @@ def test_a_name_whose_last_word_no_mask_has_is_not_taken_apart():
     assert mask_names._mask_meaning.cache_info().misses == 1
 
 
-def test_no_name_of_a_mask_is_passed_over():
+def test_the_quick_test_of_names_misses_no_mask():
     words = sorted(mask_names._OF_MASKS | mask_names._COUNTED | {"per", "nb", "dog"})
     names = [f"{a}{mark}{b}" for a in words for b in words for mark in ("_", "")]
     names += [f"num_{a}_per_{b}" for a in words for b in words[:9]]

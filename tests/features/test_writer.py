@@ -331,7 +331,7 @@ def test_staged_file_that_is_not_published_leaves_nothing(folder: Path) -> None:
     assert os.listdir() == []
 
 
-def test_two_runs_on_one_output_do_not_meet(folder: Path) -> None:
+def test_two_runs_with_one_output_do_not_mix_their_bytes(folder: Path) -> None:
     with StagedFile("a.bin") as one, StagedFile("a.bin") as two:
         one.begin()
         two.begin()

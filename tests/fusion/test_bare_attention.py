@@ -35,7 +35,7 @@ OPTIONS = ("--weights", "w.pt", "--heads", str(H), "-f", "-o")
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.cross_attn."])
 @pytest.mark.parametrize("bias", [True, False])
-def test_it_is_a_fusion_with_the_identity_in_front(
+def test_bare_attention_is_a_fusion_with_identity_projections(
     prefix: str, bias: bool, pair: tuple[torch.Tensor, torch.Tensor], cli: Callable
 ) -> None:
     module = attention(bias=bias)
@@ -78,7 +78,9 @@ def test_of_several_modules_a_prefix_chooses_it(
         ({"add_bias_kv": True}, "bias_k"),
     ],
 )
-def test_what_it_has_besides_is_refused(options: dict, said: str, cli: Callable) -> None:
+def test_attention_with_bias_k_or_other_extras_is_refused(
+    options: dict, said: str, cli: Callable
+) -> None:
     torch.save(attention(**options).state_dict(), "w.pt")
     done = cli("fuse", "image.npy", "text.npy", *OPTIONS, "out.npy")
     assert (done.code, said in done.err) == (1, True), done.err
@@ -103,7 +105,7 @@ def test_shapes_of_no_attention_are_refused_before_an_identity_is_made(
     assert f"in_proj_weight has shape {list(in_)} and out_proj.weight {list(out)}" in done.err
 
 
-def test_a_promised_width_that_is_not_stored_asks_for_no_memory(cli: Callable) -> None:
+def test_a_width_that_is_only_claimed_takes_no_memory(cli: Callable) -> None:
     wide, one = 200_000, torch.ones(1, 1)
     state = {
         "in_proj_weight": one.expand(3 * wide, wide),

@@ -146,7 +146,7 @@ def test_the_command_takes_shapes_from_options(cli):
         (["--dim", "-3"], "--dim must be at least 1, found -3"),
     ],
 )
-def test_what_the_command_cannot_take(cli, folder, arguments, message):
+def test_the_command_refuses_impossible_sizes(cli, folder, arguments, message):
     done = cli("methods", *arguments)
     assert done.code == UsageError.exit_code
     assert done.err.startswith(f"error: {message}")

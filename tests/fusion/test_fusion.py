@@ -208,7 +208,7 @@ def train_on_padding(config, direction):
 @pytest.mark.parametrize(
     ("engine", "dtype"), [("numpy", "float32"), ("torch", "float32"), ("torch", "bfloat16")]
 )
-def test_a_closed_gate_gives_the_asking_side_back_bit_for_bit(direction, engine, dtype):
+def test_a_closed_gate_returns_the_query_side_bit_for_bit(direction, engine, dtype):
     config = CONFIGS["gate"]
     weights = random_weights(config.parameter_shapes()) | {"gate": np.zeros(1, np.float32)}
     image, text = features(config, 3, 5, 4)
@@ -310,7 +310,7 @@ def test_attention_has_an_order_of_products_and_weights_to_hand_out_a_transforme
 
 
 @directions
-def test_attention_weights_come_with_the_asking_side_first(direction):
+def test_attention_weights_come_with_the_query_side_first(direction):
     config = CONFIGS["attention"]
     fusion = build(config, random_weights(config.parameter_shapes()), 2, 3, 5, direction)
     weights = []

@@ -146,7 +146,7 @@ def test_pooled_rows_of_one_pair_are_one_vector():
 @configs
 @pytest.mark.parametrize("output", ["out.safetensors", "out.npz"])
 @pytest.mark.parametrize("max_memory", [None, 1])
-def test_both_sides_ask_and_each_gets_its_tensor(config, output, max_memory):
+def test_direction_both_writes_one_tensor_for_each_query_side(config, output, max_memory):
     weights = random_weights(config.parameter_shapes())
     write_weights("w.safetensors", config, weights)
     image, text = noise(4, 5, config.image_dim), noise(4, 6, config.text_dim, seed=1)
@@ -199,7 +199,7 @@ def test_a_fused_image_has_the_image_s_axes(image, text, axes, shape, letters):
 
 @pytest.mark.parametrize("masked", [False, True])
 @configs
-def test_one_image_asks_many_texts(config, masked):
+def test_one_image_is_the_query_side_of_many_texts(config, masked):
     weights = random_weights(config.parameter_shapes())
     write_weights("w.safetensors", config, weights)
     image, text = noise(1, 5, config.image_dim), noise(40, 3, config.text_dim, seed=1)
@@ -218,7 +218,7 @@ def test_one_image_asks_many_texts(config, masked):
     assert report.notes == ["one image is shared by all 40 text samples"]
 
 
-def test_a_text_without_a_real_token_is_refused_where_the_image_asks():
+def test_a_text_without_a_real_token_is_refused_where_the_image_is_the_query_side():
     np.save("words.npy", np.arange(3) < [[2], [0]])
     options = {"text_mask": "words.npy", "switches": Switches(heads=H)}
     image, text = noise(2, 5, D), noise(2, 3, D)
@@ -230,7 +230,7 @@ def test_a_text_without_a_real_token_is_refused_where_the_image_asks():
         assert all(np.isfinite(array).all() for array in made.values())
 
 
-def test_one_pair_s_attention_is_that_of_the_side_that_asks_over_real_tokens():
+def test_attention_of_one_pair_is_that_of_the_query_side_over_real_tokens():
     config = CONFIGS["attention"]
     weights = random_weights(config.parameter_shapes())
     write_weights("w.safetensors", config, weights)
@@ -249,7 +249,7 @@ def test_one_pair_s_attention_is_that_of_the_side_that_asks_over_real_tokens():
 
 @pytest.mark.parametrize("direction", ["text", "image", "both"])
 @pytest.mark.parametrize("N", [1, 3])
-def test_padding_of_the_side_that_asks_does_not_count_in_the_entropy(direction, N):
+def test_padding_of_the_query_side_does_not_count_in_the_entropy(direction, N):
     config = CONFIGS["attention"]
     write_weights("w.safetensors", config, random_weights(config.parameter_shapes()))
     image, text = noise(N, 5, DI), noise(N, 4, DT, seed=1)
@@ -276,7 +276,7 @@ def codes(report):
     return [diagnosis.code for diagnosis in report.diagnoses]
 
 
-def test_one_token_is_diagnosed_only_where_nothing_else_keeps_the_asking_side():
+def test_one_token_is_diagnosed_only_where_nothing_else_keeps_the_query_side():
     image, text = noise(1, 16), noise(3, 16)
     for switches in (
         Switches(method="concat"),
@@ -476,14 +476,14 @@ def test_alpha_and_the_gate_can_be_set_aside_from_a_file():
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(options, message):
+def test_impossible_options_are_refused_before_any_work(options, message):
     with pytest.raises(UsageError) as caught:
         fuse(noise(5, 16), noise(3, 16), "out.npy", **options)
     assert message in str(caught.value)
     assert sorted(os.listdir()) == ["image.npy", "text.npy"]
 
 
-def test_the_table_says_whose_attention_was_measured_where_both_ask(cli):
+def test_the_table_says_whose_attention_was_measured_with_direction_both(cli):
     np.save("image.npy", noise(5, 16))
     np.save("text.npy", noise(4, 16, seed=1))
     pair = "fuse", "image.npy", "text.npy", "--report", "-f"

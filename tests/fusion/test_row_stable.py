@@ -30,7 +30,7 @@ SHAPES = [(96, 64), (40, 33), (4, 24, 32), (4, 32, 1)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 31, 200])
-def test_they_are_the_same_products(blocks, shape, count):
+def test_row_stable_products_equal_plain_ones(blocks, shape, count):
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(shape, np.float32)
     bias = rng.standard_normal(shape[0], np.float32)
@@ -85,7 +85,7 @@ def _same_anywhere(shape, count, place):
     assert together[place].tobytes() == alone[0].tobytes()
 
 
-def test_a_library_that_minds_the_place_is_found_out(monkeypatch):
+def test_a_library_whose_rows_depend_on_their_position_is_detected(monkeypatch):
     def minding(rows, weight):
         made = rows @ weight.T
         made[-1] += made[-1] * np.float32(1e-7)
@@ -98,7 +98,7 @@ def test_a_library_that_minds_the_place_is_found_out(monkeypatch):
     blocks_of.cache_clear()
 
 
-def test_vectors_are_not_multiplied_with():
+def test_weights_with_one_axis_need_no_block_size():
     assert is_row_stable([np.zeros(5, np.float32)])
 
 

@@ -80,7 +80,7 @@ def test_other_methods_are_recognised_by_their_names(method, prefix):
     assert np.array_equal(again, rows)
 
 
-def test_a_share_that_is_not_known_is_a_question():
+def test_an_alpha_that_the_file_does_not_say_is_asked_for():
     module = randomize(build_module(OTHERS["sum"][0]))
     _, found, _ = fuse(module.state_dict(), method="sum")
     assert "alpha" in found["module-assumed"]

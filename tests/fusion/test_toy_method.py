@@ -46,7 +46,7 @@ def expected(image, text, weights):
     return text + tokens.max(axis=-2, keepdims=True)
 
 
-def test_without_its_name_it_is_unknown_everywhere(cli, folder):
+def test_a_method_that_is_not_listed_is_unknown_everywhere(cli, folder):
     np.save("a.npy", np.zeros((2, D), np.float32))
     for command in (["fuse", "a.npy", "a.npy"], ["init", "-o", "w.safetensors"]):
         done = cli(*command, "--method", "max")
@@ -56,7 +56,7 @@ def test_without_its_name_it_is_unknown_everywhere(cli, folder):
         FusionConfig(8, method="max")
 
 
-def test_init_fuse_batch_and_inspect_know_it(cli, toy, pairs):
+def test_init_fuse_batch_and_inspect_know_the_toy_method(cli, toy, pairs):
     image, text = pairs
     init = ["--method", "max", "--dim", str(D), "--image-dim", str(DI), "--seed", "3"]
     assert cli("init", "-o", "w.safetensors", *init).code == 0
@@ -91,7 +91,7 @@ def test_init_fuse_batch_and_inspect_know_it(cli, toy, pairs):
     assert np.allclose(rows, expected(image, text, weights), atol=1e-5)
 
 
-def test_fuse_draws_its_initial_weights(cli, toy, pairs):
+def test_fuse_draws_the_initial_weights_of_the_toy_method(cli, toy, pairs):
     image, text = pairs
     cli("init", "-o", "w.safetensors", "--method", "max", "--dim", str(D), "--image-dim", str(DI))
     assert cli("fuse", "image/1.npy", "text/1.npy", "-o", "a.npy", "--method", "max").code == 0
@@ -100,7 +100,7 @@ def test_fuse_draws_its_initial_weights(cli, toy, pairs):
     )
 
 
-def test_methods_lists_it_and_its_checks_are_asked(cli, toy, pairs):
+def test_methods_lists_the_toy_method_and_its_checks_are_run(cli, toy, pairs):
     rows = json.loads(cli("methods", "image/0.npy", "text/0.npy", "--json").out)["methods"]
     row = next(row for row in rows if row["options"] == "--method max")
     assert (row["width"], row["parameters"], row["multiply_adds"]) == (D, DI * D + D, 5 * DI * D)
@@ -113,7 +113,7 @@ def test_methods_lists_it_and_its_checks_are_asked(cli, toy, pairs):
 
 
 @pytest.mark.slow
-def test_train_trains_it(cli, toy, folder):
+def test_train_trains_the_toy_method(cli, toy, folder):
     """The label is the largest value of an image channel; the features are far from 0."""
     rng = np.random.default_rng(0)
     lines = ["id,label"]
@@ -138,6 +138,6 @@ def test_train_trains_it(cli, toy, folder):
     assert np.allclose(np.load("a.npy"), expected(image, text, weights), atol=1e-3)
 
 
-def test_the_self_test_checks_it(toy):
+def test_the_self_test_checks_the_toy_method(toy):
     checks = dict(_method_checks("numpy"))
     assert 0 < checks["max is what its module gives, direction text"] < TOLERANCE

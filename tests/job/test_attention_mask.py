@@ -209,7 +209,7 @@ def test_a_token_that_may_see_nothing_is_an_error_unless_allowed():
         fuse(mask, pair, direction="image")
 
 
-def test_a_mask_turned_round_is_seen_where_it_leaves_nothing():
+def test_an_inverted_attention_mask_is_suspected_where_it_leaves_no_token():
     mask = allowed(T, P)  # its first row is all true, so the opposite has an empty one
     with pytest.raises(ShapeError, match="text token 0 may attend to no image token: check --mask"):
         fuse(~mask)
@@ -361,7 +361,7 @@ def test_zeros_alone_are_scores_in_float_and_marks_in_whole_numbers():
         fuse(np.zeros((T, P), np.int64))
 
 
-def test_one_that_lies_beside_the_text_is_refused_with_advice_that_works():
+def test_an_attention_mask_beside_the_text_is_refused_and_the_advice_works():
     mask = allowed(T, P)
     expected, _ = fuse(mask)
     save_file({"text": np.load("text.npy"), "attention_mask": mask}, "both.safetensors")
@@ -410,7 +410,7 @@ def test_the_command_line_says_what_it_did(cli):
     assert "am.npy" in done.err
 
 
-def test_a_large_mask_takes_a_bit_a_mark():
+def test_a_large_attention_mask_is_held_in_one_bit_a_mark():
     n, t, p = 200, 33, 65
     shapes = match_pair(
         read_axes("image", (n, p, 8), None, "i"), read_axes("text", (n, t, 8), None, "t"), "i", "t"

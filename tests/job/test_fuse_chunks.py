@@ -91,7 +91,7 @@ def test_chunks_give_every_format(output, monkeypatch):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("P", [1, 4])
-def test_a_slow_disk_gets_what_was_computed_for_it(engine, P, monkeypatch):
+def test_a_slow_disk_does_not_change_what_is_written(engine, P, monkeypatch):
     module = trained()
     image, text = noise(7, P, DI), noise(7, 5, DT, seed=1)
     append = FeatureWriter.append

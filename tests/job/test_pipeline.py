@@ -29,7 +29,7 @@ def test_every_chunk_is_read_computed_and_written_in_order(cuts, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_slow_writer_is_not_run_over(workers):
+def test_few_chunks_wait_for_a_slow_writer(workers):
     waiting = []
 
     def read(start, stop):

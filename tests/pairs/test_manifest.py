@@ -149,7 +149,7 @@ RECORDS = st.lists(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(records=RECORDS)
-def test_three_formats_say_the_same(folder: Path, records: list[Record]) -> None:
+def test_csv_jsonl_and_parquet_give_the_same_pairs(folder: Path, records: list[Record]) -> None:
     results: list[object] = []
     for ending in ENDINGS:
         write(f"m.{ending}", records)

@@ -11,7 +11,7 @@ from fusecli.bench.train import TrainResult, bench_train, write_pairs
 from fusecli.cli.commands.bench import _bench_train
 
 
-def test_what_is_printed(monkeypatch, capsys):
+def test_bench_train_prints_its_result(monkeypatch, capsys):
     result = TrainResult(10_000, {0: 500.0, 2: 800.0}, 4.2, 1700.0, 2400.0, 3.0, 240.0, 950.0)
     monkeypatch.setattr(bench, "bench_train", lambda *_: result)
     _bench_train(10_000, table=True, as_json=False)
@@ -28,7 +28,7 @@ def test_what_is_printed(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_what_is_measured(monkeypatch):
+def test_bench_train_measures_the_loop_and_the_fit(monkeypatch):
     fitted = []
 
     def fit(examples, targets, split, options, progress):

@@ -165,7 +165,7 @@ def test_the_gradient_of_the_loss(task):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_which_lines_count_in_which():
+def test_which_models_are_added_up_in_which_line():
     assert parts_of("additive", ["text only", "image only"]) == ["text only", "image only"]
     assert parts_of("fusion", ["additive", "concat + MLP"]) == ["additive", "concat + MLP"]
     assert parts_of("fusion", ["concat + MLP"]) == ["concat + MLP"]  # `match`

@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
     return folder, fusecli_process(*arguments, cwd=folder)
 
 
-def test_the_folder_answers_everything(trained):
+def test_the_folder_of_a_run_holds_all_its_files(trained):
     folder, done = trained
     run = folder / "run"
     assert done.stdout == "run\n"

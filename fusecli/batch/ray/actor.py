@@ -1,4 +1,4 @@
-"""A worker on Ray: a process that holds the fusion and is handed some pairs at once."""
+"""A worker on Ray: a process that holds the fusion and receives several pairs at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Worker:
 
     Args:
         spec: what is computed.
-        folder: the driver's working directory, which relative paths are about.
+        folder: the driver's working directory, in which relative paths start.
         version: of the driver's fusecli.
     """
 
@@ -39,7 +39,7 @@ class Worker:
         """Fuse pairs, as `Fuser.work` does.
 
         Raises:
-            FuseError: what concerns the whole run.
+            FuseError: an error that ends the whole run.
         """
         results = self._fuser.work(pairs, budget)
         return [
@@ -48,7 +48,7 @@ class Worker:
         ]
 
     def begin(self) -> None:
-        """See that this process computes what the driver would.
+        """Check that this process computes the same as the driver would.
 
         Raises:
             RayError: another version, another file system or other weights are here.

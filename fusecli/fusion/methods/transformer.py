@@ -1,4 +1,4 @@
-"""Transformer: `nn.TransformerDecoder` over projected tokens, text tokens see each other too.
+"""Transformer: `nn.TransformerDecoder` over projected tokens, with self-attention of the text.
 
 It runs as the torch module, chunk by chunk, on any device and in any type that torch has.
 """
@@ -147,7 +147,7 @@ class DecoderFusion:
         self.config, self.direction = config, computing.direction
         self.device, self.threads = resolve_device(computing.device), torch.get_num_threads()
         self._dtype: torch.dtype = getattr(torch, computing.dtype)
-        with torch.device("meta"):  # the initial weights would be drawn only to be replaced
+        with torch.device("meta"):  # do not draw initial weights, which are replaced below
             module = TransformerFusion(config)
         state = {name: torch.from_numpy(array.copy()) for name, array in weights.items()}
         module.load_state_dict(state, assign=True)
@@ -206,7 +206,7 @@ class DecoderFusion:
 
     @contextmanager
     def _weights_to(self, weights_out: WeightsOut | None) -> Iterator[None]:
-        """Inside, the chosen layer's cross-attention hands out its weights as well.
+        """Inside the block, the cross-attention of the chosen layer also hands out its weights.
 
         They are computed a second time: the kernel that gives the result does not form them,
         and another one would change the result's last bits.
