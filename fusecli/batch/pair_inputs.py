@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.errors import UsageError
-from fusecli.features.axes import PairShapes
 from fusecli.features.pair_inputs import ExpectedWidths, PairInputs, check_widths
+from fusecli.features.pair_shapes import PairShapes
 from fusecli.features.token_reader import refuse_empty_images
 from fusecli.fusion.methods import no_attention
 from fusecli.fusion.results import ResultTensor, query_sides, result_tensors

@@ -14,7 +14,7 @@ from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.run_record import RunRecord
 from fusecli.batch.weights import RunWeights, read_run_weights
 from fusecli.errors import FuseError, UsageError
-from fusecli.features.axes import PairShapes
+from fusecli.features.pair_shapes import PairShapes
 from fusecli.fusion.backend.device import one_thread_a_product, resolve_device
 from fusecli.fusion.build import check_engine
 from fusecli.fusion.literals import Engine, MethodName

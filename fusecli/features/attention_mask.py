@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import FeatureFileError, ShapeError, UsageError
-from fusecli.features.axes import PairShapes, Side
+from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
 from fusecli.features.mask_names import MaskStyle, base_name, mask_meaning
 from fusecli.features.masks import LEAST_ADDITIVE, is_float, marks_of
+from fusecli.features.pair_shapes import PairShapes
 from fusecli.features.select import tensor_of
 from fusecli.features.tensor import InMemory, StoredTensor
 from fusecli.records import record

@@ -1,41 +1,31 @@
-"""The two inputs of a pair: their tensors, what their axes mean, their masks.
+"""The two inputs of a pair: their tensors, and what their axes mean.
 
 `fuse`, `batch` and a training all read a pair in these steps. Nothing here knows a fusion method
-or where pairs come from, and of the features themselves nothing but headers is read. The modules
-on masks are imported by the functions that need them: most small jobs have no mask.
+or where pairs come from, and of the features themselves nothing but headers is read.
+Masks are in `pair_masks.py`, which jobs without a mask do not import.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fusecli.errors import FeatureFileError, ShapeError, UsageError, shortened
-from fusecli.features.axes import Axes, PairShapes, Side, match_pair, read_axes, token_shapes
+from fusecli.errors import ShapeError, UsageError, shortened
+from fusecli.features.axes import Axes, Side, read_axes
 from fusecli.features.file import FeatureFile
-from fusecli.features.mask_names import MaskStyle, meaning_of, says_its_style
+from fusecli.features.mask_names import MaskStyle
 from fusecli.features.notes import Note
+from fusecli.features.pair_shapes import PairShapes, match_pair
 from fusecli.features.select import (
     choose_tensor,
     is_usual_name,
-    note_on_scale,
     notes_on_tensors,
-    scale_keys,
-    tensor_of,
 )
-from fusecli.features.tensor import InMemory, StoredTensor
+from fusecli.features.tensor import StoredTensor
 from fusecli.records import open_record, record
 
-# Descriptions of masks in which 1 is not a real token.
-_HOW: dict[MaskStyle, str] = {
-    "padding": " (1 is padding)",
-    "lengths": " (counts of real tokens)",
-}
-MaskOrigin = Literal["option", "beside the features", "manifest"]
+if TYPE_CHECKING:
+    from fusecli.features.pair_masks import UsedMask
 
 
 @record
@@ -126,69 +116,6 @@ class ExpectedWidths:
     text_dim: int
     module: str
     remedy: str
-
-
-@record
-class UsedMask:
-    """The mask of one side, as it was found and read.
-
-    Attributes:
-        side: whose tokens it marks.
-        stored: where it lies.
-        rows: bool `[N, tokens]`, or `[1, tokens]` for all samples; true is a real token.
-        found: how it was found.
-        style: the option that says what its numbers mean; None where its name or they themselves
-            tell it.
-    """
-
-    side: Side
-    stored: StoredTensor
-    rows: NDArray[np.bool_]
-    found: MaskOrigin
-    style: MaskStyle | None = None
-
-    @property
-    def note(self) -> str | None:
-        """The note about a mask that no option named, or whose name says how it is read."""
-        named = meaning_of(self.stored.key, self.stored.file) is not None
-        how = _HOW.get(self._style, "") if named else ""
-        if self.found != "beside the features" and (not how or self.style is not None):
-            return None
-        return f"{self.stored.where} is used as the {self.side} mask{how}"
-
-    @property
-    def if_inverted(self) -> str:
-        """The remedy for a mask that marks the wrong tokens, as the end of a sentence."""
-        seems, remedy = self.remedy
-        return "" if self._style in ("lengths", "additive") else f": if {seems}, {remedy}"
-
-    @property
-    def remedy(self) -> tuple[str, str]:
-        """What a mask seems to be whose real tokens are the padding, and what to do about it."""
-        beside = self.found == "beside the features"
-        style = self._style
-        if style == "lengths":
-            return (
-                "its counts are of other tokens than the first",
-                "give the number of real tokens of each sample, which come first",
-            )
-        if style == "additive":
-            return "its large negative numbers mark real tokens", "exchange the two numbers"
-        if style == "padding":
-            remedy = f"call it {self.side}_mask" if beside else "say --mask-style keep"
-            return "the mask is 1 for real tokens", remedy
-        # The name of a mask beside the features counts more than that option.
-        key = self.stored.key
-        named = beside and key is not None and says_its_style(key)
-        remedy = f"call it {self.side}_padding_mask" if named else "say --mask-style padding"
-        return "the mask is 1 for padding", remedy
-
-    @property
-    def _style(self) -> MaskStyle:
-        """What the numbers were taken for."""
-        from fusecli.features.masks import style_of
-
-        return style_of(self.stored, self.rows, self.style)
 
 
 def choose_input(
@@ -297,36 +224,6 @@ def _samples_elsewhere(side: Side, given: SideInput) -> str:
     )
 
 
-def mask_beside(
-    given: SideInput,
-    axes: Axes,
-    N: int,
-    two_tensors: bool,
-    style: MaskStyle | None = None,
-    by_name_only: bool = False,
-) -> StoredTensor | None:
-    """The mask stored beside the features of one side; None where there is none.
-
-    Args:
-        given: the features.
-        axes: of the features, of the whole stack where rows of it are read.
-        N: samples in them.
-        two_tensors: both sides' features are tensors of this file.
-        style: the meaning of the numbers, for masks whose names do not say it.
-        by_name_only: the file holds tensors of many pairs.
-
-    Raises:
-        FeatureFileError: a tensor has the shape and the numbers of a mask, and neither its name
-            nor the style says what they mean.
-    """
-    if len(given.file.tensors) == 1:
-        return None
-    from fusecli.features.mask_choice import MaskSearch, choose_mask
-
-    key = given.stored.key
-    return choose_mask(MaskSearch(given.file, key, axes, N, two_tensors, by_name_only), style)
-
-
 def is_an_id(key: str | None, row: int | None) -> bool:
     """Whether the key of a tensor that a source of pairs names is one of many in its file.
 
@@ -334,19 +231,6 @@ def is_an_id(key: str | None, row: int | None) -> bool:
     that encoders give (`image_features`), the other tensors belong to these features.
     """
     return key is not None and row is None and ("." in key or not is_usual_name(key))
-
-
-def mask_in(file: FeatureFile, side: Side, key: str | None) -> StoredTensor:
-    """The mask in a file of its own.
-
-    Raises:
-        FeatureFileError: no such tensor, or several that could be meant.
-    """
-    if key is not None:
-        return tensor_of(file, key)
-    from fusecli.features.mask_choice import the_mask_of
-
-    return the_mask_of(file, side)
 
 
 def notes_on_inputs(
@@ -373,13 +257,15 @@ def notes_on_inputs(
             others.add(id(given.file))
         _, roles = used.setdefault(id(given.file), (given.file, {}))
         if given.stored.key is not None:
+            from fusecli.features.quantized import note_on_scale, scale_keys
+
             both = given.stored.key in roles
             roles[given.stored.key] = "image and the text" if both else side
-        for key in scale_keys(given.stored):
-            roles.setdefault(key, f"{side}'s scale or zero point")
+            for key in scale_keys(given.stored):
+                roles.setdefault(key, f"{side}'s scale or zero point")
+            notes += [Note("dequantized", note) for note in note_on_scale(given.stored)]
         if mask is not None and mask.found == "beside the features" and mask.stored.key:
             roles.setdefault(mask.stored.key, f"{side} mask")
-        notes += [Note("dequantized", note) for note in note_on_scale(given.stored)]
     for mask in masks:
         if mask is None or mask.found == "beside the features" or mask.stored.key is None:
             continue
@@ -394,45 +280,3 @@ def notes_on_inputs(
         code = f"tensors-used: {', '.join(shortened(key, 40) for key in roles)}"
         notes += [Note(code, note) for note in notes_on_tensors(file, roles)]
     return notes
-
-
-def use_mask(
-    stored: StoredTensor,
-    axes: Axes,
-    N: int,
-    found: MaskOrigin,
-    row: int | None = None,
-    stack: Axes | None = None,
-    style: MaskStyle | None = None,
-) -> UsedMask:
-    """Read a mask; of a stack of masks only the row of its features.
-
-    Args:
-        stored: the mask.
-        axes: of the features that are read.
-        N: samples of the job.
-        found: how it was found.
-        row: the row that is cut from the features' stack, or None.
-        stack: the axes of that stack.
-        style: what its numbers mean; of a mask beside the features its name says it, where it
-            does.
-
-    Raises:
-        ShapeError: its shape is not that of the tokens.
-        FeatureFileError: it holds something other than marks, or masks every text token.
-    """
-    from fusecli.features.masks import read_mask
-
-    if found == "beside the features" and stored.key is not None and says_its_style(stored.key):
-        style = None
-    if row is None or stack is None:
-        rows = read_mask(stored, axes, N, style)
-    elif stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):
-        part = stored.raw_part(0, row, row + 1)
-        cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=InMemory(part))
-        rows = read_mask(cut, axes, 1, style)
-    else:  # one mask for all samples, or an error that names the shapes of the whole stack
-        rows = read_mask(stored, stack, stack.samples or 1, style)
-    if axes.side == "text" and not rows.any():
-        raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
-    return UsedMask(axes.side, stored, rows, found, style)

@@ -102,6 +102,19 @@ def dequantized(file: FeatureFile, stored: StoredTensor) -> StoredTensor | None:
     return replace(stored, dtype="float32", nbytes=nbytes, source=source)
 
 
+def note_on_scale(stored: StoredTensor) -> list[str]:
+    """The note about features that were whole numbers with a scale."""
+    source = stored.source
+    if not isinstance(source, Dequantized):
+        return []
+    return [f"{stored.where}: {source.stored.dtype} dequantized with {' and '.join(source.keys)}"]
+
+
+def scale_keys(stored: StoredTensor) -> tuple[str, ...]:
+    """Keys of the scale and the zero point that a tensor was dequantized with."""
+    return stored.source.keys if isinstance(stored.source, Dequantized) else ()
+
+
 def is_scale_name(key: str) -> bool:
     """Whether a key ends as those of scales and zero points do."""
     return key.rpartition(".")[2].endswith(_SCALES + _ZERO_POINTS)

@@ -16,7 +16,6 @@ from fusecli.features.mask_names import (
     says_its_style,
     side_named,
 )
-from fusecli.features.quantized import Dequantized, dequantized
 from fusecli.features.tensor import StoredTensor
 
 # The names encoders and their users give: first those that say which side they are, then
@@ -76,6 +75,8 @@ def choose_tensor(
         )
     if not stored.dtype.startswith(("int", "uint", "float8")):
         return stored
+    from fusecli.features.quantized import dequantized
+
     real = dequantized(file, stored)
     if real is not None:
         return real
@@ -136,19 +137,6 @@ def _looks(stored: StoredTensor) -> str:
         return str(list(stored.shape))
     is_a = re.match(r"(?:is|holds) ([^,:]+?)(?: inside a PyTorch file)?[,:]", problem)
     return f"({is_a[1] if is_a else problem})"
-
-
-def note_on_scale(stored: StoredTensor) -> list[str]:
-    """The note about features that were whole numbers with a scale."""
-    source = stored.source
-    if not isinstance(source, Dequantized):
-        return []
-    return [f"{stored.where}: {source.stored.dtype} dequantized with {' and '.join(source.keys)}"]
-
-
-def scale_keys(stored: StoredTensor) -> tuple[str, ...]:
-    """Keys of the scale and the zero point that a tensor was dequantized with."""
-    return stored.source.keys if isinstance(stored.source, Dequantized) else ()
 
 
 def _refused_integers(stored: StoredTensor, side: Side) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.features.axes import PairShapes
+from fusecli.features.pair_shapes import PairShapes
 from fusecli.features.writer import FUSED_KEY
 from fusecli.fusion.base import Fusion, WeightsOut
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.literals import BOTH as BOTH
 from fusecli.fusion.literals import SIDES, Direction, Pool, Side
-from fusecli.fusion.pooling import pool_tokens
 from fusecli.records import record
 
 
@@ -117,6 +116,8 @@ def fuse_chunk(
         weights_out = None
         tensors.append(rows)
         if pool is not None:
+            from fusecli.fusion.pooling import pool_tokens
+
             own = chunk.text_mask if fusion.direction == "text" else chunk.image_mask
             tensors.append(pool_tokens(rows, own, pool))
     return tensors

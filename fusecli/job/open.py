@@ -11,21 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import UsageError
-from fusecli.features.axes import Axes, PairShapes, Side
+from fusecli.features.axes import Axes, Side
 from fusecli.features.file import FeatureFile, open_features
 from fusecli.features.pair_inputs import (
     ExpectedWidths,
     PairInputs,
     SideInput,
-    UsedMask,
     check_widths,
     choose_input,
-    mask_beside,
-    mask_in,
     match_inputs,
     notes_on_inputs,
-    use_mask,
 )
+from fusecli.features.pair_shapes import PairShapes
 from fusecli.features.select import file_and_key, notes_on_tensors
 from fusecli.features.token_reader import TokenReader, refuse_empty_images
 from fusecli.fusion.backend.device import resolve_device
@@ -42,9 +39,10 @@ from fusecli.report import feature_diagnoses
 
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask, Choices
+    from fusecli.features.pair_masks import UsedMask
     from fusecli.maps.selection import Drawing
 
-Masks = tuple[UsedMask | None, UsedMask | None]  # of the image and of the text
+    Masks = tuple[UsedMask | None, UsedMask | None]  # of the image and of the text
 
 
 @open_record
@@ -295,16 +293,20 @@ def _find_mask(
     """
     axes = shapes.image if side == "image" else shapes.text
     option = options.image_mask if side == "image" else options.text_mask
-    style = options.mask_style
-    if option == "none":
+    given = inputs.image if side == "image" else inputs.text
+    if option == "none" or (option is None and len(given.file.tensors) == 1):
         return None
+    from fusecli.features.mask_choice import MaskSearch, choose_mask
+    from fusecli.features.pair_masks import mask_in, use_mask
+
+    style = options.mask_style
     if option is not None:
         path, key = file_and_key(option)
         file = files[side] = stack.enter_context(open_features(path))
         return use_mask(mask_in(file, side, key), axes, shapes.N, "option", style=style)
-    given = inputs.image if side == "image" else inputs.text
     N = axes.samples or 1
-    beside = mask_beside(given, axes, N, inputs.two_tensors, style)
+    search = MaskSearch(given.file, given.stored.key, axes, N, inputs.two_tensors)
+    beside = choose_mask(search, style)
     if beside is None:
         return None
     return use_mask(beside, axes, shapes.N, "beside the features", style=style)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import ShapeError, UsageError, counted
-from fusecli.features.axes import Axes, PairShapes
+from fusecli.features.axes import Axes
 from fusecli.features.file import FeatureFile
+from fusecli.features.pair_shapes import PairShapes
 from fusecli.maps.boxes import Boxes, boxes_of, find_boxes
 from fusecli.maps.token_labels import read_labels
 from fusecli.maps.writer import MapOptions

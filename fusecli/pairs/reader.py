@@ -11,25 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import ShapeError
-from fusecli.features.axes import Axes, PairShapes, Side
+from fusecli.features.axes import Axes, Side
 from fusecli.features.file_cache import Opener, raw_row
+from fusecli.features.mask_choice import MaskSearch, choose_mask
 from fusecli.features.notes import Note
 from fusecli.features.pair_inputs import (
     MatchedInputs,
     PairInputs,
     ReadOptions,
     SideInput,
-    UsedMask,
     check_row,
     choose_input,
     is_an_id,
-    mask_beside,
-    mask_in,
     match_inputs,
     notes_on_inputs,
-    use_mask,
 )
-from fusecli.features.select import scale_keys
+from fusecli.features.pair_masks import UsedMask, mask_in, use_mask
+from fusecli.features.pair_shapes import PairShapes
+from fusecli.features.quantized import scale_keys
 from fusecli.features.token_reader import (
     NEARLY_ZERO,
     RowStatistics,
@@ -267,7 +266,8 @@ class PairReader:
         whole, style = stack_axes or of_row, self._options.mask_style
         by_id = is_an_id(features.key, features.row)
         N = whole.samples or 1
-        beside = mask_beside(given, whole, N, inputs.two_tensors, style, by_id)
+        search = MaskSearch(given.file, given.stored.key, whole, N, inputs.two_tensors, by_id)
+        beside = choose_mask(search, style) if len(given.file.tensors) > 1 else None
         if beside is None:
             return None
         return use_mask(beside, of_row, 1, "beside the features", given.row, stack_axes, style)

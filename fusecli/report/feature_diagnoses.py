@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 from fusecli.features.axes import Side
 from fusecli.features.mask_names import side_named
-from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.token_reader import RowStatistics
 from fusecli.fusion.literals import Dtype
 from fusecli.report.report import Diagnosis, Note
+
+if TYPE_CHECKING:
+    from fusecli.features.pair_masks import UsedMask
 
 FLOAT16_MAX = 65504.0
 # bfloat16 keeps 8 bits: from here on its rounding moves a feature by 0.5, and scores by more.

@@ -19,7 +19,6 @@ import safetensors
 from fusecli._version import __version__
 from fusecli.features.axes import Axes
 from fusecli.features.notes import Note as Note
-from fusecli.features.pair_inputs import UsedMask
 from fusecli.features.tensor import StoredTensor
 from fusecli.fusion.base import Plan
 from fusecli.fusion.config import FusionConfig
@@ -42,6 +41,7 @@ from fusecli.report.parts import (
 
 if TYPE_CHECKING:
     from fusecli.features.attention_mask import AttentionMask
+    from fusecli.features.pair_masks import UsedMask
 
 REPORT_VERSION = 1
 _COMMON = ("method", "embed_dim", "num_heads", "image_dim", "text_dim", "context_dim")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.features.axes import Axes, PairShapes, Side, is_sequence_first, is_usual_width
+from fusecli.features.axes import Axes, Side, is_usual_width
+from fusecli.features.pair_shapes import PairShapes, is_sequence_first
 from fusecli.fusion.config import FusionConfig
 from fusecli.report.report import Diagnosis
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusecli.errors import ShapeError, UsageError
-from fusecli.features.axes import mask_shapes, match_pair, read_axes
+from fusecli.features.axes import mask_shapes, read_axes
+from fusecli.features.pair_shapes import match_pair
 
 many = settings(max_examples=200, deadline=None)
 

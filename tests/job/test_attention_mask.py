@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from fusecli import FuseOptions, FusionConfig, ImageTextFusion, fuse_files, save_module
 from fusecli.errors import FeatureFileError, FuseError, ShapeError, UsageError
 from fusecli.features.attention_mask import read_attention_mask
-from fusecli.features.axes import match_pair, read_axes
+from fusecli.features.axes import read_axes
 from fusecli.features.file import open_features
+from fusecli.features.pair_shapes import match_pair
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.weights import write_weights
 from fusecli.maps.writer import MapOptions

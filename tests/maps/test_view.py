@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fusecli.errors import FuseError
-from fusecli.features.axes import match_pair, read_axes
+from fusecli.features.axes import read_axes
+from fusecli.features.pair_shapes import match_pair
 from fusecli.maps.selection import Drawing, Grid, choose_grid, prepare_drawing
 from fusecli.maps.view import Scale, binned, loudest, view_of
 from fusecli.maps.writer import MapOptions
