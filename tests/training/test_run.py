@@ -220,12 +220,13 @@ def test_tags_of_single_vectors_without_residual_are_refused(tmp_path):
 
 def test_folds_predict_everybody_once(tmp_path):
     folder = write_pairs(tmp_path / "d", 40)
-    fusecli(
+    done = fusecli(
         "train", "img", "txt", "--labels", "labels.csv", "-o", "run", *FAST, "--folds", "3",
         cwd=folder,
     )  # fmt: skip
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert metrics["part"] == "out-of-fold"
+    assert "with other pairs (the run has learnt from all of these)" in done.stderr
     assert len(metrics["models"][-1]["folds"]) == 3
     assert len(rows_of(folder / "run" / "predictions.csv")) == 40
     assert {row["fold"] for row in rows_of(folder / "run" / "split.csv")} == {"1", "2", "3"}

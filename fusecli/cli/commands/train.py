@@ -175,10 +175,14 @@ def train(
             progress.tell(f"note: {outcome.output} is complete: nothing was computed")
         for line in outcome.lines:
             progress.tell(line)
-        progress.tell(
-            f"next: fusecli evaluate {shlex.quote(outcome.output)} {_source(inputs, labels)}, "
-            f"or fusecli fuse IMAGE TEXT --weights {shlex.quote(outcome.output)}"
-        )
+        run = shlex.quote(outcome.output)
+        first = f"fusecli evaluate {run} {_source(inputs, labels)}"
+        if options.folds:  # these pairs would be evaluated by models that have learnt from them
+            first = (
+                f"fusecli evaluate {run} or fusecli predict {run} with other pairs (the run has "
+                "learnt from all of these)"
+            )
+        progress.tell(f"next: {first}, or fusecli fuse IMAGE TEXT --weights {run}")
     if program.as_json:
         sys.stdout.write(as_json(outcome.metrics).decode())
     else:
