@@ -13,7 +13,7 @@ Shell = Literal["bash", "zsh", "fish", "powershell", "pwsh"]
 
 PROGRAM = "fusecli"
 VARIABLE = "_FUSECLI_COMPLETE"  # set by the shell when it asks for completions
-DETECTED = "detect"  # the shell's name is not given
+DETECTED = "detect"  # stands for the running shell, where none is named
 SHELLS: tuple[Shell, ...] = get_args(Shell)
 
 

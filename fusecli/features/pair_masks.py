@@ -101,9 +101,8 @@ def use_mask(
     axes: Axes,
     N: int,
     found: MaskOrigin,
-    row: int | None = None,
-    stack: Axes | None = None,
     style: MaskStyle | None = None,
+    row_of: tuple[int, Axes] | None = None,
 ) -> UsedMask:
     """Read a mask; of a stack of masks only the row of its features.
 
@@ -112,10 +111,9 @@ def use_mask(
         axes: of the features that are read.
         N: samples of the job.
         found: how it was found.
-        row: the row that is cut from the features' stack, or None.
-        stack: the axes of that stack.
-        style: what its numbers mean; of a mask beside the features its name says it, where it
-            does.
+        style: what its numbers mean; the name of a mask beside the features counts more.
+        row_of: the row that is read of the features, and the axes of their stack; None where the
+            whole tensor is read.
 
     Raises:
         ShapeError: its shape is not that of the tokens.
@@ -123,14 +121,16 @@ def use_mask(
     """
     if found == "beside the features" and stored.key is not None and says_its_style(stored.key):
         style = None
-    if row is None or stack is None:
+    if row_of is None:
         rows = read_mask(stored, axes, N, style)
-    elif stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):
-        part = stored.raw_part(0, row, row + 1)
-        cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=InMemory(part))
-        rows = read_mask(cut, axes, 1, style)
-    else:  # one mask for all samples, or an error that names the shapes of the whole stack
-        rows = read_mask(stored, stack, stack.samples or 1, style)
+    else:
+        row, stack = row_of
+        if stored.shape[:1] == (stack.samples,) and stored.shape not in token_shapes(axes):
+            part = stored.raw_part(0, row, row + 1)
+            cut = replace(stored, shape=part.shape, nbytes=part.nbytes, source=InMemory(part))
+            rows = read_mask(cut, axes, 1, style)
+        else:  # one mask for all samples, or an error that names the shapes of the whole stack
+            rows = read_mask(stored, stack, stack.samples or 1, style)
     if axes.side == "text" and not rows.any():
         raise FeatureFileError(f"{stored.where}: masks every text token: there is nothing to fuse")
     return UsedMask(axes.side, stored, rows, found, style)

@@ -303,13 +303,13 @@ def _find_mask(
     if option is not None:
         path, key = file_and_key(option)
         file = files[side] = stack.enter_context(open_features(path))
-        return use_mask(mask_in(file, side, key), axes, shapes.N, "option", style=style)
+        return use_mask(mask_in(file, side, key), axes, shapes.N, "option", style)
     N = axes.samples or 1
     search = MaskSearch(given.file, given.stored.key, axes, N, inputs.two_tensors)
     beside = choose_mask(search, style)
     if beside is None:
         return None
-    return use_mask(beside, axes, shapes.N, "beside the features", style=style)
+    return use_mask(beside, axes, shapes.N, "beside the features", style)
 
 
 def _notes_on_mask_files(

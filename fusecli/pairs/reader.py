@@ -254,6 +254,7 @@ class PairReader:
         """
         given = inputs.image if side == "image" else inputs.text
         of_row, stack_axes = axes
+        row_of = None if given.row is None or stack_axes is None else (given.row, stack_axes)
         if listed is not None:
             with ExitStack() as stack:
                 part = given.row is not None
@@ -262,7 +263,7 @@ class PairReader:
                 if not part:
                     stored = stored.loaded()
                 style = self._options.mask_style
-                return use_mask(stored, of_row, 1, "manifest", given.row, stack_axes, style)
+                return use_mask(stored, of_row, 1, "manifest", style, row_of)
         whole, style = stack_axes or of_row, self._options.mask_style
         by_id = is_an_id(features.key, features.row)
         N = whole.samples or 1
@@ -270,7 +271,7 @@ class PairReader:
         beside = choose_mask(search, style) if len(given.file.tensors) > 1 else None
         if beside is None:
             return None
-        return use_mask(beside, of_row, 1, "beside the features", given.row, stack_axes, style)
+        return use_mask(beside, of_row, 1, "beside the features", style, row_of)
 
     def _attention(
         self, pair: Pair, inputs: PairInputs, matched: MatchedInputs

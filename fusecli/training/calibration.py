@@ -17,12 +17,12 @@ _STEPS = 60  # of the search; each makes the range 0.618 times as large
 
 @dataclass(frozen=True)
 class Calibration:
-    """How logits become probabilities, and probabilities a yes or no.
+    """How logits become probabilities, and how probabilities become yes or no.
 
     Attributes:
         temperature: logits are divided by it (Guo et al. 2017, arXiv:1706.04599).
-        thresholds: a probability from which on the answer is yes: one for two classes (of the
-            second) and for `match`, one a label for `multilabel`, none otherwise.
+        thresholds: the answer is yes at this probability or above. One for two classes (of the
+            second class) and for `match`, one for each label for `multilabel`, none otherwise.
     """
 
     temperature: float = 1.0
@@ -83,7 +83,7 @@ def _thresholds(flat: Flat, temperature: float) -> tuple[float, ...]:
 
 
 def best_balanced_accuracy(chance: Floats, positive: NDArray[np.bool_], weight: Floats) -> float:
-    """The threshold with the largest mean of the shares of both classes that are right."""
+    """The threshold with the best mean, over both classes, of the share of right answers."""
     cuts, hits, alarms = _cuts(chance, positive, weight)
     yes, no = hits[0], alarms[0]
     if not yes or not no:
@@ -103,7 +103,7 @@ def _cuts(
     chance: Floats, positive: NDArray[np.bool_], weight: Floats
 ) -> tuple[Floats, Floats, Floats]:
     """Thresholds between neighbouring probabilities, and the weight of the positive and of the
-    negative rows at or above each. The first threshold lets everything pass."""
+    negative rows at or above each. All rows are above the first threshold."""
     values, inverse = np.unique(chance, return_inverse=True)
     inverse = inverse.reshape(-1)
     yes = np.bincount(inverse, weight * positive, len(values))

@@ -1,4 +1,4 @@
-"""`fusecli batch --verify`: results that are not what was written are found and made again."""
+"""`fusecli batch --verify`: results that were changed later are found and made again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def other_numbers(path: Path) -> None:
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
-    """Of each result its bytes; of a pack only those that no later pack replaces."""
+    """The bytes of each result; of packs only the tensors that no later pack replaces."""
     found: dict[str, bytes] = {}
     for name, data in sorted(outputs(folder).items()):
         if name.startswith("fused-"):
@@ -127,7 +127,7 @@ def test_results_without_a_sum_are_made_again(pairs: Path) -> None:
     assert journal.read_bytes().count(b"written") == 3
 
 
-def test_pack_with_the_tensors_of_another(pairs: Path) -> None:
+def test_pack_rewritten_with_other_numbers_is_found(pairs: Path) -> None:
     """Written by the format's own library: the same keys and shapes, and another header."""
     assert run(*BATCH, "--pack").code == 0
     (pack,) = results(Path("out"))

@@ -72,7 +72,7 @@ def token_by_token(config, weights, x, y, allowed, direction):
 
 
 def with_null_token(config, weights, x, y, allowed, direction):
-    """The same by hand for attention with a zero key and value more."""
+    """The same by hand, for attention with a null token."""
     sides = ("text", "image") if direction == "text" else ("image", "text")
     x, y = (projected(weights, side, r).numpy() for side, r in zip(sides, (x, y), strict=True))
     query, key, value = np.split(weights["attention.in_proj_weight"].astype(np.float64), 3)
