@@ -88,11 +88,14 @@ def read_metrics(path: str) -> dict[str, Any] | None:
             *found["verdict"],
             *(cell for row in found["table"] for cell in row),
         ]
+        lists = [found["verdict"], found["table"], *found["table"]]
         widths = {len(row) for row in found["table"]}
     except (FuseError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    if not all(isinstance(each, list) for each in lists) or len(widths) != 1:
+        return None
     sound = all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
-    return found if sound and len(widths) == 1 and all(isinstance(t, str) for t in texts) else None
+    return found if sound and all(isinstance(text, str) for text in texts) else None
 
 
 def write_bytes(path: str, content: bytes, replace: bool) -> None:

@@ -133,6 +133,9 @@ def test_metrics_of_a_finished_run_are_whole_or_the_run_is_done_again(folder_of_
                 used += 1
                 assert all(isinstance(line, str) for line in summary_lines(found))
     assert used
+    for damaged in ({"table": {"": {}}}, {"table": ["ab"]}, {"verdict": "text"}, {"table": []}):
+        record.write_bytes(json.dumps(json.loads(data) | damaged).encode())
+        assert read_metrics(str(record)) is None, damaged
     record.write_bytes(data[: len(data) // 2])
     done = run(*TRAIN)
     assert done.code == 0, done
