@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         # Before the first heavy import, so that a signal in the middle of it is silent too.
         for number in _STOPPING:
             signal.signal(number, _stop)
+        if "--help" not in args:
+            os.getcwd()  # torch's libraries end the process where there is no working folder
         code = _run(args)
         sys.stdout.flush()
     except Stopped as stopped:

@@ -332,7 +332,7 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     source = SourceOptions(options.pairs, None, options.reading, options.max_memory)
     data = open_data(source, tell, progress.reading)
     data.inputs.check(options.output)
-    files_of_run(options.run, (SPLIT,)).check(options.output)
+    files_of_run(options.run, (SPLIT, PREDICTIONS)).check(options.output)
     refuse_other_widths(options.run, run.models, data.examples)
     stored = next(model for model in run.models if model.name == FUSION)
     fusion = next(m for m in run.bind(data.examples, options.device) if m.name == FUSION)

@@ -13,6 +13,11 @@ import os
 import stat
 from collections import OrderedDict
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from fusecli.errors import OutputError
 from fusecli.features.new_name import rename_to_new
 
@@ -20,7 +25,7 @@ _FLAGS = getattr(os, "O_CLOEXEC", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _FOLDER = getattr(os, "O_DIRECTORY", 0)
-_KEPT_FOLDERS = 128  # descriptors of result folders that stay open
+_KEPT_FOLDERS = 128  # descriptors of result folders that stay open, where the system has them
 
 
 class InTheWayError(OutputError):
@@ -169,6 +174,14 @@ def open_root(path: str) -> SafeFolder:
     return SafeFolder(path, os.open(path, os.O_RDONLY | _FOLDER | _FLAGS))
 
 
+def _kept_folders() -> int:
+    """How many descriptors may stay open: an eighth of what the system gives a process."""
+    if resource is None:
+        return _KEPT_FOLDERS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _KEPT_FOLDERS if soft < 0 else max(1, min(_KEPT_FOLDERS, soft // 8))
+
+
 class ResultFolders:
     """The folders of results below an output folder; the most recently used ones stay open.
 
@@ -177,7 +190,7 @@ class ResultFolders:
     """
 
     def __init__(self, root: SafeFolder) -> None:
-        self._root = root
+        self._root, self._kept = root, _kept_folders()
         self._open: OrderedDict[str, SafeFolder] = OrderedDict()
         self._made: list[tuple[str, str]] = []  # parent folder and name
 
@@ -209,7 +222,7 @@ class ResultFolders:
         if new:
             self._made.append((above, name))
         self._open[path] = folder
-        while len(self._open) > _KEPT_FOLDERS:
+        while len(self._open) > self._kept:
             self._open.popitem(last=False)[1].close()
         return folder
 
