@@ -143,6 +143,7 @@ class RunFolder:
                     ": say --force to begin anew, or name another folder"
                 )
             self._clear()
+            self._older.add(str(there))  # the record of the run that --force replaces
         elif resume:
             raise UsageError(f"--resume: {self.path} holds no run to go on with")
         elif self.path.exists() and not self._is_empty():
