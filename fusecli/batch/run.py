@@ -339,12 +339,14 @@ def _working(
 
 def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, tell: Tell) -> None:
     """Report, or with --prune remove, results of pairs that are no longer among the inputs."""
-    count = run.history.unseen if options.shard is None else 0
+    shard = options.shard
+    count = run.history.unseen() if shard is None else run.history.unseen(shard.index - 1, shard.of)
     if not count:
         return
     what = f"{count:,} {'result is' if count == 1 else 'results are'} of inputs that are not there"
     if not options.prune:
-        tell(f"warning: {what} any more: --prune removes {'it' if count == 1 else 'them'}")
+        how = "--prune" if shard is None else "--prune, in a run without --shard,"
+        tell(f"warning: {what} any more: {how} removes {'it' if count == 1 else 'them'}")
         return
     assert folder.journal is not None
     removed = []

@@ -215,9 +215,16 @@ def _no_reading(side: Side, shape: tuple[int, ...], where: str) -> str:
             f"{where}: a rank-4 image {shown_shape(shape)} can be read in two ways: "
             "say --image-axes NDHW or --image-axes NHWD"
         )
+    several = ""
+    if len(shape) == MAX_RANK:  # N images, with k captions each
+        N, k, *rest = shape
+        several = (
+            f"; for {k} texts of each of {N} images give them as {shown_shape((N * k, *rest))} "
+            f"(text.reshape) beside as many images (numpy.repeat(image, {k}, axis=0))"
+        )
     return (
         f"{where}: rank {len(shape)} {shown_shape(shape)} is no {side} feature: "
-        f"expected one of {_EXAMPLES[side]}"
+        f"expected one of {_EXAMPLES[side]}{several}"
     )
 
 

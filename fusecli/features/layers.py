@@ -33,24 +33,40 @@ def refuse_layers(side: str, stored: StoredTensor) -> None:
         return
     if len(shape) == 3 and shape[0] not in _COUNTS:
         return
+    first, second = shape[0] in _COUNTS, len(shape) == 4 and shape[1] in _COUNTS
+    axis = 1 if second and not first else 0
     axes = "NTD" if side == "text" else "NPD"
     otherwise = f"; if they are {shape[0]} samples say --{side}-axes {axes}"
     if len(shape) == 4:
         otherwise = "" if side == "text" else "; feature maps say --image-axes NDHW or NHWD"
     raise ShapeError(
-        f"{stored.where}: {list(shape)} looks like the hidden states of {shape[0]} layers, and "
-        f"the features are those of one: save the last with {_command(stored)}{otherwise}"
+        f"{stored.where}: {list(shape)} looks like the hidden states of {shape[axis]} layers, "
+        f"and the features are those of one: save the last with {_command(stored, axis)}"
+        f"{_other_axis(shape, first == second)}{otherwise}"
     )
 
 
-def _command(stored: StoredTensor) -> str:
-    """A command that saves the last layer beside what else is in the file."""
+def _other_axis(shape: tuple[int, ...], unclear: bool) -> str:
+    """Of four axes, two of which may be the layers, as the middle of a sentence."""
+    if len(shape) < 4 or not unclear:
+        return ""
+    return f", with [:, -1] instead of [-1] if the second axis, of {shape[1]}, is the layers"
+
+
+def _command(stored: StoredTensor, axis: int) -> str:
+    """A command that saves the last layer beside what else is in the file.
+
+    Args:
+        stored: all layers.
+        axis: of the layers, the first or the second.
+    """
+    last = "[-1]" if axis == 0 else "[:, -1]"
     ending = os.path.splitext(stored.file)[1].lower()
     key = stored.key or ""
     plain = PLAIN_NAME.fullmatch(stored.file + key) is not None
     file = repr(stored.file if plain else "FILE")
     if not key:
-        return _python(f"import numpy as n; n.save('NEW.npy', n.load({file})[-1])")
+        return _python(f"import numpy as n; n.save('NEW.npy', n.load({file}){last})")
     parts = key.split(".") if ending not in (".npz", ".safetensors") else [key]
     where = "d" + "".join(f"[{part!r}]" for part in parts[:-1])
     old = parts[-1]
@@ -60,7 +76,7 @@ def _command(stored: StoredTensor) -> str:
         new = old.removesuffix(_ALL_LAYERS) + "last_hidden_state"
     if not plain:
         old, new = "KEY", "last_hidden_state"
-    change = f"{where}[{new!r}] = {where}.pop({old!r})[-1]"
+    change = f"{where}[{new!r}] = {where}.pop({old!r}){last}"
     if ending == ".npz":
         return _python(
             f"import numpy as n; d = dict(n.load({file})); {change}; n.savez('NEW.npz', **d)"

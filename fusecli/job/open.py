@@ -33,6 +33,7 @@ from fusecli.fusion.options import initial_config
 from fusecli.fusion.results import query_sides
 from fusecli.fusion.stored_module import StoredModule, module_of
 from fusecli.fusion.weights_file import WeightsFile, open_weights
+from fusecli.job.earlier_results import note_on_earlier
 from fusecli.job.options import FuseOptions, check_options, check_targets, default_output
 from fusecli.records import open_record
 from fusecli.report import feature_diagnoses
@@ -145,6 +146,9 @@ def _notes(job: Job, inputs: PairInputs, mask_files: dict[Side, FeatureFile]) ->
     used = [*feature_diagnoses.used_masks(*masks), *notes_on_inputs(inputs, masks, boxes)]
     return [
         *job.shapes.notes,
+        *_given_twice(inputs),
+        *note_on_earlier(inputs.image.stored),
+        *note_on_earlier(inputs.text.stored),
         *(() if job.stored is None else job.stored.notes(str(job.options.weights))),
         *(note.message for note in used),
         *_notes_on_mask_files(mask_files, masks, (inputs.image.file.name, inputs.text.file.name)),
@@ -202,6 +206,14 @@ def _prepare_drawing(
         return drawing
     (allowed,) = attention_mask.rows(drawing.sample, drawing.sample + 1)
     return replace(drawing, allowed=allowed)
+
+
+def _given_twice(inputs: PairInputs) -> list[str]:
+    """The note about one tensor that is given as both sides."""
+    image, text = inputs.image.stored, inputs.text.stored
+    if image.where != text.where:
+        return []
+    return [f"{image.where} is given as the image and as the text: tokens attend to themselves"]
 
 
 def _assumed(

@@ -32,8 +32,12 @@ _NAMES = (
     "boxes", "bbox", "bboxes", "box", "image_boxes", "image_bbox", "image_bboxes",
     "region_boxes", "bounding_boxes", "pred_boxes", "rois",
 )  # fmt: skip
+# Of other names that are those of boxes if there are as many as image tokens: roi_boxes.
+_LAST_WORDS = ("boxes", "bbox", "bboxes", "proposals", "rois", "xyxy", "xywh")
 _WIDTHS = ("image_w", "image_width", "img_w", "img_width")
 _HEIGHTS = ("image_h", "image_height", "img_h", "img_height")
+# Regions that a detector finds reach over most of an image.
+_MANY_BOXES, _SMALL_PART = 8, 0.6
 _COLUMNS = range(4, 8)  # after the four of a box some encoders store its area, width and height
 
 
@@ -109,6 +113,17 @@ def find_boxes(file: FeatureFile) -> StoredTensor | None:
     return None
 
 
+def _called_boxes(file: FeatureFile, tokens: int) -> StoredTensor | None:
+    """The one tensor whose name ends as those of boxes do, with a box for each image token."""
+    found = []
+    for key in file.tensors:
+        words = re.split(r"[^a-z]+", key.lower())
+        shape = file.shape_of(key)
+        if words[-1] in _LAST_WORDS and _shaped_like_boxes(shape) and shape[-2] == tokens:
+            found.append(file.tensors[key])
+    return found[0] if len(found) == 1 else None
+
+
 def _shaped_like_boxes(shape: Sequence[int]) -> bool:
     return len(shape) in (2, 3) and shape[-1] in _COLUMNS
 
@@ -140,7 +155,7 @@ def boxes_of(
     if options.boxes == "none":
         return None
     if options.boxes is None:
-        beside = find_boxes(image)
+        beside = find_boxes(image) or _called_boxes(image, len(real))
         return None if beside is None else _read(beside, image, options, sample, real, photo_size)
     path, key = file_and_key(options.boxes)
     with open_features(path) as file:
@@ -201,10 +216,23 @@ def _read(
     corners[~real] = np.nan
     doubt = "" if certain else f" (assumed: {other_form(layout)} is possible too, --box-format)"
     size = frame.source if frame.width else _unknown_size(units)
+    if units == "pixels" and photo_size is not None and (frame.width, frame.height) == photo_size:
+        doubt += _if_small(corners[real][:, 2:])
     words = "in pixels" if units == "pixels" else "in shares of the size"
     how = f"{stored.where}, read as {IN_WORDS[layout]}{doubt}, {words}{size}"
     beside = stored.key if options.boxes is None else None
     return Boxes(np.clip(corners, 0, 1), w / h, how, beside)
+
+
+def _if_small(ends: NDArray[np.float64]) -> str:
+    """That boxes reach over a small part of the photo only, as those of a smaller image do.
+
+    Args:
+        ends: `[boxes, 2]`, the right and lower ends, in shares of the photo.
+    """
+    if len(ends) < _MANY_BOXES or (reach := float(ends.max())) > _SMALL_PART:
+        return ""
+    return f" (they end at {reach:.0%} of it: if they were made on a smaller photo, give that)"
 
 
 def _unknown_size(units: BoxUnits) -> str:

@@ -23,6 +23,7 @@ from fusecli.maps.writer import MapOptions
 MOST_ROWS = 512  # text tokens in a picture
 MOST_COLUMNS = 4096  # image tokens in a picture that shows them in a row
 MOST_CELLS = 1 << 22  # weights in a picture
+_SPECIAL = 2  # tokens that a tokenizer puts around a sentence
 _SIDE_OF_GUESS = 2  # the smallest square that is taken for a grid
 
 
@@ -194,6 +195,12 @@ def choose_grid(named: str | None, image: Axes) -> Grid | None:
     if match is None:
         raise UsageError(f"--grid {named}: expected ROWSxCOLUMNS such as 14x14, or none")
     rows, columns = int(match[1]), int(match[2])
+    own = image.size("H"), image.size("W")
+    if all(own) and own != (rows, columns):
+        raise ShapeError(
+            f"--grid {named}: the image {list(image.shape)} is read as {image.letters}, a feature "
+            f"map of {own[0]} x {own[1]}: leave --grid out, or check --image-axes"
+        )
     if rows * columns == 0:
         raise UsageError(f"--grid {named}: rows and columns must be at least 1")
     before = int(match[3] or 0)
@@ -233,4 +240,6 @@ def _fit(labels: list[str], rows: NDArray[np.intp], T: int, named: str) -> list[
     names = counted(len(labels), "token")
     padded = len(labels) < T and len(rows) == T
     hint = "; if the others are padding, mark them with --text-mask" if padded else ""
+    if padded and T - len(labels) <= _SPECIAL:
+        hint += "; if they are tokens of the tokenizer, such as [CLS] and [SEP], name them as well"
     raise ShapeError(f"{named}: names {names}, the text has {T}{real}{hint}")

@@ -121,7 +121,7 @@ def _keyed(o: PairOptions, images: str, texts: str) -> Keyed:
     if tensors.left_out:
         notes.append(
             f"{counted(tensors.left_out, 'tensor')} of {images} and {texts} not used: the index "
-            "does not name them"
+            f"does not name {'it' if tensors.left_out == 1 else 'them'}"
         )
     listing.notes += notes
     return listing
@@ -146,6 +146,11 @@ def _folders(o: PairOptions, images: str, texts: str) -> Folders:
 
 
 def _nothing(o: PairOptions, unmatched: Unmatched) -> str:
+    if unmatched.total and o.images == o.texts and o.manifest is None and not o.image_pattern:
+        return (
+            f"{unmatched}; {o.images} is given as both sides, whose tensors are called <id>.image "
+            "and <id>.text (--image-pattern and --text-pattern say other names)"
+        )
     if unmatched.total:
         return str(unmatched)
     if o.manifest is not None:

@@ -54,6 +54,7 @@ class ListedTensors:
         self._hashes: dict[str, NDArray[np.int64]] = {}  # by file, sorted
         self._elsewhere: dict[str, NDArray[np.int64]] = {}  # by file: all of an incomplete index
         self._left_out: dict[str, int] = {}
+        self._complete: set[str] = set()
 
     def add(self, index: str, files: dict[str, str], complete: bool) -> None:
         """Note what an index says.
@@ -63,6 +64,8 @@ class ListedTensors:
             files: the file's name of every key.
             complete: tensors that it does not name are not used.
         """
+        if complete:
+            self._complete.add(index)
         every = np.sort(np.fromiter(map(hash, files), np.int64, len(files)))
         keys: dict[str, list[int]] = {}
         for key, name in files.items():
@@ -97,6 +100,10 @@ class ListedTensors:
         self._left_out[file] = len(keys) - len(found)
         return found
 
+    def is_complete(self, index: str) -> bool:
+        """Whether an index that was added claims to name all tensors of its folder."""
+        return index in self._complete
+
     @property
     def left_out(self) -> int:
         """How many tensors are not used, in all files that were looked at."""
@@ -116,7 +123,7 @@ def shards_of(path: str, notes: list[str], tensors: ListedTensors) -> list[str]:
             are; or an index is damaged or names files of another folder.
     """
     if not os.path.isdir(path):
-        return _listed(path, tensors) if path.lower().endswith(_INDEX) else [path]
+        return _listed(path, tensors) if path.lower().endswith(_INDEX) else _alone(path, tensors)
     names = _names(path)
     shards = [os.path.join(path, name) for name in names if name.lower().endswith(_ENDING)]
     indexes = [os.path.join(path, name) for name in names if name.endswith(_INDEX)]
@@ -135,6 +142,26 @@ def shards_of(path: str, notes: list[str], tensors: ListedTensors) -> list[str]:
         raise PairsError(f"{path}: holds no {_ENDING} files")
     _refuse_missing(path, names)
     return shards
+
+
+def _alone(file: str, tensors: ListedTensors) -> list[str]:
+    """One file, which may be a shard: then the index of its folder says which tensors count.
+
+    Raises:
+        PairsError: the index claims to be complete, and names no tensor of the file.
+        FeatureFileError: the file or the index cannot be read.
+    """
+    folder, name = os.path.split(file)
+    stem = re.split(r"-\d", name)[0]  # fused-00001.safetensors, model-00001-of-00042.safetensors
+    index = os.path.join(folder, f"{stem}{_INDEX}")
+    if stem == name or not os.path.isfile(index) or os.path.getsize(index) > _LARGEST_INDEX:
+        return [file]
+    if file not in _listed(index, tensors) and tensors.is_complete(index):
+        raise PairsError(
+            f"{file}: holds results that were replaced or withdrawn, since {index} names none of "
+            f"its tensors: give the folder {folder or '.'}"
+        )
+    return [file]
 
 
 def keys_of(file: str) -> list[str]:

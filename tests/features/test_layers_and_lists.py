@@ -223,3 +223,65 @@ def test_the_other_side_s_pooled_vector_is_not_taken(cli: Callable) -> None:
     done = cli("fuse", "i.npz", "text.npy", "-o", "out.npy", *MODULE)
     assert done.code == 1
     assert "none of its tensors is known as image features" in done.err
+
+
+def test_layers_in_the_second_axis_are_cut_there(cli: Callable) -> None:
+    layers, image = noise(3, 13, 7, 32), noise(3, 6, 48, seed=1)
+    np.save("image.npy", image)
+    np.savez("text.npz", hidden_states=layers)
+    done = cli("fuse", "image.npy", "text.npz", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    assert "looks like the hidden states of 13 layers" in done.err
+    follow(done.err)
+    np.save("last.npy", layers[:, -1])
+    right = fused(cli, "image.npy", "last.npy")
+    np.testing.assert_array_equal(fused(cli, "image.npy", "NEW.npz"), right)
+
+
+@pytest.mark.parametrize("shape", [(13, 13, 7, 32), (3, 5, 7, 32)])
+def test_where_two_axes_may_be_the_layers_both_are_named(
+    shape: tuple[int, ...], cli: Callable
+) -> None:
+    np.save("image.npy", noise(3, 6, 48, seed=1))
+    np.savez("text.npz", hidden_states=noise(*shape))
+    done = cli("fuse", "image.npy", "text.npz", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    assert f"with [:, -1] instead of [-1] if the second axis, of {shape[1]}, is the layers" in (
+        done.err
+    )
+
+
+def test_several_captions_of_each_image_become_a_stack(cli: Callable) -> None:
+    images, captions = noise(3, 6, 48), noise(3, 5, 7, 32, seed=1)
+    np.save("image.npy", images)
+    np.save("text.npy", captions)
+    done = cli("fuse", "image.npy", "text.npy", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    assert "for 5 texts of each of 3 images give them as [15, 7, 32] (text.reshape)" in done.err
+    np.save("stack.npy", captions.reshape(15, 7, 32))
+    np.save("images.npy", np.repeat(images, 5, axis=0))
+    stack = fused(cli, "images.npy", "stack.npy")
+    np.save("one.npy", images[1])
+    np.save("caption.npy", captions[1, 2])
+    np.testing.assert_allclose(stack[7], fused(cli, "one.npy", "caption.npy"), atol=1e-5)
+
+
+def test_one_tensor_as_both_sides_is_said(cli: Callable) -> None:
+    np.save("text.npy", noise(7, 32))
+    done = cli("fuse", "text.npy", "text.npy", "-o", "out.npy", *MODULE)
+    assert done.code == 0
+    assert "note: text.npy is given as the image and as the text: tokens attend to" in done.err
+    np.savez("both.npz", image=noise(7, 32), text=noise(7, 32, seed=1))
+    done = cli("fuse", "both.npz", "both.npz", "-f", "-o", "out.npy", *MODULE)
+    assert "as the image and as the text" not in done.err
+
+
+def test_numbers_alone_under_another_name_say_how_to_read_them(cli: Callable) -> None:
+    image = noise(6, 48)
+    image.tofile("image.npy")
+    np.save("text.npy", noise(7, 32))
+    done = cli("fuse", "image.npy", "text.npy", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    assert "use numpy.fromfile(FILE, DTYPE).reshape(ROWS, WIDTH) and numpy.save" in done.err
+    np.save("NEW.npy", np.fromfile("image.npy", "f4").reshape(6, 48))
+    np.testing.assert_array_equal(np.load("NEW.npy"), image)

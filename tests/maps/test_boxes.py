@@ -45,6 +45,26 @@ def test_boxes_beside_the_features_are_found_by_their_usual_names(folder, name):
     assert found.beside == name
 
 
+@pytest.mark.parametrize("name", ["roi_boxes", "det/pred_bbox", "proposals", "obj-boxes"])
+def test_other_names_are_those_of_boxes_if_there_is_one_for_each_token(folder, name):
+    found = read({name: PLACES, "gt_boxes": PLACES[:2]})
+    assert np.allclose(found.places, PLACES, atol=1e-6)
+    assert found.beside == name
+    assert read({name: PLACES[:3]}) is None
+    assert read({name: PLACES, "gt_boxes": PLACES[::-1]}) is None  # which of the two?
+
+
+def test_boxes_that_end_in_a_part_of_the_photo_say_so(folder):
+    many = np.concatenate([PIXELS, PIXELS])
+    many_real = np.ones(8, bool)
+    np.savez("image.npz", features=np.ones((8, 8), np.float32), boxes=many)
+    for photo, said in (((W, H), False), ((2 * W, 2 * H), True)):
+        with open_features("image.npz") as file:
+            found = boxes_of(MapOptions(plot="p.png"), file, 0, many_real, photo)
+        assert ("end at 50% of it: if they were made on a smaller photo" in found.how) is said
+        assert np.allclose(found.places[0], PIXELS[0] / [*photo, *photo])
+
+
 @pytest.mark.parametrize(
     ("stored", "options"),
     [

@@ -66,6 +66,9 @@ def test_a_feature_map_has_its_own_rows_and_columns():
     assert choose_grid(None, image_axes((3, 4, 9), "DHW")) == Grid(4, 9)
     assert choose_grid(None, image_axes((3, 9, 4), "DWH")) == Grid(4, 9)
     assert choose_grid("none", image_axes((3, 4, 9), "DHW")) is None
+    assert choose_grid("4x9", image_axes((3, 4, 9), "DHW")) == Grid(4, 9)
+    with pytest.raises(FuseError, match=r"is read as DHW, a feature map of 4 x 9: leave --grid"):
+        choose_grid("9x4", image_axes((3, 4, 9), "DHW"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +109,7 @@ def test_padded_text_tokens_are_not_drawn_and_labels_may_leave_them_out(tmp_path
         prepare_drawing(options, shapes, "text.npy", None, mask)
     path.write_text("a\nc\nd")  # the words of a padded text, whose mask was not given
     with pytest.raises(
-        FuseError, match=r"the text has 5; if the others are padding, .*--text-mask"
+        FuseError, match=r"the text has 5; if the others are padding, .*--text-mask; .*\[CLS\]"
     ):
         prepare_drawing(options, shapes, "text.npy", None, None)
 

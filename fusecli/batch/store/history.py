@@ -141,10 +141,14 @@ class PreviousResults:
         """Pairs whose latest line says that they are done, and whose result is missing."""
         return int((self._states == _MISSING).sum())
 
-    @property
-    def unseen(self) -> int:
-        """Pairs that have a result and for which `state` was not called."""
-        return int((self._is_done() & ~self._seen).sum())
+    def unseen(self, part: int = 0, of: int = 1) -> int:
+        """Pairs that have a result and for which `state` was not called.
+
+        Args:
+            part, of: only those of this part, from 0, of so many shards.
+        """
+        in_part = self._ids % np.uint64(of) == part
+        return int((self._is_done() & ~self._seen & in_part).sum())
 
     def _is_done(self) -> NDArray[np.bool_]:
         done: NDArray[np.bool_] = (self._states == _DONE) | (self._states == _DIAGNOSED)

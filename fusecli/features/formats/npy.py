@@ -63,6 +63,10 @@ _ML_DTYPES = {
     "float8_e5m2": "float8_e5m2",
     "f1": "float8_e5m2",
 }
+_RAW_NUMBERS = (
+    ": for numbers alone, as tofile writes them, use numpy.fromfile(FILE, DTYPE).reshape(ROWS, "
+    "WIDTH) and numpy.save"
+)
 _STARTS_OF_PICKLES = (400, 300, 200, 150, 100)  # bytes that hold the first object of an array
 _PLAIN_NAME = re.compile(r"[\w./ +=@,~-]+")  # needs no quotes in a shell's or in Python's text
 _KEPT_HEADERS = 4096
@@ -305,7 +309,8 @@ def read_npy_header(stream: BufferedIOBase | IO[bytes], where: str) -> NpyHeader
         )
     if len(start) < npy_format.MAGIC_LEN or not start.startswith(npy_format.MAGIC_PREFIX):
         hint = ": it looks like a pickle, which fusecli never loads" if start[:1] == b"\x80" else ""
-        raise FeatureFileError(f"{where}: is not a .npy file{hint}")
+        raw = _RAW_NUMBERS if where.lower().endswith(".npy") else ""
+        raise FeatureFileError(f"{where}: is not a .npy file{hint or raw}")
     version = (start[-2], start[-1])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise FeatureFileError(f"{where}: is a .npy file of unknown version {version}")
