@@ -23,6 +23,7 @@ from fusecli.pairs.pair import PairOptions
 from fusecli.training import fit as fit_module
 from fusecli.training import loop
 from fusecli.training.fit import fit
+from fusecli.features.protected import ProtectedFiles
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.run_folder import RunFolder
 from tests.training import generators
@@ -38,6 +39,7 @@ options = TrainOptions(
     PairOptions(), LabelOptions(), folder, epochs=epochs, patience=2, device="cpu", seeds=2
 )
 run = RunFolder(folder, {"n": n, "epochs": epochs})
+run.check(ProtectedFiles(lambda: ()))  # as train does: files of the killed run may be replaced
 run.begin()
 print("begun", flush=True)
 fitted = fit(examples, targets, split, options, checkpoints=run.checkpoints())
