@@ -251,7 +251,7 @@ def _begin(
         if recorded is None:
             folder.refuse_foreign()
     else:
-        folder.refuse_file()
+        folder.refuse_training()
     if recorded is None:  # a run that fusecli 0.1.0 began there can still be finished
         _refuse_output_inside(options)
     spec, weights = resolve(options, source, recorded)

@@ -135,6 +135,8 @@ class RunFolder:
             raise UsageError(f"-o {self.path}: is a file; name a folder for the run")
         if there.exists():
             found = _read_json(there).get("identity")
+            if not isinstance(found, dict):  # not even with --force: it may be of `fusecli batch`
+                raise UsageError(f"{there}: is damaged, or of no training run: name another folder")
             if found == self.identity:
                 return True
             if not force:
@@ -263,7 +265,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: is damaged: say --force to begin anew")
+        raise UsageError(f"{path}: is damaged, or of no training run: name another folder")
     return data
 
 

@@ -232,3 +232,20 @@ def test_weights_that_the_run_has_not_written_are_refused(folder_of_run: Path) -
     assert run(*pair, "alone.safetensors").code == 0, "a lone file is used as it is"
     os.unlink("run/metrics.json")
     assert run(*pair, "run").code == 0, "nothing is known of it"
+
+
+def test_folders_of_batch_and_train_are_not_taken_for_each_other(folder_of_run: Path) -> None:
+    """Also with --force: the record of the other would be replaced."""
+    batch = ("batch", "images", "texts", "-q", "--dim", "16", "--workers", "1", "-o")
+    assert run(*batch, "out").code == 0
+    before = contents(Path())
+    for force in ((), ("--force",)):
+        done = run(*batch, "run", *force)
+        assert done.err == "error: run/run.json: is of a run of fusecli train: say another -o\n"
+        assert done.code == 1
+        done = run(*("out" if arg == "run" else arg for arg in TRAIN), *force)
+        assert done.err == (
+            "error: out/run.json: is damaged, or of no training run: name another folder\n"
+        )
+        assert done.code == 2
+    assert contents(Path()) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 import time
@@ -88,6 +89,22 @@ class OutputFolder:
         """
         if os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise OutputError(f"{self.path}: is a file, expected a folder: say another -o")
+
+    def refuse_training(self) -> None:
+        """Raises:
+        OutputError: the path is no folder, or the folder of a training run.
+        """
+        self.refuse_file()
+        if not os.path.isdir(self.path):
+            return
+        try:
+            record = json.loads(_content(self.path))
+        except (OutputError, OSError, ValueError, RecursionError):
+            return  # what it is instead is said later
+        if isinstance(record, dict) and "identity" in record and "module" not in record:
+            raise OutputError(
+                f"{self.inside(RECORD)}: is of a run of fusecli train: say another -o"
+            )
 
     def refuse_foreign(self) -> None:
         """Raises:
@@ -352,6 +369,14 @@ class OutputFolder:
     def failed(self, error: OSError, path: str) -> OutputError:
         """Turn an error of the system about a file of the folder into a message for the user."""
         return not_written(path, error)
+
+
+def _content(path: str) -> bytes:
+    root = open_root(path)
+    try:
+        return _record_bytes(root) or b""
+    finally:
+        root.close()
 
 
 def _read_record(root: SafeFolder) -> RunRecord | None:

@@ -160,6 +160,8 @@ def decode_record(content: bytes, path: str) -> RunRecord:
         raise _damaged(path, f"is no JSON: {shortened(str(error), 200)}") from None
     if type(data) is not dict:
         raise OutputError(f"{path}: is no record of a run: say another -o")
+    if "identity" in data and "module" not in data:
+        raise OutputError(f"{path}: is of a run of fusecli train: say another -o")
     number = data.get("format", 1)
     if type(number) is int and number > FORMAT:
         raise OutputError(
