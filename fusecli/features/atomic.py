@@ -228,6 +228,11 @@ class StagedFile(Staged):
                 rename_to_new(self.staged, self.path)
             sync_folder(self._folder)
         except FileExistsError:
+            if os.path.isdir(self.path):
+                raise OutputError(
+                    f"{self._shown}: is a folder now, which somebody else has made: say another "
+                    "name"
+                ) from None
             raise OutputError(
                 f"{self._shown}: somebody else has made this file meanwhile, and it stays: say "
                 "another name, or --force to replace it"

@@ -18,7 +18,7 @@ import sys
 
 _NO_LINKS = (
     *(errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS),
-    *(errno.EINVAL, errno.EMLINK),
+    *(errno.EINVAL, errno.EMLINK, errno.EXDEV),  # EXDEV: some have none between folders
 )
 _NO_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _NOREPLACE = 1  # renameat2(2)
@@ -48,7 +48,7 @@ def rename_to_new(
         # A slow file server may get the request twice, and refuses the second: the link is ours.
         if not _same(staged, path, staged_folder, folder):
             raise
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LINKS:
             raise
         if not _rename_noreplace(staged, path, staged_folder, folder):

@@ -157,6 +157,17 @@ def open_weights(name: str, prefix: str | None = None) -> WeightsFile:
         raise
 
 
+def records_beside(path: str) -> list[str]:
+    """The records of a finished training run that are read with its weights; none for other files.
+
+    Args:
+        path: of the weights.
+    """
+    folder, name = os.path.split(path)
+    records = [os.path.join(folder, record) for record in (RUN_RECORD, METRICS)]
+    return records if name == RUN_WEIGHTS and all(map(os.path.lexists, records)) else []
+
+
 def refuse_other_weights(file: FeatureFile) -> None:
     """Refuse the weights file in a training run's folder that is not the one the run has written.
 
@@ -168,11 +179,9 @@ def refuse_other_weights(file: FeatureFile) -> None:
     Raises:
         FeatureFileError: it is another, or what the run says of its files is damaged.
     """
-    folder, name = os.path.split(file.name)
-    if name != RUN_WEIGHTS or not os.path.lexists(os.path.join(folder, METRICS)):
+    if not records_beside(file.name):
         return
-    if not os.path.lexists(os.path.join(folder, RUN_RECORD)):
-        return
+    folder = os.path.dirname(file.name)
     sums = sums_of_run(folder)
     if sums is not None:
         check_sum(sums, folder, RUN_WEIGHTS, sha256_of(file))

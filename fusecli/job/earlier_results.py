@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 from fusecli.features.tensor import StoredTensor
 
-_PACK, _INDEX = "fused-", "fused.safetensors.index.json"
+_PACK, _INDEX = re.compile(r"fused-\d{5,}\.safetensors"), "fused.safetensors.index.json"
 _LARGEST = 32 << 20  # bytes of an index that are read for a note
 
 
@@ -19,7 +20,9 @@ def note_on_earlier(stored: StoredTensor) -> list[str]:
     """
     folder, name = os.path.split(stored.file)
     index = os.path.join(folder, _INDEX)
-    if not name.startswith(_PACK) or not os.path.isfile(index) or os.path.getsize(index) > _LARGEST:
+    if stored.key is None or not _PACK.fullmatch(name):
+        return []
+    if not os.path.isfile(index) or os.path.getsize(index) > _LARGEST:
         return []
     try:
         with open(index, encoding="utf-8") as file:

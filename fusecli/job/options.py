@@ -13,8 +13,7 @@ from fusecli.features.pair_inputs import ReadOptions
 from fusecli.features.select import file_and_key
 from fusecli.fusion.literals import BOTH, Direction, Dtype, Engine, OutDtype, Pool
 from fusecli.fusion.options import ModuleOptions, check_computing, check_origin, check_result
-from fusecli.fusion.run_sums import METRICS
-from fusecli.fusion.weights_file import RUN_RECORD, RUN_WEIGHTS, weights_path
+from fusecli.fusion.weights_file import records_beside, weights_path
 from fusecli.maps.writer import MapOptions
 from fusecli.records import record
 
@@ -121,9 +120,7 @@ def check_targets(options: FuseOptions, output: str, force: bool) -> None:
         options.maps.image_file,
     ]
     inputs = [name for name in given if name not in (None, "none")]
-    folder, name = os.path.split(options.weights or "")
-    if name == RUN_WEIGHTS:  # perhaps of a run, which is read with what it says of itself
-        inputs += [os.path.join(folder, record) for record in (RUN_RECORD, METRICS)]
+    inputs += records_beside(options.weights or "")
     for mask in (options.image_mask, options.text_mask, options.attention_mask):
         if mask not in (None, "none"):
             inputs.append(file_and_key(str(mask))[0])

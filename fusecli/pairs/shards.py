@@ -10,13 +10,15 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from fusecli.errors import PairsError, shortened
+from fusecli.errors import FuseError, PairsError, shortened
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
 from fusecli.features.formats.safetensors_header import read_header
 
 _ENDING = ".safetensors"
 _INDEX = ".safetensors.index.json"
+# fused-00001.safetensors, model-00001-of-00042.safetensors
+_SHARD = re.compile(r"(.+?)-\d{5,}(?:-of-\d{5,})?\.safetensors", re.IGNORECASE)
 _OF_MANY = re.compile(r"(.+-)(\d{5,})-of-(\d{5,})\.safetensors", re.IGNORECASE)
 
 # Reading an index takes about six times its size in memory.
@@ -123,7 +125,11 @@ def shards_of(path: str, notes: list[str], tensors: ListedTensors) -> list[str]:
             are; or an index is damaged or names files of another folder.
     """
     if not os.path.isdir(path):
-        return _listed(path, tensors) if path.lower().endswith(_INDEX) else _alone(path, tensors)
+        return (
+            _listed(path, tensors)
+            if path.lower().endswith(_INDEX)
+            else _alone(path, notes, tensors)
+        )
     names = _names(path)
     shards = [os.path.join(path, name) for name in names if name.lower().endswith(_ENDING)]
     indexes = [os.path.join(path, name) for name in names if name.endswith(_INDEX)]
@@ -144,22 +150,30 @@ def shards_of(path: str, notes: list[str], tensors: ListedTensors) -> list[str]:
     return shards
 
 
-def _alone(file: str, tensors: ListedTensors) -> list[str]:
+def _alone(file: str, notes: list[str], tensors: ListedTensors) -> list[str]:
     """One file, which may be a shard: then the index of its folder says which tensors count.
 
     Raises:
         PairsError: the index claims to be complete, and names no tensor of the file.
-        FeatureFileError: the file or the index cannot be read.
     """
     folder, name = os.path.split(file)
-    stem = re.split(r"-\d", name)[0]  # fused-00001.safetensors, model-00001-of-00042.safetensors
-    index = os.path.join(folder, f"{stem}{_INDEX}")
-    if stem == name or not os.path.isfile(index) or os.path.getsize(index) > _LARGEST_INDEX:
+    shard = _SHARD.fullmatch(name)
+    if shard is None:
         return [file]
-    if file not in _listed(index, tensors) and tensors.is_complete(index):
+    index = os.path.join(folder, f"{shard[1]}{_INDEX}")
+    if not os.path.isfile(index) or os.path.getsize(index) > _LARGEST_INDEX:
+        return [file]
+    try:
+        listed = _listed(index, tensors)
+    except FuseError as error:
+        notes.append(
+            f"{file}: all of its tensors are taken, since its index cannot be used: {error}"
+        )
+        return [file]
+    if file not in listed and tensors.is_complete(index):
         raise PairsError(
-            f"{file}: holds results that were replaced or withdrawn, since {index} names none of "
-            f"its tensors: give the folder {folder or '.'}"
+            f"{file}: {index} names none of its tensors, which were replaced or withdrawn: give "
+            f"the folder {folder or '.'}, or copy the file to another folder to use it as it is"
         )
     return [file]
 

@@ -70,7 +70,7 @@ def test_a_pack_without_a_result_that_counts_is_refused(cli: Callable) -> None:
     images_by_id()
     done = cli("batch", "next.safetensors", f"packs/{first}", "-o", "chained", *MODULE)
     assert done.code == 1
-    assert f"packs/{first}: holds results that were replaced or withdrawn" in done.err
+    assert f"packs/{first}: {INDEX} names none of its tensors" in done.err
     assert "give the folder packs" in done.err
     assert cli("batch", "next.safetensors", "packs", "-o", "chained", *MODULE).code == 0
     assert len(list(Path("chained").glob("*.npy"))) == 5
@@ -121,3 +121,27 @@ def test_one_folder_of_packs_for_both_sides_needs_names_that_tell_them(cli: Call
     assert "packs is given as both sides, whose tensors are called <id>.image and <id>.text" in (
         done.err
     )
+
+
+def test_a_file_that_only_looks_like_a_shard_of_an_index_is_taken(cli: Callable) -> None:
+    images_by_id()
+    texts = {f"p{n}x": noise(7, 16, seed=n) for n in range(5)}
+    for name in ("fused-2024.safetensors", "fused-mean.safetensors", "fused-a-00001.safetensors"):
+        save_file(texts, f"packs/{name}")
+        done = cli("batch", "next.safetensors", f"packs/{name}", "-o", name, "-q", *MODULE)
+        assert done.code == 0, done.err
+        assert len(list(Path(name).glob("*.npy"))) == 5
+    np.save("packs/fused-mean.npy", noise(7, 16, seed=1))
+    done = cli("fuse", "images/p0x.npy", "packs/fused-mean.npy", "-o", "o.npy", *MODULE)
+    assert done.code == 0
+    assert "earlier result" not in done.err
+
+
+def test_an_index_that_cannot_be_used_does_not_stop_a_run_on_one_file(cli: Callable) -> None:
+    (pack,) = set(listed().values())
+    images_by_id()
+    Path(INDEX).write_text("{")
+    done = cli("batch", "next.safetensors", f"packs/{pack}", "-o", "chained", *MODULE)
+    assert done.code == 0
+    assert f"packs/{pack}: all of its tensors are taken, since its index cannot be used" in done.err
+    assert len(list(Path("chained").glob("*.npy"))) == 5

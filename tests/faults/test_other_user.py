@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,7 +103,7 @@ def one_line(done: Outcome, why: str, name: str = "") -> None:
 def test_folder_that_may_not_be_written(inputs: Path, command: str) -> None:
     if command in ("again", "merge"):
         assert run(*BATCH, "there/begun").code == 0
-        shutil.rmtree("texts/00.npy", ignore_errors=True)
+        next(Path("there/begun").rglob("*.npy")).unlink()  # so that there is work left
     inputs.chmod(0o777)
     before = contents(inputs)
     one_line(as_nobody(*arguments(command)), "Permission denied", "there/")
@@ -230,7 +229,7 @@ def test_disk_that_is_full(inputs: Path, command: str, left: int) -> None:
         filler = Path("there/filler")
         with filler.open("wb", buffering=0) as file:
             fill(file)
-        os.truncate(filler, filler.stat().st_size - 4096 * left)
+        os.truncate(filler, filler.stat().st_size - os.sysconf("SC_PAGE_SIZE") * left)
         before = contents(inputs)
         done = run(*arguments(command))
         if done.code != 0:
@@ -247,8 +246,7 @@ def test_disk_that_is_full(inputs: Path, command: str, left: int) -> None:
         assert run(*arguments(command), *again).code == 0
         names = set(contents(Path("there")))
         assert names
-        for here, folders, _ in os.walk("there"):
-            assert left_behind(Path(here)) == [] or ".fusecli" in folders
+        assert left_behind(Path("there")) == []
 
 
 class _Disk(Layer):

@@ -76,6 +76,20 @@ def no_links(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "link", link)
 
 
+def no_links_between_folders(patch: pytest.MonkeyPatch) -> None:
+    """One that renames between folders and does not link, such as AFS."""
+
+    def link(*args: object, **options: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    patch.setattr(os, "link", link)
+
+
+def no_function(patch: pytest.MonkeyPatch) -> None:
+    """A Python that was built for a system without links."""
+    patch.delattr(os, "link")
+
+
 def no_renameat2(patch: pytest.MonkeyPatch) -> None:
     """One that cannot rename without replacing either, such as 9p."""
 
@@ -104,10 +118,13 @@ def test_what_appears_meanwhile_stays(
         appears(patch, atomic, name, KINDS[kind])
         done = run(*job)
     assert (done.code, done.out) == (1, "")
-    assert done.err == (
-        f"error: {name}: somebody else has made this file meanwhile, and it stays: say another "
-        "name, or --force to replace it\n"
+    why = (
+        "is a folder now, which somebody else has made: say another name\n"
+        if kind == "a folder"
+        else "somebody else has made this file meanwhile, and it stays: say another name, or "
+        "--force to replace it\n"
     )
+    assert done.err == f"error: {name}: {why}"
     assert set(os.listdir()) == before | {name}, "none of several outputs without the others"
     if kind == "a file":
         assert Path(name).read_text() == "of somebody else"
@@ -131,7 +148,15 @@ def test_force_replaces_what_appears_meanwhile(
 
 
 @pytest.mark.parametrize("taken", [False, True])
-@pytest.mark.parametrize("without", [[no_links], [no_links, no_renameat2]])
+@pytest.mark.parametrize(
+    "without",
+    [
+        [no_links],
+        [no_links_between_folders],
+        [no_function],
+        [no_links, no_renameat2],
+    ],
+)
 def test_file_systems_without_hard_links(
     inputs: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -265,3 +290,23 @@ def test_train(folder_of_run: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
     assert (done.code, Path("run", name).read_text()) == (1, "of somebody else")
     assert done.err.startswith(f"error: run/{name}: somebody else has made this file meanwhile")
     assert done.err.count("\n") == 1
+
+
+def test_report_beside_weights_of_no_run_is_replaced_where_that_is_said(inputs: Path) -> None:
+    assert run("init", "-o", "weights.safetensors", "--dim", "16", "--quiet").code == 0
+    job = ("fuse", "image.npy", "text.npy", "-q", "--weights", "weights.safetensors")
+    for name in ("run.json", "metrics.json"):
+        for _ in range(2):
+            done = run(*job, "-o", "out.npy", "--report", name, "--force")
+            assert (done.code, done.err) == (0, "")
+        Path(name).unlink()
+
+
+def test_records_of_a_run_are_never_replaced(folder_of_run: Path) -> None:
+    before = contents(Path("run"))
+    job = ("fuse", "image.npy", "text.npy", "-q", "--weights", "run")
+    for name in ("run/run.json", "run/metrics.json"):
+        done = run(*job, "-o", "out.npy", "--report", name, "--force")
+        assert done.code == 1
+        assert done.err.startswith(f"error: {name}: is also an input")
+    assert contents(Path("run")) == before

@@ -45,6 +45,8 @@ def killed(k: int, *args: str) -> bool:
     """Run a command in a process that is killed before its k-th call on a file; whether it was."""
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(600)  # a process that hangs fails the test, and does not hold it for ever
         code = 70
         try:
             with _Killed(Path("run"), k).installed():
