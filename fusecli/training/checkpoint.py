@@ -19,7 +19,7 @@ from fusecli.features.file import open_features
 
 Floats = NDArray[np.float32]
 
-_VERSION = 2  # 1 had no sum
+_VERSION = 3  # 1 had no sum, 2 did not say what the job was
 _JOB_KEY = "fusecli_job"  # in the file's metadata
 
 
@@ -84,10 +84,16 @@ class Checkpoints:
 
     def __init__(self, folder: Path | None, run: str = "") -> None:
         self._folder = folder
-        self._run = hashlib.sha256(run.encode()).hexdigest()
+        self._run = _hash(run)
 
-    def load(self, key: str) -> JobState | None:
-        """The state of a job, or None if there is none that is whole and of this run."""
+    def load(self, key: str, job: str = "") -> JobState | None:
+        """The state of a job, or None if there is none that is whole and of this run.
+
+        Args:
+            key: of the job, unique in the run.
+            job: what its result follows from, as text: model, recipe, rows. A state that was
+                made of other things, such as by another version, is not used.
+        """
         path = self._path(key)
         if path is None or not path.exists():
             return None
@@ -95,8 +101,9 @@ class Checkpoints:
             with open_features(str(path)) as file:
                 data = json.loads(file.metadata[_JOB_KEY])
                 tensors = {name: stored.read() for name, stored in file.tensors.items()}
-            known = data.pop("run"), data.pop("key"), data.pop("version")
-            if known != (self._run, key, _VERSION) or data.pop("sum") != _sum(data, tensors):
+            known = tuple(data.pop(name) for name in ("run", "key", "job", "version"))
+            wanted = self._run, key, _hash(job), _VERSION
+            if known != wanted or data.pop("sum") != _sum(data, tensors):
                 return None
             data["history"] = [EpochRecord(**record) for record in data["history"]]
             held_out = {int(n[9:]): a for n, a in tensors.items() if n.startswith("held_out.")}
@@ -107,8 +114,12 @@ class Checkpoints:
         except (FuseError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # damaged: the job is trained anew, with the same result
 
-    def save(self, key: str, state: JobState) -> None:
+    def save(self, key: str, state: JobState, job: str = "") -> None:
         """Write a job's state, whole or not at all.
+
+        Args:
+            key, job: as for `load`.
+            state: of the job.
 
         Raises:
             OutputError: it cannot be written, or the folder is a link by now.
@@ -118,12 +129,7 @@ class Checkpoints:
         path = self._path(key)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.is_symlink():
-            raise OutputError(
-                f"{path.parent}: is a link, which is not followed in a run's folder; expected a "
-                "folder: remove it"
-            )
+        make_folder(path.parent)
         names = ("best",) if state.done else ("parameters", "first", "second", "best")
         tensors = {n: a for n in names if (a := getattr(state, n)) is not None}
         tensors |= {f"held_out.{epoch}": a for epoch, a in state.held_out.items()}
@@ -131,7 +137,8 @@ class Checkpoints:
         for name in ("epoch", "steps", "best_epoch", "best_score", "done"):
             data[name] = getattr(state, name)
         whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        data |= {"sum": _sum(data, whole), "run": self._run, "key": key, "version": _VERSION}
+        data |= {"sum": _sum(data, whole), "version": _VERSION}
+        data |= {"run": self._run, "key": key, "job": _hash(job)}
         with StagedFile(str(path)) as staged:
             staged.begin().write(save(whole, {_JOB_KEY: json.dumps(data)}))
             staged.publish()
@@ -139,8 +146,28 @@ class Checkpoints:
     def _path(self, key: str) -> Path | None:
         if self._folder is None:
             return None
-        name = hashlib.sha256(key.encode()).hexdigest()[:24]
-        return self._folder / f"{name}.safetensors"
+        return self._folder / f"{_hash(key)[:24]}.safetensors"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder inside that of a run, if it does not exist.
+
+    Raises:
+        OutputError: it cannot be made, or a link stands in its place, also one that leads nowhere.
+    """
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder}: is a link, which is not followed in a run's folder; expected a "
+            "folder: remove it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror or error}") from None
 
 
 def _sum(data: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> int:

@@ -7,6 +7,7 @@ all rows. Larger data has a validation part, which stops training and chooses.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,6 +115,8 @@ class _Fitter:
         self.examples, self.split, self.options = examples, split, options
         self.progress, self.checkpoints = progress, checkpoints
         self.inner: Rows = np.sort(np.concatenate([split.train, split.validation]))
+        # Of the whole run: each of `--folds` is trained as the weights are, which learn from all.
+        self.n = targets.n if options.folds else len(self.inner)
         self.original = targets
         self.centre, self.spread = 0.0, 1.0
         if targets.task == "regress":
@@ -132,7 +135,7 @@ class _Fitter:
         self._planned = 0
 
     def run(self) -> list[Fitted]:
-        n = len(self.inner)
+        n = self.n
         candidates = make_candidates(self.examples, self.targets, self.options, n)
         given = self.targets.split is not None and "validation" in self.targets.split
         folded = n <= FOLDED_ROWS and not given
@@ -179,7 +182,7 @@ class _Fitter:
         return _SMALL_SEEDS if n <= FOLDED_ROWS else 1
 
     def _by_folds(self, candidates: Sequence[Candidate]) -> list[_Choice]:
-        count = 4 if len(self.inner) <= _FEW_ROWS else 3
+        count = 4 if self.n <= _FEW_ROWS else 3
         folds = inner_folds(self.split, self.targets, count, self.options.seed)
         tasks = [
             self._task(c, train, held_out, f"fold {number}", self.options.seed, keep_all=True)
@@ -278,6 +281,7 @@ class _Fitter:
             score_name=choice.score_name,
             scores={c.candidate.name: c.score for c in found},
             history=self._histories[candidate.family, candidate.name],
+            recipe=candidate.recipe,
         )
         return Fitted(
             candidate.family,
@@ -312,7 +316,8 @@ class _Fitter:
         text, image = self._statistics(candidate, train)
         key = f"{candidate.family} / {candidate.name} / {part} / seed {seed}"
         build = partial(candidate.spec.build, text, image)
-        job = Job(key, build, candidate.recipe, train, held_out, seed, stop, keep_all)
+        model = json.dumps(candidate.spec.to_dict())
+        job = Job(key, build, candidate.recipe, train, held_out, seed, stop, keep_all, model)
         return _Task(candidate, job, text, image)
 
     def _train(self, tasks: Sequence[_Task]) -> list[Trained]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fusecli.training.blend import Blend
 from fusecli.training.checkpoint import EpochRecord
 from fusecli.training.examples import Examples, Side
+from fusecli.training.loop import Recipe
 from fusecli.training.model import PairModel, TorchBatch
 from fusecli.training.side_index import Rows
 from fusecli.training.stored import Member, StoredModel
@@ -34,6 +35,7 @@ class FitInfo:
         score_name: what the scores are, such as "AUC".
         scores: validation score (or mean over folds) of every candidate.
         history: the epochs of each job of the chosen candidate, by the job's name.
+        recipe: how the chosen candidate was trained; None where nothing was.
     """
 
     variant: str
@@ -41,6 +43,7 @@ class FitInfo:
     score_name: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[EpochRecord]] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
 
 class Fitted:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -85,6 +86,7 @@ class Job:
         keep_all: keep the held-out logits of every evaluated epoch, and the last weights,
             instead of stopping early and keeping the best.
         seed: of this model.
+        model: what `build` makes, as text; see `made_of`.
     """
 
     key: str
@@ -95,6 +97,17 @@ class Job:
     seed: int
     stop: int | None = None
     keep_all: bool = False
+    model: str = ""
+
+    def made_of(self) -> str:
+        """What the result follows from beside the data and the versions of the run, as text.
+
+        Parts of it are chosen by this program and stand in no option, such as the learning rate:
+        a state of the same job that was made with others must not be gone on with.
+        """
+        rows = [zlib.crc32(part.astype("<i8").tobytes()) for part in (self.train, self.held_out)]
+        parts = [self.model, asdict(self.recipe), self.seed, self.stop, self.keep_all, rows]
+        return json.dumps(parts)
 
 
 @dataclass
@@ -136,7 +149,8 @@ def train_model(
     """
     model = build_model(job.build, job.seed, job.key).to(setting.device)
     optimizer = FlatAdamW(model, job.recipe.weight_decay)
-    state = checkpoints.load(job.key)
+    made_of = job.made_of()
+    state = checkpoints.load(job.key, made_of)
     if state is None:
         state = JobState.new()
     else:
@@ -152,13 +166,13 @@ def train_model(
             record = _run_epoch(job, setting, model, optimizer, state, last)
         except Stopped:
             if state.parameters is not None:
-                checkpoints.save(job.key, state)
+                checkpoints.save(job.key, state, made_of)
             raise
         if on_epoch is not None:
             on_epoch(job.key, job.recipe.epochs, record)
         if state.done or time.monotonic() - saved > _CHECKPOINT_SECONDS:
             optimizer.store(state)
-            checkpoints.save(job.key, state)
+            checkpoints.save(job.key, state, made_of)
             saved = time.monotonic()
     assert state.best is not None
     return Trained(state.best, state.history, state.best_epoch, state.held_out)

@@ -78,6 +78,11 @@ def log_jsonl(fitted: Sequence[Fitted]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
+def recipes_of(fitted: Sequence[Fitted]) -> dict[str, dict[str, Any]]:
+    """How each line of the table was trained, for `metrics.json`."""
+    return {m.name: asdict(m.info.recipe) for m in fitted if m.info.recipe is not None}
+
+
 def read_metrics(path: str) -> dict[str, Any] | None:
     """The `metrics.json` of a complete run; None where it is not there, or damaged."""
     try:

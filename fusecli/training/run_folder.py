@@ -42,7 +42,7 @@ class RunFolder:
         self._results = tuple(results)
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self.identity = json.loads(self._identity)
-        self._older: set[str] = set()  # paths of files that may be replaced
+        self._older: set[str] = set()  # names in the folder of files that may be replaced
 
     @contextmanager
     def alone(self, resume: bool = False) -> Iterator[bool]:
@@ -84,14 +84,15 @@ class RunFolder:
             OutputError: it is an input, or a link or a pipe stands where a file or a folder of
                 the run has its place: a folder that others write to could lead elsewhere.
         """
-        for path in _paths(str(self.path), self._results):
+        for name in _names(str(self.path), self._results):
+            path = str(self.path / name)
             try:
                 status = os.lstat(path)
             except (OSError, ValueError):
                 continue
             inputs.check(path)
             refuse_odd(path, status.st_mode)
-            self._older.add(path)
+            self._older.add(name)
 
     def write(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
         """Write a file of the run, whole or not at all.
@@ -108,12 +109,12 @@ class RunFolder:
         for place in (os.path.dirname(path), path) if "/" in name else (path,):
             with suppress(FileNotFoundError):
                 refuse_odd(place, os.lstat(place).st_mode)  # hours after `check`
-        with StagedFile(path, replace=path in self._older) as staged:
+        with StagedFile(path, replace=name in self._older) as staged:
             staged.begin()
             for part in parts:
                 staged.write(part)
             staged.publish()
-        self._older.add(path)
+        self._older.add(name)
 
     def begin(self, resume: bool = False, force: bool = False) -> bool:
         """Make the folder, or find the run that is to go on.
@@ -145,7 +146,7 @@ class RunFolder:
                     ": say --force to begin anew, or name another folder"
                 )
             self._clear()
-            self._older.add(str(there))  # the record of the run that --force replaces
+            self._older.add(RUN_RECORD)  # the record of the run that --force replaces
         elif resume:
             raise UsageError(f"--resume: {self.path} holds no run to go on with")
         elif self.path.exists() and not self._is_empty():
@@ -236,17 +237,20 @@ def files_of_run(path: str, results: Sequence[str] = ()) -> ProtectedFiles:
         path: of the run's folder.
         results: names of files in it besides weights, models and record.
     """
-    return ProtectedFiles(lambda: _paths(path, results))
+    return ProtectedFiles(lambda: [os.path.join(path, name) for name in _names(path, results)])
 
 
-def _paths(folder: str, results: Sequence[str]) -> list[str]:
-    """Everything in a run's folder that is of the run, whether it is there or not."""
-    found = [os.path.join(folder, name) for name in (RUN_RECORD, RUN_WEIGHTS, *results)]
+def _names(folder: str, results: Sequence[str]) -> list[str]:
+    """Everything in a run's folder that is of the run, whether it is there or not.
+
+    By its name in the folder, with "/": a folder has several paths, such as `run`, `./run/`.
+    """
+    found = [RUN_RECORD, RUN_WEIGHTS, *results]
     for name in (MODELS, CHECKPOINTS):
         inner = os.path.join(folder, name)
-        found.append(inner)
+        found.append(name)
         if os.path.isdir(inner) and not os.path.islink(inner):
-            found += [os.path.join(inner, each) for each in os.listdir(inner)]
+            found += [f"{name}/{each}" for each in os.listdir(inner)]
     return found
 
 

@@ -21,6 +21,7 @@ from fusecli.errors import OutputError
 from fusecli.features.formats.safetensors import file_start
 from fusecli.fusion.run_sums import MODELS, model_names
 from fusecli.fusion.weights_file import METADATA_KEY, RUN_WEIGHTS
+from fusecli.training.checkpoint import make_folder
 from fusecli.training.examples import ChannelStatistics
 from fusecli.training.fitted import Fitted
 from fusecli.training.stored import Member
@@ -53,7 +54,7 @@ def save_models(
     Raises:
         OutputError: a file cannot be written, or a link or a folder stands in its place.
     """
-    (path / MODELS).mkdir(exist_ok=True)
+    make_folder(path / MODELS)
     written = set()
     for model in fitted:
         calibration = dict(calibrations.get(model.name, {}))

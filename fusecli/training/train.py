@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from fusecli.training.run_files import (
     identity,
     log_jsonl,
     read_metrics,
+    recipes_of,
 )
 from fusecli.training.run_folder import RunFolder
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
@@ -144,9 +145,9 @@ class _Run:
         if options.folds:
             if self.targets.split is not None:
                 notes("note: the column split is not used: --folds holds out every pair once")
-            targets = self.targets
+            self.targets = replace(self.targets, split=None)
             self.splits = make_folds(
-                targets, self.groups, options.folds, options.seed, options.val_fraction
+                self.targets, self.groups, options.folds, options.seed, options.val_fraction
             )
         else:
             self.splits = [
@@ -167,7 +168,7 @@ class _Run:
                     f"{shortened(missing[0])!r}): no model can learn to give such an answer"
                 )
         self.folder = RunFolder(
-            options.output, identity(options, self.examples, self.targets), OUTPUTS
+            options.output, identity(options, self.examples, data.targets), OUTPUTS
         )
 
     def held_out(self) -> Outcome:
@@ -288,6 +289,7 @@ class _Run:
             if content is not None:
                 self.folder.write(name, [content])
         self.folder.write(REPORT, [report_md(result, facts).encode()])
+        metrics["recipes"] = recipes_of(fitted)
         metrics[SUMS_KEY] = self.folder.sums((SPLIT,))
         self.folder.write(METRICS, [as_json(metrics)])
         self.folder.finish()

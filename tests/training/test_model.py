@@ -10,12 +10,14 @@ from fusecli.fusion.config import METHODS as CONFIG_METHODS
 from fusecli.fusion.config import FusionConfig
 from fusecli.fusion.torch_modules import ImageTextFusion, build_module
 from fusecli.pairs.pair import PairOptions
+from fusecli.training import fit as fit_module
 from fusecli.training.baselines import AdditiveModel, ConcatMLP
 from fusecli.training.candidates import make_candidates
 from fusecli.training.examples import Batch, ChannelStatistics
 from fusecli.training.head import FusionHead, Noise, pool_tokens
 from fusecli.training.model import FusionModel, ModelShape, TorchBatch, attend
 from fusecli.training.options import LabelOptions, TrainOptions
+from fusecli.training.split import all_for_training, make_folds
 from fusecli.training.standardise import fold_fusion, fold_linear, unit_statistics
 from tests.training import generators
 
@@ -221,6 +223,28 @@ def test_a_side_is_pooled_as_if_every_token_were_projected(masked):
         scores = scores.masked_fill(~mask, -torch.inf)
     expected = net.mlp((torch.softmax(scores, 1).unsqueeze(2) * projected).sum(1))
     assert torch.allclose(net(x, mask, None), expected, rtol=0, atol=1e-12)
+
+
+def test_folds_and_the_weights_have_one_recipe(monkeypatch):
+    n = 1200  # of which 900 are learnt from in a fold: one number calls for 1e-3, one for 5e-4
+    rng = np.random.default_rng(0)
+    examples = generators.examples_of(rng.normal(size=(n, 1, 64)), rng.normal(size=(n, 1, 64)))
+    targets = generators.classes([0, 1] * (n // 2))
+    options = TrainOptions(PairOptions(), LabelOptions(), "run", folds=4, device="cpu")
+    found = []
+
+    def stop_at(*args):
+        found.append(make_candidates(*args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_module, "make_candidates", stop_at)
+    splits = make_folds(targets, np.arange(n), 4, 0)
+    assert {len(split.train) + len(split.validation) for split in splits} == {900}
+    for split in (*splits, all_for_training(targets, np.arange(n), 0)):
+        with pytest.raises(KeyboardInterrupt):
+            fit_module.fit(examples, targets, split, options)
+    assert {one.recipe.lr for one in found[0]} == {5e-4}
+    assert all(candidates == found[0] for candidates in found)
 
 
 def test_many_pairs_of_wide_features_have_half_the_learning_rate():

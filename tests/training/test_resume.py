@@ -132,10 +132,70 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path):
     assert loaded.history == state.history
     np.testing.assert_array_equal(loaded.best, state.best)
     assert kept.load("another job") is None
+    assert kept.load("job", "another recipe") is None
     assert Checkpoints(tmp_path, "another run").load("job") is None
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-2])
     assert kept.load("job") is None
+
+
+def job(**changes):
+    from fusecli.training.loop import Job, Recipe
+
+    recipe = Recipe(**{"epochs": 2, **changes.pop("recipe", {})})
+    usual = {"train": np.arange(8), "held_out": np.arange(8, 12), "seed": 0, "model": "{}"}
+    build = changes.pop("build", lambda: None)
+    return Job("fusion / attention / choose", build, recipe, **(usual | changes))
+
+
+OTHERS = {
+    "another learning rate": {"recipe": {"lr": 5e-4}},
+    "another dropout": {"recipe": {"head": 0.1}},
+    "other pairs": {"train": np.arange(1, 9)},
+    "other held-out pairs": {"held_out": np.arange(8, 13)},
+    "another length": {"stop": 1},
+    "another model": {"model": '{"width": 64}'},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_a_state_of_another_recipe_is_not_taken(changes, tmp_path):
+    from fusecli.training.checkpoint import Checkpoints, JobState
+
+    kept, own, other = Checkpoints(tmp_path, "run"), job(), job(**changes)
+    assert own.key == other.key
+    kept.save(own.key, JobState(epoch=1, best=np.ones(3, np.float32), done=True), own.made_of())
+    assert kept.load(job().key, job().made_of()) is not None
+    assert kept.load(other.key, other.made_of()) is None
+
+
+def test_a_job_goes_on_from_a_state_of_its_own_recipe_only(tmp_path):
+    import torch
+
+    from fusecli.pairs.pair import PairOptions
+    from fusecli.training.candidates import make_candidates
+    from fusecli.training.checkpoint import Checkpoints
+    from fusecli.training.inference import Setting
+    from fusecli.training.loop import train_model
+    from fusecli.training.options import LabelOptions, TrainOptions
+    from tests.training import generators
+
+    images, texts, labels = generators.product(24, np.random.default_rng(0), width=4)
+    examples, targets = generators.examples_of(images, texts), generators.classes(labels)
+    options = TrainOptions(PairOptions(), LabelOptions(), "run", method="bilinear")
+    spec = make_candidates(examples, targets, options, 24)[0].spec
+    statistics = spec.statistics(examples, np.arange(24))
+    setting = Setting(examples, targets, torch.device("cpu"), False, np.arange(24))
+
+    def weights(lr, folder):
+        wanted = job(build=lambda: spec.build(*statistics), recipe={"epochs": 1, "lr": lr})
+        return train_model(wanted, setting, Checkpoints(folder)).weights
+
+    before = weights(1e-3, tmp_path)
+    np.testing.assert_array_equal(weights(1e-3, tmp_path), before)
+    after = weights(5e-4, tmp_path)
+    assert not np.array_equal(after, before)
+    np.testing.assert_array_equal(after, weights(5e-4, None))
 
 
 @pytest.mark.slow
@@ -159,6 +219,40 @@ def test_a_stored_run_gives_the_same_logits_again(tmp_path):
         again = Fitted.restored(model, examples, torch.device("cpu"), before)
         before[model.name] = again
         np.testing.assert_array_equal(again.logits(generators.thirds(120).test), logits)
+
+
+@pytest.mark.parametrize("leads_to", ["nowhere", "."])
+def test_a_link_in_place_of_an_inner_folder_is_refused(leads_to, tmp_path):
+    from fusecli.errors import OutputError
+    from fusecli.training.checkpoint import Checkpoints, JobState, make_folder
+
+    place = tmp_path / "checkpoints"
+    place.symlink_to(tmp_path / leads_to)
+    with pytest.raises(OutputError, match="checkpoints: is a link, which is not followed"):
+        Checkpoints(place).save("job", JobState())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(OutputError, match="models: cannot be made: File exists"):
+        make_folder(tmp_path / "models")
+
+
+@pytest.mark.parametrize("name", [".", "run", "run/", "./run//", "../d/run"])
+def test_a_folder_is_gone_on_with_however_it_is_written(name, tmp_path, monkeypatch):
+    from fusecli.features.protected import ProtectedFiles
+    from fusecli.training.run_folder import RunFolder
+
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    for again in (False, True):
+        folder = RunFolder(name, {"seed": 1}, ("metrics.json",))
+        with folder.alone():
+            folder.check(ProtectedFiles(lambda: ()))
+            assert folder.begin() == again
+            (folder.path / "models").mkdir(exist_ok=True)
+            for file in ("metrics.json", "weights.safetensors", "models/a.safetensors"):
+                folder.write(file, [b"new" if again else b"old"])
+    assert Path(name, "metrics.json").read_bytes() == b"new"
+    assert Path(name, "models", "a.safetensors").read_bytes() == b"new"
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

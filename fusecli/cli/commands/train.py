@@ -51,11 +51,18 @@ class Recipe(OptionGroup):
         typer.Option(metavar="N", help="Epochs, at most.", show_default="by the number of pairs"),
     ] = None
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Pairs a step.", show_default="32")
+        int | None,
+        typer.Option(
+            metavar="N", help="Pairs a step.", show_default="32 or 64, by the number of pairs"
+        ),
     ] = None
     lr: Annotated[
         float | None,
-        typer.Option(metavar="X", help="The highest learning rate.", show_default="0.001"),
+        typer.Option(
+            metavar="X",
+            help="The highest learning rate.",
+            show_default="0.001 or 0.0005, by the number and width of the pairs",
+        ),
     ] = None
     weight_decay: Annotated[
         float | None, typer.Option(metavar="X", help="Weight decay.", show_default="0.05")
