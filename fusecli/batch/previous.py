@@ -10,6 +10,7 @@ from fusecli.batch.pair_features import PairFeaturesReader
 from fusecli.batch.store.history import PairState, PreviousResults
 from fusecli.batch.store.journal import fingerprint
 from fusecli.batch.summary import Summary
+from fusecli.errors import counted
 from fusecli.pairs.fingerprints import content_of, source_of
 from fusecli.pairs.open import Pair
 from fusecli.pairs.stamps import FileStamps
@@ -51,23 +52,41 @@ def todo(
     """
     inputs = _Inputs(reader, options.verify)
     shard = options.shard
+    # What --verify finds is made again, whatever else is left out.
+    retried = ("failed", "done", "lost") if options.verify else ("failed",)
     for pair in pairs:
         if shard is not None and fingerprint(pair.id) % shard.of != shard.index - 1:
             continue
         state = history.state(pair.id)
-        same = state.known != "nothing" and inputs.are_the_same(pair, state)
+        same = state.known in ("done", "failed") and inputs.are_the_same(pair, state)
         if options.strict and state.diagnosed:
             same = False
         if state.known == "done" and same and exists(pair, state.size):
             found.summary.skipped += 1
         elif state.known == "failed" and same and not options.retry_failed:
             found.summary.add_failed_before(pair.id)
-        elif options.retry_failed and state.known != "failed":
+        elif options.retry_failed and state.known not in retried:
             continue
         else:
-            if state.known == "done":
-                found.earlier[pair.id] = not same
+            if state.known in ("done", "lost"):
+                found.earlier[pair.id] = state.known == "done" and not same
             yield pair
+
+
+def lost_lines(history: PreviousResults) -> Iterator[str]:
+    """What `--verify` says of results that it does not find as earlier runs wrote them."""
+    then = "made again, where the pair is among the inputs"
+    if count := history.missing:
+        yield (
+            "warning: results of earlier runs are gone or not as they were written "
+            f"({count:,} of them): they are {then}"
+        )
+    if count := history.written_unknown:
+        one = count == 1
+        yield (
+            f"note: {counted(count, 'result')} of an older version {'does' if one else 'do'} not "
+            f"say what was written: {'it is' if one else 'they are'} {then}"
+        )
 
 
 class _Inputs:

@@ -12,7 +12,7 @@ from fusecli.batch.attention import uniform_attention
 from fusecli.batch.merge_shards import damaged_lines
 from fusecli.batch.options import BatchOptions
 from fusecli.batch.pair_features import PairFeaturesReader
-from fusecli.batch.previous import Found, todo
+from fusecli.batch.previous import Found, lost_lines, todo
 from fusecli.batch.resolve import resolve
 from fusecli.batch.run_spec import FusionSpec
 from fusecli.batch.store.encode import Encoder
@@ -50,6 +50,7 @@ class Sink(Protocol):
 
     def write(self, results: list[Result]) -> None: ...
     def is_valid(self, entry: Entry) -> bool: ...
+    def unfinished(self, entry: Entry) -> bytes | None: ...
     def exists(self, pair: Pair, size: int) -> bool: ...
     def delete_result(self, pair: Pair) -> None: ...
     def delete_entry(self, entry: Entry) -> None: ...
@@ -103,22 +104,23 @@ def run_batch(
         spec, weights, found = _begin(options, folder, source)
         for note in _notes(options, spec, weights, source, found):
             tell(note)
-        written = WrittenResults(folder.root, options.out_dtype) if options.verify else None
-        if written is not None:
-            stack.callback(written.close)
-        sink = _sink(options, spec, folder, tuning, written)
+        sink = _sink(options, spec, folder, tuning)
         stack.callback(sink.rollback)
-        history = PreviousResults(folder.root, folder.own_journals, sink.is_valid, folder.spec)
+        written = WrittenResults(folder.results, options.out_dtype, sink.unfinished)
+        stack.callback(written.close)
+        history = PreviousResults(
+            folder.root,
+            folder.own_journals,
+            sink.is_valid,
+            folder.spec,
+            written.are_as_written if options.verify else None,
+        )
         assert folder.journal is not None
         folder.journal.run = history.last_run + 1
         for line in damaged_lines(folder, history):
             tell(line)
-        if options.verify and history.missing and not options.retry_failed:
-            tell(
-                "warning: results of earlier runs are gone or not as they were written "
-                f"({history.missing:,} of them): they are made again, where the pair is among the "
-                "inputs"
-            )
+        for line in lost_lines(history) if options.verify else ():
+            tell(line)
         run = _Run(options, sink, source, history, progress, folder.journal)
         run.summary.run_diagnoses = [f"{each.code}: {each.message}" for each in found]
         reader = PairFeaturesReader(spec, tuning)
@@ -304,12 +306,11 @@ def _sink(
     spec: FusionSpec,
     folder: OutputFolder,
     tuning: Tuning,
-    written: WrittenResults | None,
 ) -> PackSink | FileSink:
     metadata, dtype = spec.config.to_dict(), options.out_dtype
     if options.pack:
-        return PackSink(folder, options.shard_size, dtype, metadata, tuning, written)
-    return FileSink(folder, Encoder(dtype, metadata), options.ending, tuning, written)
+        return PackSink(folder, options.shard_size, dtype, metadata, tuning)
+    return FileSink(folder, Encoder(dtype, metadata), options.ending, tuning)
 
 
 @contextmanager

@@ -146,7 +146,23 @@ def open_features(name: str) -> FeatureFile:
                 raise
             raise FeatureFileError(f"stdin: is not a .npy file but {really}") from None
         return FeatureFile("-", {"": tensor}, {}, len(data), data)
-    handle = open_regular(name)
+    return _features_in(open_regular(name), name)
+
+
+def features_of(descriptor: int, name: str) -> FeatureFile:
+    """The same for a file that is open already.
+
+    Args:
+        descriptor: of a regular file; closed with the feature file, or where it is refused.
+        name: its ending tells the format.
+
+    Raises:
+        FeatureFileError: an unknown ending, or damaged.
+    """
+    return _features_in(_reader(descriptor, name), name)
+
+
+def _features_in(handle: BufferedReader, name: str) -> FeatureFile:
     try:
         return _open_format(handle, name)
     except BaseException:
@@ -216,6 +232,10 @@ def open_regular(name: str) -> BufferedReader:
         if stat.S_ISDIR(mode):
             raise FeatureFileError(f"{name}: is a directory, expected a file")
         raise FeatureFileError(_no_regular_file(name))
+    return _reader(descriptor, name)
+
+
+def _reader(descriptor: int, name: str) -> BufferedReader:
     return BufferedReader(_Named(open(descriptor, "rb", buffering=0), name))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.batches import DT, make_pairs, outputs
+from fusecli.batch.store.journal import Entry
+from fusecli.batch.store.packs import PackSink
+from fusecli.batch.store.safe_folder import ResultFolders, open_root
+from fusecli.batch.store.verify import WrittenResults
+from fusecli.pairs.fingerprints import numbers_of
+from tests.batches import DT, journal, make_pairs, outputs
 from tests.faults.running import run
 
 BATCH = ("batch", "images", "texts", "-o", "out", "--workers", "1")
 SAID = "warning: results of earlier runs are gone or not as they were written"
+JOURNAL = Path("out/journal.jsonl")
 LAYOUTS = {
     "npy": (),
     "npz": ("--format", "npz", "--pool", "mean"),
@@ -49,6 +56,13 @@ def other_numbers(path: Path) -> None:
         data[place] ^= 1
         path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def without_sums(journal: Path) -> None:
+    """Let a journal be one of an older version, which did not say what was written."""
+    data, count = re.subn(rb'"written":"[0-9a-f]{16}",', b"", journal.read_bytes())
+    assert count == 3
+    journal.write_bytes(data)
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
@@ -116,15 +130,131 @@ def test_results_without_a_sum_are_made_again(pairs: Path) -> None:
     """Those of older versions: nothing tells whether they are what was written."""
     assert run(*BATCH).code == 0
     whole = outputs(Path("out"))
-    journal = Path("out/journal.jsonl")
-    lines = [line.partition(b'"written"') for line in journal.read_bytes().splitlines()]
-    journal.write_bytes(
-        b"".join(a + c[c.index(b",") + 1 :] + b"\n" for a, _, c in lines)  # the rest of the line
+    without_sums(JOURNAL)
+    done = run(*BATCH, "--verify")
+    assert (
+        "note: 3 results of an older version do not say what was written: they are made again"
+        in done.err
     )
-    assert b"written" not in journal.read_bytes()
-    assert f"{SAID} (3 of them)" in run(*BATCH, "--verify").err
+    assert SAID not in done.err, "nothing is known to be wrong"
     assert outputs(Path("out")) == whole
-    assert journal.read_bytes().count(b"written") == 3
+    assert JOURNAL.read_bytes().count(b"written") == 3
+
+
+@pytest.mark.parametrize("layout", ["npy", "packs"])
+def test_damage_is_mended_when_only_failed_pairs_are_done(pairs: Path, layout: str) -> None:
+    args = (*BATCH, *LAYOUTS[layout])
+    assert run(*args).code == 0
+    whole = tensors(Path("out"))
+    other_numbers(results(Path("out"))[-1])
+    np.save("images/new.npy", np.ones((2, 24), np.float32))
+    np.save("texts/new.npy", np.ones((2, DT), np.float32))
+    done = run(*args, "--retry-failed", "--verify")
+    assert (done.code, "1 done, 2 skipped" in done.err) == (0, True), done
+    assert f"{SAID} (1 of them)" in done.err
+    assert tensors(Path("out")) == whole, "without the new pair"
+
+
+def test_damaged_result_of_a_pair_that_fails_now_is_removed(pairs: Path) -> None:
+    assert run(*BATCH).code == 0
+    path = results(Path("out"))[-1]
+    other_numbers(path)
+    np.save(Path("texts", *path.parts[1:]), np.full((2, DT), np.nan, np.float32))
+    assert run(*BATCH, "--verify").code == 3
+    assert path not in results(Path("out"))
+
+
+@pytest.mark.parametrize("damage", ["numbers", "no sum"])
+@pytest.mark.parametrize("layout", ["npy", "packs"])
+def test_results_of_inputs_that_are_gone_stay_known(pairs: Path, layout: str, damage: str) -> None:
+    args = (*BATCH, *LAYOUTS[layout])
+    assert run(*args).code == 0
+    if damage == "no sum":
+        without_sums(JOURNAL)
+    else:
+        other_numbers(results(Path("out"))[-1])
+    id = journal(Path("out"))[-1]["id"]
+    for side in ("images", "texts"):
+        Path(side, f"{id}.npy").unlink()
+    assert (
+        "1 result is of inputs that are not there any more: --prune" in run(*args, "--verify").err
+    )
+    done = run(*args, "--verify", "--prune")
+    assert "1 result is of inputs that are not there any more: removed" in done.err
+    assert Path("out", f"{id}.npy") not in results(Path("out"))
+    assert journal(Path("out"))[-1]["status"] == "removed"
+    assert "not there any more" not in run(*args, "--verify").err
+
+
+@pytest.mark.parametrize("layout", ["packs", "packs of several"])
+def test_number_in_a_pack_that_a_stopped_run_left_is_found(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    args = (*BATCH, *LAYOUTS[layout])
+    whole = [*args]
+    whole[whole.index("out")] = "whole"
+    assert run(*whole).code == 0
+
+    def stop(sink: PackSink) -> None:
+        sink.commit()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackSink, "finish", stop)
+        assert run(*args).code == 130
+    (staged,) = Path("out").rglob("fused-*")
+    assert ".fusecli" in staged.parts
+    shutil.copytree("out", "sound")
+    other_numbers(staged)
+    done = run(*args, "--verify")
+    assert (done.code, "1 done, 2 skipped" in done.err) == (0, True), done
+    assert f"{SAID} (1 of them)" in done.err
+    assert tensors(Path("out")) == tensors(Path("whole"))
+    assert "3 skipped" in run(*args, "--verify").err
+    shutil.rmtree("out")
+    os.replace("sound", "out")
+    assert "0 done, 3 skipped" in run(*args, "--verify").err, "everything is as it was written"
+
+
+@pytest.mark.parametrize("layout", ["npy", "packs"])
+def test_only_the_latest_result_of_a_pair_is_read(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    args = (*BATCH, *LAYOUTS[layout])
+    for turn in range(3):
+        np.save("texts/0/0000.npy", np.full((2, DT), turn, np.float32))
+        assert run(*args).code == 0
+    assert len(journal(Path("out"))) == 5
+    compared: list[str] = []
+
+    def counted(results: WrittenResults, entry: Entry) -> bool:
+        compared.append(entry.id)
+        return as_written(results, entry)
+
+    as_written = WrittenResults.are_as_written
+    monkeypatch.setattr(WrittenResults, "are_as_written", counted)
+    assert "0 done, 3 skipped" in run(*args, "--verify").err
+    assert sorted(compared) == ["0/0000", "1/0001", "2/0002"]
+
+
+@pytest.mark.parametrize("output", ["../x.npy", "a/../../x.npy", "link.npy", "to/x.npy", "-"])
+def test_nothing_outside_the_folder_is_read(folder: Path, output: str) -> None:
+    """As journals may name it that somebody else has changed."""
+    Path("out/a").mkdir(parents=True)
+    rows = np.ones((2, 3), np.float32)
+    for path in ("x.npy", "out/x.npy", "out/a/x.npy"):
+        np.save(path, rows)
+    Path("out/link.npy").symlink_to("../x.npy")
+    Path("out/to").symlink_to("..")
+    folders = ResultFolders(open_root("out"))
+    written = WrittenResults(folders, "float32", lambda entry: None)
+    try:
+        for name, found in (("x.npy", True), (output, False), ("a/x.npy", True)):
+            entry = Entry("x", name, {"fused": (2, 3)}, None, [], written=numbers_of([rows]))
+            assert written.are_as_written(entry) is found, name
+    finally:
+        written.close()
+        folders.close()
 
 
 def test_pack_rewritten_with_other_numbers_is_found(pairs: Path) -> None:

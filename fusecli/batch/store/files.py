@@ -23,7 +23,6 @@ from fusecli.batch.store.journal import Entry
 from fusecli.batch.store.layout import staging_name
 from fusecli.batch.store.result import Result
 from fusecli.batch.store.safe_folder import InTheWayError, appeared
-from fusecli.batch.store.verify import WrittenResults
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError
 from fusecli.features.atomic import bring_to_disk
@@ -46,8 +45,6 @@ class FileSink:
         encoder: makes the files.
         ending: of the files of pairs whose source names none.
         tuning: how many results may wait for the disk.
-        written: compares results of earlier runs with what was written; None: they are believed
-            where their size is right.
     """
 
     def __init__(
@@ -56,9 +53,7 @@ class FileSink:
         encoder: Encoder,
         ending: str,
         tuning: Tuning,
-        written: WrittenResults | None = None,
     ) -> None:
-        self._written = written
         self._folder, self._encoder, self._ending, self._tuning = folder, encoder, ending, tuning
         self._staged: list[_StagedResult] = []
         self._entries: list[Entry] = []
@@ -74,8 +69,12 @@ class FileSink:
         return relative_path(pair.id, self._ending) if pair.output is None else pair.output
 
     def is_valid(self, entry: Entry) -> bool:
-        """Whether a journal line of an earlier run may be used; `exists` checks the files later."""
-        return self._written is None or not entry.done or self._written.are_as_written(entry)
+        """Always true: `exists` looks at the files later."""
+        return True
+
+    def unfinished(self, entry: Entry) -> bytes | None:
+        """Always None: a result that the journal names has its name."""
+        return None
 
     def exists(self, pair: Pair, size: int) -> bool:
         """Whether a pair's file exists with the size that the journal says (0: any size)."""

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from fusecli.batch.store.journal import Entry, fingerprint, of_spec, read_entries
 from fusecli.batch.store.safe_folder import SafeFolder
 
-Known = Literal["nothing", "done", "failed"]
-_NOTHING, _DONE, _FAILED, _DIAGNOSED, _MISSING = range(5)
-_KNOWN: tuple[Known, ...] = ("nothing", "done", "failed", "done", "nothing")
+Known = Literal["nothing", "done", "failed", "lost"]
+# Not as written, and not known to be as written, are results that may be there all the same.
+_NOTHING, _DONE, _FAILED, _DIAGNOSED, _MISSING, _NOT_AS_WRITTEN, _WRITTEN_UNKNOWN = range(7)
+_KNOWN: tuple[Known, ...] = ("nothing", "done", "failed", "done", "lost", "lost", "lost")
+_WITH_RESULT = (_DONE, _DIAGNOSED, _NOT_AS_WRITTEN, _WRITTEN_UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class PairState:
     """The latest known outcome of one pair.
 
     Attributes:
-        known: "done", "failed", or "nothing".
+        known: "done", "failed", "lost" (it was done, and its result is gone, or is not what was
+            written as far as is known), or "nothing".
         version: fingerprint of the id and of size and time of its files, as they were read.
         source: which files, keys and rows were read; 0 if the journal does not say it.
         content: of the features that were read; 0 if it is not known.
@@ -48,6 +51,8 @@ class PreviousResults:
             without a run number.
         is_valid: whether the result that a line names still exists.
         spec: of the run; lines of other runs are not used. 0 uses all.
+        are_as_written: whether a result holds the numbers that its line says were written; asked
+            for the latest line of each pair. None: results that exist are believed.
 
     Attributes:
         damaged: by journal, the numbers of its damaged lines. Journals without any are left out.
@@ -65,8 +70,10 @@ class PreviousResults:
         journals: list[str],
         is_valid: Callable[[Entry], bool] = lambda entry: True,
         spec: int = 0,
+        are_as_written: Callable[[Entry], bool] | None = None,
     ) -> None:
         self.damaged: dict[str, list[int]] = {}
+        ends: list[int] = []  # of the lines of each journal, among all
         foreign: dict[str, array[int]] = {}
         ids, versions, sources, contents = array("Q"), array("Q"), array("Q"), array("Q")
         states, sizes, runs = array("B"), array("Q"), array("Q")
@@ -83,6 +90,7 @@ class PreviousResults:
                 states.append(_state(entry, is_valid))
                 sizes.append(entry.size)
                 runs.append(entry.run)
+            ends.append(len(ids))
             if damaged:
                 self.damaged[name] = damaged
         found = np.array(ids, np.uint64)
@@ -104,6 +112,21 @@ class PreviousResults:
         usable = self._ids[self._states != _MISSING]
         lost = {name: ~np.isin(np.array(lines), usable) for name, lines in foreign.items()}
         self.foreign = {name: int(each.sum()) for name, each in lost.items() if each.any()}
+        if are_as_written is not None:
+            places = np.full(len(found), -1, np.int64)
+            places[kept] = np.arange(len(kept))
+            for name, begin, end in zip(journals, [0, *ends], ends, strict=False):
+                # A shard that works now may have added lines.
+                entries = of_spec(read_entries(folder, name), spec)
+                for entry, place in zip(entries, places[begin:end], strict=False):
+                    if place >= 0 and self._states[place] in (_DONE, _DIAGNOSED):
+                        self._compare(int(place), entry, are_as_written)
+
+    def _compare(self, place: int, entry: Entry, are_as_written: Callable[[Entry], bool]) -> None:
+        if not entry.written:
+            self._states[place] = _WRITTEN_UNKNOWN
+        elif not are_as_written(entry):
+            self._states[place] = _NOT_AS_WRITTEN
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -134,12 +157,18 @@ class PreviousResults:
     @property
     def done(self) -> int:
         """Pairs whose latest line says that they are done, and whose result exists."""
-        return int(self._is_done().sum())
+        return int(np.isin(self._states, (_DONE, _DIAGNOSED)).sum())
 
     @property
     def missing(self) -> int:
-        """Pairs whose latest line says that they are done, and whose result is missing."""
-        return int((self._states == _MISSING).sum())
+        """Pairs whose latest line says that they are done, and whose result is missing or not as
+        it was written."""
+        return int(np.isin(self._states, (_MISSING, _NOT_AS_WRITTEN)).sum())
+
+    @property
+    def written_unknown(self) -> int:
+        """Pairs that are done, and whose line should say what was written, and does not."""
+        return int((self._states == _WRITTEN_UNKNOWN).sum())
 
     def unseen(self, part: int = 0, of: int = 1) -> int:
         """Pairs that have a result and for which `state` was not called.
@@ -148,11 +177,7 @@ class PreviousResults:
             part, of: only those of this part, from 0, of so many shards.
         """
         in_part = self._ids % np.uint64(of) == part
-        return int((self._is_done() & ~self._seen & in_part).sum())
-
-    def _is_done(self) -> NDArray[np.bool_]:
-        done: NDArray[np.bool_] = (self._states == _DONE) | (self._states == _DIAGNOSED)
-        return done
+        return int((np.isin(self._states, _WITH_RESULT) & ~self._seen & in_part).sum())
 
     def is_unseen(self, id: str) -> bool:
         """Whether a pair has a result, and `state` was not called for it."""
@@ -160,7 +185,7 @@ class PreviousResults:
         index = int(np.searchsorted(self._ids, wanted))
         if index == len(self._ids) or self._ids[index] != wanted:
             return False
-        return bool(self._states[index] in (_DONE, _DIAGNOSED) and not self._seen[index])
+        return bool(self._states[index] in _WITH_RESULT and not self._seen[index])
 
 
 def _state(entry: Entry, is_valid: Callable[[Entry], bool]) -> int:

@@ -86,6 +86,16 @@ class OpenPack:
             self.places[entry.id] = entry.at
             self.end = end
 
+    def stored(self, entry: Entry) -> bytes:
+        """The bytes of numbers at the place that a line of the journal names.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        assert entry.at is not None
+        begin, end = entry.at
+        return os.pread(self.descriptor, end - begin, self._room + begin)
+
     def header_of(self, id: str, shapes: Shapes) -> bytes:
         """What the next tensors add to the header."""
         begin, added = self.end, b""

@@ -24,7 +24,6 @@ from fusecli.batch.store.layout import pack_name, pack_number, staging_name
 from fusecli.batch.store.open_pack import OpenPack
 from fusecli.batch.store.pack_headers import LARGEST_ROOM, PackHeaders
 from fusecli.batch.store.result import Result
-from fusecli.batch.store.verify import WrittenResults
 from fusecli.batch.tuning import Tuning
 from fusecli.errors import OutputError
 from fusecli.features.atomic import not_written
@@ -44,8 +43,6 @@ class PackSink:
         dtype: of the rows: "float32", "float16" or "bfloat16".
         metadata: of the files.
         tuning: how often data is flushed to the disk.
-        written: compares results of earlier runs with what was written; None: they are believed
-            where the pack's header names them.
     """
 
     def __init__(
@@ -55,9 +52,7 @@ class PackSink:
         dtype: OutDtype,
         metadata: dict[str, Any],
         tuning: Tuning,
-        written: WrittenResults | None = None,
     ) -> None:
-        self._written = written
         self._folder, self._size, self._dtype, self._tuning = folder, size, dtype, tuning
         self._room = min(LARGEST_ROOM, max(_SMALLEST_ROOM, size // 64)) // 4096 * 4096
         self._first = json.dumps({METADATA_KEY: {"fusecli": json.dumps(metadata)}}).encode()[:-1]
@@ -106,9 +101,19 @@ class PackSink:
         self._number = max(self._number, pack_number(name, self._folder.suffix))
         if self._pack is not None and name == self._pack.name:
             return self._pack.places.get(entry.id) == entry.at
-        if not self._headers.holds(entry):
-            return False
-        return self._written is None or self._written.are_as_written(entry)
+        return self._headers.holds(entry)
+
+    def unfinished(self, entry: Entry) -> bytes | None:
+        """The bytes of a result in the pack that a stopped run left unfinished; None where the
+        result is in another.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        pack = self._pack
+        if pack is None or entry.output != pack.name or pack.places.get(entry.id) != entry.at:
+            return None
+        return pack.stored(entry)
 
     def exists(self, pair: Pair, size: int) -> bool:
         """Always true: which tensors exist is known from the journals."""

@@ -202,7 +202,7 @@ class ResultFolders:
             make: create missing folders.
 
         Raises:
-            InTheWayError: a part of the path is a link or a file.
+            InTheWayError: a part of the path is a link or a file, or leads out of the folder.
             OSError: a folder is missing, or the system does not allow it.
         """
         path, _, name = output.rpartition("/")
@@ -216,6 +216,8 @@ class ResultFolders:
             self._open.move_to_end(path)
             return known
         above, _, name = path.rpartition("/")
+        if name in ("", ".", ".."):  # journals may have been changed by others
+            raise InTheWayError(f"{self._root.join(path)}: is no folder of results")
         parent = self._folder(above, make)
         new = make and parent.status(name) is None
         folder = parent.folder(name, make)

@@ -87,7 +87,12 @@ class Run(OptionGroup):
         OnError, typer.Option(help="Whether a failed pair is skipped or stops the run.")
     ] = "skip"
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do only the pairs that failed before.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Do only the pairs that failed before; with --verify also those that it finds "
+            "changed.",
+        ),
     ] = False
     force: Annotated[
         bool,
