@@ -13,7 +13,9 @@ from fusecli.features.mask_names import (
     is_known_mask,
     is_label,
     mask_meaning,
+    nest_of,
     owner_named,
+    side_named,
 )
 from fusecli.features.masks import (
     NEAR,
@@ -50,6 +52,7 @@ class MaskSearch:
             `attention_mask` is the tokenizer's and so the text's.
         by_name_only: the file holds tensors of many pairs: only what is named a mask of these
             features, or of all, and has the right shape is one.
+        other: key of the other side's features, where they are in this file as well.
     """
 
     file: FeatureFile
@@ -58,6 +61,7 @@ class MaskSearch:
     N: int
     text_only: bool
     by_name_only: bool = False
+    other: str | None = None
 
     @property
     def sides(self) -> tuple[Side | None, ...]:
@@ -69,6 +73,27 @@ class MaskSearch:
     def usual_names(self) -> list[str]:
         """Names that always stand for a mask of these features."""
         return [*_KNOWN[self.axes.side], *([_EITHER] if None in self.sides else [])]
+
+    def side_of(self, mask: str, meaning: MaskMeaning) -> Side | None:
+        """The side that the name of a mask says, with what stands before its last part.
+
+        Args:
+            mask: its key.
+            meaning: what the last part says.
+        """
+        own = self.features or ""
+        if own and mask.startswith(own) and mask[len(own) :][:1] in _SEPARATORS:
+            # The words of the features' own name, which can be the path of an image, say nothing.
+            rest = mask_meaning(mask[len(own) + 1 :])
+            return self.axes.side if rest is None or rest.side is None else rest.side
+        if meaning.side is not None:
+            return meaning.side
+        nest = nest_of(mask)
+        if self.by_name_only or not nest:
+            return None  # before the last part stands the id of a pair, whatever words it has
+        if nest != nest_of(own):
+            return side_named(nest)
+        return None if nest == nest_of(self.other or "") else self.axes.side
 
 
 def choose_mask(search: MaskSearch, style: MaskStyle | None = None) -> StoredTensor | None:
@@ -151,7 +176,9 @@ def _named_after_the_features(search: MaskSearch, named: list[str]) -> StoredTen
         if key[len(features)] not in _SEPARATORS:
             continue
         meaning, stored = mask_meaning(key), search.file.tensors[key]
-        if meaning is None or meaning.side not in (axes.side, None) or _may_count_samples(key, N):
+        if meaning is None or _may_count_samples(key, N):
+            continue
+        if search.side_of(key, meaning) not in (axes.side, None):
             continue
         if meaning.style == "lengths":
             if is_counts(stored, N):
@@ -190,7 +217,9 @@ def _of_another_name(search: MaskSearch, masks: list[str]) -> StoredTensor | Non
     for side in search.sides:
         for key in masks:
             meaning = mask_meaning(key)
-            if meaning is None or meaning.side != side or _may_count_samples(key, search.N):
+            if meaning is None or _may_count_samples(key, search.N):
+                continue
+            if search.side_of(key, meaning) != side:
                 continue
             if _belongs(search, file.tensors[key], meaning, key in own):
                 return file.tensors[key]
@@ -295,10 +324,14 @@ def the_mask_of(file: FeatureFile, side: Side) -> StoredTensor:
     """
     if len(file.tensors) == 1:
         return next(iter(file.tensors.values()))
-    meanings = {key: mask_meaning(key) for key in file.tensors}
+    said = {
+        key: meaning.side or side_named(nest_of(key))
+        for key in file.tensors
+        if (meaning := mask_meaning(key)) is not None
+    }
     usual = [name for name in (*_KNOWN[side], _EITHER, "mask") if name in file.tensors]
     for wanted in (side, None):
-        found = [key for key, meaning in meanings.items() if meaning and meaning.side == wanted]
+        found = [key for key, named in said.items() if named == wanted]
         if len(found) > 1 and not usual:
             raise FeatureFileError(
                 f"{file.where}: several masks, {', '.join(sorted(found)[:4])}: say which one, as "

@@ -83,15 +83,16 @@ class MaskMeaning(NamedTuple):
 
 
 def mask_meaning(key: str) -> MaskMeaning | None:
-    """What kind of mask a tensor of this name is; None if the name does not say it is one."""
+    """What kind of mask a tensor of this name is; None if the name does not say it is one.
+
+    The last part of the key alone counts. What stands before it can be the id of a pair, and ids
+    often hold the word of a side (`image_1.attention_mask`).
+    """
     if not ends_in_word(key):
         return None
     name = base_name(key)  # of `0001.image` and `0002.image` it is one
     # A file may hold hundreds of thousands of ids that are words, each asked about once.
-    meaning = _mask_meaning(name) if name.endswith(_ENDS) or "per" in name else None
-    if meaning is None or meaning.side is not None or len(name) == len(key):
-        return meaning
-    return meaning._replace(side=side_named(key[: -len(name)]))  # text/mask
+    return _mask_meaning(name) if name.endswith(_ENDS) or "per" in name else None
 
 
 def meaning_of(key: str | None, file: str) -> MaskMeaning | None:
@@ -197,6 +198,11 @@ def ends_in_word(key: str) -> bool:
     The ids of pairs, of which a file may hold hundreds of thousands, mostly end in a digit.
     """
     return key[-1:].isalpha()
+
+
+def nest_of(key: str) -> str:
+    """A key without its last part, with the mark at its end: "text/" of `text/mask`."""
+    return key[: max(key.rfind("."), key.rfind("/")) + 1]
 
 
 def base_name(key: str) -> str:

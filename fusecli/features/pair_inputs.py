@@ -86,6 +86,11 @@ class PairInputs:
         """Both sides are tensors of one file, so that a bare `attention_mask` is the text's."""
         return self.image.file is self.text.file and self.image.stored.key != self.text.stored.key
 
+    def other_key(self, side: Side) -> str | None:
+        """The key of the other side's features, where they are another tensor of the same file."""
+        other = self.text if side == "image" else self.image
+        return other.stored.key if self.two_tensors else None
+
 
 @record
 class MatchedInputs:

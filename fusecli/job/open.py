@@ -317,7 +317,9 @@ def _find_mask(
         file = files[side] = stack.enter_context(open_features(path))
         return use_mask(mask_in(file, side, key), axes, shapes.N, "option", style)
     N = axes.samples or 1
-    search = MaskSearch(given.file, given.stored.key, axes, N, inputs.two_tensors)
+    search = MaskSearch(
+        *(given.file, given.stored.key, axes, N, inputs.two_tensors), other=inputs.other_key(side)
+    )
     beside = choose_mask(search, style)
     if beside is None:
         return None

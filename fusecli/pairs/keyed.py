@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, shortened
-from fusecli.features.mask_names import mask_meaning
+from fusecli.features.mask_names import mask_meaning, owner_named
 from fusecli.pairs.companions import companions
 from fusecli.pairs.ids import LONGEST_ID, loose_id, repeated
 from fusecli.pairs.pair import Pair, Place, Unmatched, UnmatchedKind
@@ -150,7 +150,8 @@ class Keyed:
         key = str(place.key)
         if key not in self._companions(place.file):
             return False
-        meaning = mask_meaning(key)
+        owner = owner_named(key)  # an id, which may have the word of a side in it
+        meaning = mask_meaning(key[len(owner) + 1 :] if owner else key)
         if meaning is None or meaning.side is None or self._image.files == self._text.files:
             return True
         return place.file in (self._image if meaning.side == "image" else self._text).files

@@ -267,7 +267,10 @@ class PairReader:
         whole, style = stack_axes or of_row, self._options.mask_style
         by_id = is_an_id(features.key, features.row)
         N = whole.samples or 1
-        search = MaskSearch(given.file, given.stored.key, whole, N, inputs.two_tensors, by_id)
+        search = MaskSearch(
+            *(given.file, given.stored.key, whole, N, inputs.two_tensors, by_id),
+            other=inputs.other_key(side),
+        )
         beside = choose_mask(search, style) if len(given.file.tensors) > 1 else None
         if beside is None:
             return None
