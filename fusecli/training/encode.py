@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, counted, shortened
 from fusecli.training.label_checks import listed, refuse_unreadable, refuse_unusable_numbers
-from fusecli.training.label_columns import Raw, number_of
+from fusecli.training.label_columns import Raw, is_missing, number_of
 from fusecli.training.labels import Labels
 from fusecli.training.targets import IGNORED, Targets, Task
 
@@ -23,7 +23,7 @@ _MANY = 100  # that are classes if none is left out and each has _EACH pairs
 _EACH = 5
 _MOSTLY = 0.9  # of texts that have one word a text token, to be tags
 _WHOLE = re.compile(r"([-+]?\d+)\.0+", re.ASCII)
-_NO_TAG = -100  # torch's ignore_index
+_NO_TAG = "-100"  # torch's ignore_index, as a class is written
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def make_targets(
     Raises:
         PairsError: the labels cannot be learnt, or are not among `names`.
     """
+    refuse_unreadable(labels, task)
     task = task or told_task(labels, tokens)
     fresh = names is None
-    refuse_unreadable(labels)
     values: Any
     if task == "classify":
         names, values = _classes(labels, names)
@@ -228,8 +228,8 @@ def _names_of(value: Raw) -> list[str]:
     items = listed(value)
     if items is None:
         items = str(class_name(value)).split("|")
-    names = [class_name(item) for item in items]
-    return [name for name in dict.fromkeys(names) if name]
+    names = [class_name(item) for item in items if not is_missing(item)]
+    return list(dict.fromkeys(names))
 
 
 def _numbers(labels: Labels, fresh: bool) -> NDArray[np.float32]:
@@ -301,10 +301,17 @@ def _lengths(tokens: Tokens, row: int) -> tuple[int, int]:
 
 
 def tags_of(value: Raw) -> list[str | None]:
+    """The tags of a text as they are written; None where a token has none."""
     items: list[Any] | None = listed(value)
     if items is None:
         items = list(str(class_name(value)).split())
-    return [None if tag is None or tag in ("", _NO_TAG) else class_name(tag) for tag in items]
+    return [None if is_no_tag(tag) else class_name(tag) for tag in items]
+
+
+def is_no_tag(item: Any) -> bool:
+    """Whether an item of a list of tags, or a word, says that the token has none: null, -100 as a
+    number or as text, or nothing but blanks."""
+    return item is None or class_name(item) in ("", _NO_TAG)
 
 
 def class_name(value: Any) -> str:

@@ -158,7 +158,7 @@ def evaluate_run(
         run = open_run(options.run)
         learnt = _learnt(os.path.join(options.run, SPLIT))
     labels = _labels_for(options, run.task)
-    source = SourceOptions(options.pairs, labels, options.reading, options.max_memory)
+    source = SourceOptions(options.pairs, labels, options.reading, options.max_memory, split=False)
     data = open_data(source, tell, progress.reading, run.names, said=False)
     assert data.targets is not None
     refuse_other_widths(options.run, run.models, data.examples)

@@ -15,21 +15,32 @@ from numpy.typing import NDArray
 from fusecli.errors import PairsError, counted, shortened
 from fusecli.training.label_columns import Raw, number_of
 from fusecli.training.labels import Labels
+from fusecli.training.targets import Task
 
 # Words that programs write for a missing value. They may be classes as well, so they are named.
 _MISSING = {"none", "null", "na", "n/a", "<na>", "nil", "-", "?", "missing", "unknown"}
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 _THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(,\d{3})+(\.\d*)?\s*")
 _WITH_UNIT = re.compile(r"\s*[$€£]?\s*[-+]?\d+([.,]\d+)?\s*[%$€£]?\s*")
-_MARKS = "'\"`\u2018\u2019\u201c\u201d_"
+_OR_CLASSES = "; if they are classes, say --task classify"
+_QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+# Characters that NFKC takes for others, although a reader sees the difference, such as a raised 2.
+_SEEN = ("<super>", "<sub>", "<circle>", "<fraction>")
 _FEW = 20  # different numbers with a unit that may be classes
 _LAST_DIGITS = re.compile(r"(\d+)\D*$")
 
 
-def refuse_unreadable(labels: Labels) -> None:
-    """Raises:
-    PairsError: labels that are objects, lists of lists, lists in Python's spelling, numbers with
-        a decimal comma, NaN, or numbers but for a few.
+def refuse_unreadable(labels: Labels, task: Task | None) -> None:
+    """Refuse what cannot be a label, or is most likely not meant as it is written.
+
+    Args:
+        labels: as written.
+        task: that was asked for; None: it is told by the labels. Who asks for classes may have
+            classes that look like numbers.
+
+    Raises:
+        PairsError: labels that are objects, lists of lists, lists in Python's spelling, NaN; where
+            they may be numbers, numbers with a unit or a comma, or numbers but for a few.
     """
     _refuse(labels, lambda v: isinstance(v, dict), "an object", "expected text, a number or a list")
     _refuse(
@@ -50,7 +61,8 @@ def refuse_unreadable(labels: Labels) -> None:
         "NaN",
         "give a value, or leave the cell empty",
     )
-    _refuse_broken_numbers(labels)
+    if task in (None, "regress"):
+        _refuse_broken_numbers(labels, "" if task else _OR_CLASSES)
 
 
 def _refuse(labels: Labels, is_bad: Callable[[Raw], bool], what: str, remedy: str) -> None:
@@ -61,8 +73,13 @@ def _refuse(labels: Labels, is_bad: Callable[[Raw], bool], what: str, remedy: st
         raise PairsError(f"{labels.source}: {count} (first {first!r}) {verb} {what}: {remedy}")
 
 
-def _refuse_broken_numbers(labels: Labels) -> None:
-    """Numbers that a few words stand between would become a class each."""
+def _refuse_broken_numbers(labels: Labels, otherwise: str) -> None:
+    """Numbers that a few words stand between would become a class each.
+
+    Args:
+        labels: as written.
+        otherwise: what else can be done, for messages.
+    """
     numbers = [number_of(value) for value in labels.values]
     words = [i for i, number in enumerate(numbers) if number is None]
     texts = {i: str(labels.values[i]) for i in words}
@@ -71,20 +88,20 @@ def _refuse_broken_numbers(labels: Labels) -> None:
         raise PairsError(
             f"{labels.source}: {counted(len(thousands), 'label')} (first "
             f"{shortened(labels.ids[thousands[0]])!r}: {texts[thousands[0]]!r}) with commas: are "
-            "they thousands or decimals? write 1234.5, without a comma"
+            f"they thousands or decimals? write 1234.5, without a comma{otherwise}"
         )
     units = [i for i in words if _WITH_UNIT.fullmatch(texts[i]) and "," not in texts[i]]
     if units and len(units) == len(words) and len(set(texts.values())) > _FEW:
         raise PairsError(
             f"{labels.source}: {counted(len(units), 'label')} (first "
             f"{shortened(labels.ids[units[0]])!r}: {texts[units[0]]!r}) with a unit: write the "
-            "number alone"
+            f"number alone{otherwise}"
         )
     comma = [i for i in words if _DECIMAL_COMMA.fullmatch(texts[i])]
     if comma and len(comma) == len(words):
         raise PairsError(
             f"{labels.source}: {counted(len(comma), 'label')} (first {labels.ids[comma[0]]!r}: "
-            f"{labels.values[comma[0]]!r}) with a decimal comma: write a point"
+            f"{labels.values[comma[0]]!r}) with a decimal comma: write a point{otherwise}"
         )
     known = [number for number in numbers if number is not None]
     fractions = sum(number != int(number) for number in known if math.isfinite(number))
@@ -94,7 +111,7 @@ def _refuse_broken_numbers(labels: Labels) -> None:
         raise PairsError(
             f"{labels.source}: {len(known):,} labels are numbers and {len(words):,} {verb} not "
             f"(first {shortened(labels.ids[first])!r}: {shortened(str(labels.values[first]))!r}): "
-            "leave the cell empty where there is no value"
+            f"leave the cell empty where there is no value{otherwise}"
         )
 
 
@@ -114,15 +131,17 @@ def doubts(labels: Labels, names: Sequence[str]) -> list[str]:
             "cell empty if it means that there is no label"
         )
     found += _alike(labels, names, str.lower, "differ in case only")
-    if len(found) == bool(words):
-        found += _alike(labels, names, _plain, "look alike")
-    return found
+    first: dict[str, str] = {}  # of those that differ in case
+    for name in names:
+        first.setdefault(name.lower(), name)
+    return found + _alike(labels, list(first.values()), _plain, "look alike")
 
 
 def _alike(labels: Labels, names: Sequence[str], key: Callable[[str], str], how: str) -> list[str]:
     spelt: dict[str, list[str]] = {}
     for name in names:
-        spelt.setdefault(key(name), []).append(name)
+        if key(name):
+            spelt.setdefault(key(name), []).append(name)
     twice = [alike for alike in spelt.values() if len(alike) > 1]
     if not twice:
         return []
@@ -134,9 +153,15 @@ def _alike(labels: Labels, names: Sequence[str], key: Callable[[str], str], how:
 
 
 def _plain(name: str) -> str:
-    """A name without what a reader may not see: quotation marks, blanks, how accents are kept."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(c for c in plain if not c.isspace() and c not in _MARKS)
+    """A name without what a reader may not see: quotation marks around it, blanks at its ends or
+    several in a row, characters without a width, how accents are kept. "" if nothing is left."""
+    seen = "".join(
+        c if unicodedata.decomposition(c).startswith(_SEEN) else unicodedata.normalize("NFKC", c)
+        for c in unicodedata.normalize("NFC", name)
+        if unicodedata.category(c) != "Cf"
+    )
+    words = unicodedata.normalize("NFC", seen).lower().replace("_", " ").split()
+    return " ".join(words).strip(_QUOTES + " ")
 
 
 def refuse_unusable_numbers(labels: Labels, values: NDArray[np.float64], name: str) -> None:

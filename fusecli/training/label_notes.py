@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusecli.errors import counted, shortened
-from fusecli.training.encode import Tokens, class_name, tags_of
+from fusecli.training.encode import Tokens, class_name, is_no_tag, tags_of
 from fusecli.training.label_checks import listed
 from fusecli.training.label_columns import Raw, first_of, is_missing
 from fusecli.training.labels import Labels
@@ -77,7 +77,7 @@ def _joined_spellings(labels: Labels, task: Task) -> list[str]:
     spellings: dict[str, dict[str, None]] = {}
     for value in labels.values:
         for item in _items(value, task):
-            if not is_missing(item):
+            if not (is_no_tag(item) if task == "tag" else is_missing(item)):
                 spellings.setdefault(class_name(item), {})[_shown(item)] = None
     joined = [(name, list(shown)) for name, shown in spellings.items() if len(shown) > 1]
     if not joined:

@@ -67,12 +67,14 @@ class SourceOptions:
     Attributes:
         labels: None: no labels are wanted (`predict`).
         max_memory: bytes of features in memory; None: `MAX_MEMORY`.
+        split: the parts of the column split are used as they are given, and are said.
     """
 
     pairs: PairOptions
     labels: LabelOptions | None
     reading: ReadOptions
     max_memory: int | None = None
+    split: bool = True
 
 
 def open_data(
@@ -91,8 +93,8 @@ def open_data(
         tell: receives notes and warnings.
         on_read: is told how many pairs of how many have been read.
         names: of the classes of a run; None: those that occur.
-        said: the pairs are to be learnt from: say which task the labels tell, and what was
-            assumed.
+        said: the pairs are to be learnt from: say which task the labels tell, and what may be
+            wrong with the classes.
 
     Raises:
         FuseError: pairs, labels or features cannot be used.
@@ -104,13 +106,13 @@ def open_data(
     task = None if wanted is None else wanted.task
     targets: Targets | None = None
     if labels is not None:
-        refuse_unreadable(labels)
+        refuse_unreadable(labels, task)
         pairs = [pairs[row] for row in labels.rows]
         if not may_be_tags(labels, task):
             targets = make_targets(labels, task, None, names)
-            _say_labels(labels, targets, task, tell, said)
+            _say_labels(options, labels, targets, tell, said)
     elif wanted is not None:
-        targets = _match(wanted, pairs, columns, tell)
+        targets = _match(options, wanted, pairs, columns, tell)
     files = PairFiles(pairs, options.reading)
     examples = load_examples(files, options.max_memory or MAX_MEMORY, on_read, files.named())
     for note in examples.notes:
@@ -120,7 +122,7 @@ def open_data(
     if labels is not None and targets is None:
         tokens = Tokens(examples.text_mask, files.stored)
         targets = make_targets(labels, task or told_task(labels, tokens), tokens, names)
-        _say_labels(labels, targets, task, tell, said, tokens)
+        _say_labels(options, labels, targets, tell, said, tokens)
     return Data(examples, targets, _inputs(options, pairs))
 
 
@@ -160,18 +162,19 @@ def _inputs(options: SourceOptions, pairs: Sequence[Pair]) -> ProtectedFiles:
 
 
 def _say_labels(
+    options: SourceOptions,
     labels: Labels,
     targets: Targets,
-    task: Task | None,
     tell: Tell,
     learnt: bool,
     tokens: Tokens | None = None,
 ) -> None:
     """Say what was assumed of the labels, and where they are to be learnt from, their task."""
     if learnt:
-        tell(task_said(targets.task, task is not None, targets.names))
+        asked = options.labels is not None and options.labels.task is not None
+        tell(task_said(targets.task, asked, targets.names))
     for line in (
-        *column_notes(labels, split=learnt),
+        *column_notes(labels, options.split),
         *spelling_notes(labels, targets, tokens),
         *(doubts(labels, targets.names) if learnt else ()),
     ):
@@ -217,7 +220,11 @@ def _labels(
 
 
 def _match(
-    wanted: LabelOptions, pairs: Sequence[Pair], columns: tuple[str, ...], tell: Tell
+    options: SourceOptions,
+    wanted: LabelOptions,
+    pairs: Sequence[Pair],
+    columns: tuple[str, ...],
+    tell: Tell,
 ) -> Targets:
     """No labels: whether image and text belong together; groups and splits may be given."""
     if wanted.task is None:
@@ -236,7 +243,7 @@ def _match(
         for pair in pairs
     ]
     labels = labels_of_pairs(wanted, "the manifest", [pair.id for pair in pairs], extra, tell)
-    for line in column_notes(labels):
+    for line in column_notes(labels, options.split):
         tell(line)
     targets = match_targets(len(pairs), labels.group, labels.split)
     weight = None if labels.weight is None else np.asarray(labels.weight, np.float32)

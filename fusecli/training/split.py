@@ -82,17 +82,23 @@ def make_split(
         _refuse_divided(np.asarray(targets.split), groups, ids)
         part = _complete(targets.split, groups, strata, share, test_share, seed)
     _keep_classes_in_training(part, targets, groups)
-    _refuse_one_class(part, targets)
+    _refuse_unlearnable_training(part, targets)
     return _split(part, groups)
 
 
-def _refuse_one_class(part: NDArray[np.str_], targets: Targets) -> None:
+def _refuse_unlearnable_training(part: NDArray[np.str_], targets: Targets) -> None:
     """Raises:
-    PairsError: a given split leaves training with pairs of one class only.
+    PairsError: training has no pair that counts, or a given split leaves it with pairs of one
+        class only.
     """
+    counted_pairs = (part == "train") & _counts(targets)
+    if not counted_pairs.any():
+        raise PairsError(
+            "all pairs of the training part have weight 0: there is nothing to learn from"
+        )
     if targets.task != "classify":
         return
-    classes = np.unique(targets.values[part == "train"])
+    classes = np.unique(targets.values[counted_pairs])
     if len(classes) == 1:
         raise PairsError(
             f"the column split gives training pairs of one class only "
@@ -224,7 +230,7 @@ def _keep_classes_in_training(
     if targets.split is not None:
         given = set(targets.split)
         move_from = tuple(name for name in move_from if name not in given)
-    held = classes_held(targets)
+    held = _held_by_counted(targets)
     for column in np.flatnonzero(~held[part == "train"].any(axis=0)).tolist():
         if held[part == "train", column].any():  # came with a group that was moved before
             continue
@@ -236,11 +242,25 @@ def _keep_classes_in_training(
 
 
 def classes_not_learnt(split: Split, targets: Targets) -> list[str]:
-    """Classes, labels or tags that no pair of the training part has, where they are known."""
+    """Classes, labels or tags that no pair of the training part has, where they are known.
+
+    A pair with weight 0 is not learnt from.
+    """
     if targets.task in ("regress", "match"):
         return []
-    learnt = np.asarray(classes_held(targets)[split.train].any(axis=0))
+    learnt = np.asarray(_held_by_counted(targets)[split.train].any(axis=0))
     return [targets.names[column] for column in np.flatnonzero(~learnt)]
+
+
+def _counts(targets: Targets) -> NDArray[np.bool_]:
+    """Which pairs have a weight above 0. [n]"""
+    above: NDArray[np.bool_] = targets.weights() > 0
+    return above
+
+
+def _held_by_counted(targets: Targets) -> NDArray[np.bool_]:
+    """Which classes each pair has that counts. [n, C]"""
+    return classes_held(targets) & _counts(targets)[:, None]
 
 
 def _split(part: NDArray[np.str_], groups: Rows) -> Split:

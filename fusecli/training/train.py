@@ -92,7 +92,13 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
     choose_device(options.device)  # a device that is not there is said before anything is read
     require_sklearn()
     notes = Notes(tell)
-    source = SourceOptions(options.pairs, options.labels, options.reading, options.max_memory)
+    source = SourceOptions(
+        options.pairs,
+        options.labels,
+        options.reading,
+        options.max_memory,
+        split=not options.folds,
+    )
     data = open_data(source, notes, progress.reading)
     run = _Run(options, data, notes, progress)
     with run.folder.alone(options.resume) as locked:
@@ -160,15 +166,22 @@ class _Run:
                     options.test_fraction,
                 )
             ]
-            missing = classes_not_learnt(self.splits[0], self.targets)
-            if missing:
-                verb = "class is" if len(missing) == 1 else "classes are"
-                notes(
-                    f"warning: {len(missing):,} {verb} in no pair of the training part (first "
-                    f"{shortened(missing[0])!r}): no model can learn to give such an answer"
-                )
+        self._say_not_learnt()
         self.folder = RunFolder(
             options.output, identity(options, self.examples, data.targets), OUTPUTS
+        )
+
+    def _say_not_learnt(self) -> None:
+        found = [classes_not_learnt(split, self.targets) for split in self.splits]
+        missing = list(dict.fromkeys(name for names in found for name in names))
+        if not missing:
+            return
+        verb = "class is" if len(missing) == 1 else "classes are"
+        where = "that a fold learns from" if self.options.folds else "of the training part"
+        weight = "" if self.targets.weight is None else " with a weight above 0"
+        self.notes(
+            f"warning: {len(missing):,} {verb} in no pair{weight} {where} (first "
+            f"{shortened(missing[0])!r}): no model can learn to give such an answer"
         )
 
     def held_out(self) -> Outcome:

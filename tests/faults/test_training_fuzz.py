@@ -179,7 +179,7 @@ def test_tables_of_labels(folder_of_run: Path, name: str) -> None:
         with bounds():
             try:
                 labels = labels_of_file(LabelOptions(name), ids, said.append)
-                refuse_unreadable(labels)
+                refuse_unreadable(labels, None)
                 rows = len(labels.rows)
                 tokens = None
                 if may_be_tags(labels, None):

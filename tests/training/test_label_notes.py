@@ -129,9 +129,82 @@ def test_numbers_with_thousands_or_a_unit_are_refused():
     many = [f"{n}%" for n in range(30)]
     labels = Labels("l.csv", "label", tuple(range(30)), tuple(map(str, range(30))), tuple(many),
                     None, None, None)  # fmt: skip
-    with pytest.raises(PairsError, match=r"'0%'.* with a unit: write the number alone"):
+    with pytest.raises(PairsError, match=r"'0%'.* with a unit: write the number alone; if they "):
         make_targets(labels, None)
     assert make_targets(written("5%", "10%", "5%", "10%"), None).task == "classify"
+
+
+LIKE_NUMBERS = {
+    "a unit": [f"{n}%" for n in range(30)],
+    "thousands": ["1,000", "2,500", "12,000"],
+    "a decimal comma": ["0,5", "1,5", "2"],
+    "a word among numbers": ["0.5", "1.5", "other"],
+}
+
+
+@pytest.mark.parametrize("kinds", LIKE_NUMBERS.values(), ids=LIKE_NUMBERS)
+def test_labels_that_look_like_numbers_are_classes_where_classes_are_asked_for(kinds):
+    n = 2 * len(kinds)
+    labels = Labels("l.csv", "label", tuple(range(n)), tuple(f"p{i}x" for i in range(n)),
+                    tuple(kinds * 2), None, None, None)  # fmt: skip
+    with pytest.raises(PairsError, match=r"; if they are classes, say --task classify$"):
+        make_targets(labels, None)
+    with pytest.raises(PairsError) as refused:
+        make_targets(labels, "regress")
+    assert "--task classify" not in str(refused.value)
+    targets = make_targets(labels, "classify")  # the advice, followed
+    assert sorted(targets.names) == sorted(kinds)
+    assert [targets.names[value] for value in targets.values] == list(labels.values)
+
+
+def test_what_is_no_tag_is_none_however_it_is_written():
+    tokens = Tokens(np.ones((5, 3), bool), np.full(5, 3))
+    labels = written(
+        "A -100 B", ["B", -100, "A"], ["B", "-100", "A"], ["A", " ", "B"], '["A", null, "B"]'
+    )
+    targets = make_targets(labels, "tag", tokens)
+    assert targets.names == ("A", "B")
+    assert targets.values.tolist() == [[0, -1, 1], [1, -1, 0], [1, -1, 0], [0, -1, 1], [0, -1, 1]]
+    assert spelling_notes(labels, targets, tokens) == [
+        "note: l.csv: 5 tokens of 5 pairs (first 'pair-a') without a tag (null, -100 or empty): "
+        "not counted",
+    ]
+    # As a class of the whole pair, -100 is one like any other.
+    assert make_targets(written("-100", "1", "-100", "1"), "classify").names == ("-100", "1")
+
+
+def test_null_in_a_list_of_classes_is_left_out_as_is_said():
+    labels = written('["a", null]', '["b", " "]', '["a", "b"]')
+    targets = make_targets(labels, "multilabel")
+    assert targets.names == ("a", "b")
+    assert targets.values.tolist() == [[1, 0], [0, 1], [1, 1]]
+    assert notes(labels, "multilabel") == [
+        "2 labels (first 'pair-a') with an empty class: left out"
+    ]
+
+
+NOT_ALIKE = {
+    "tags of the Penn Treebank": ("``", "''", "'", '"', ":", ",", "."),
+    "a blank between": ("New York", "NewYork"),
+    "a line between digits": ("1_0", "10"),
+    "a raised digit": ("m\xb2", "m2"),
+    "other letters": ("Ma\xdfe", "Masse"),
+}
+
+
+@pytest.mark.parametrize("names", NOT_ALIKE.values(), ids=NOT_ALIKE)
+def test_classes_that_do_not_look_alike_are_not_named(names):
+    assert doubts(written("a", "b"), names) == []
+
+
+def test_classes_that_look_alike_are_named_beside_those_that_differ_in_case():
+    labels = written("a", "b")
+    case, alike = doubts(labels, ("A", "B", "\u201cB\u201d", "a", "b"))
+    assert "differ in case only: 'A', 'a' and 1 more: each" in case
+    assert r"look alike: 'B', '\u201cB\u201d': each" in alike
+    for one, other in (("a  b", "a b"), ("a\u200bb", "ab"), ("a_b", "a b"), ("\uff21", "A")):
+        (line,) = doubts(labels, (one, other))
+        assert "classes that look alike" in line
 
 
 def test_classes_that_look_alike_are_named():
@@ -151,3 +224,23 @@ def test_classes_of_the_test_part_only_are_known():
                     split=("test", "test", *(["train"] * 28)))  # fmt: skip
     split = make_split(given, np.arange(30), [str(i) for i in range(30)], 0)
     assert classes_not_learnt(split, given) == ["c"]
+
+
+def test_classes_of_pairs_that_do_not_count_are_not_learnt():
+    values, weight = np.array([2, 2, *([0, 1] * 14)]), np.ones(30, np.float32)
+    weight[:2] = 0
+    targets = replace(generators.classes([0, 1] * 15), values=values, names=("a", "b", "c"),
+                      weight=weight)  # fmt: skip
+    ids = [str(i) for i in range(30)]
+    given = replace(targets, split=("train",) * 20 + ("test",) * 10)
+    assert classes_not_learnt(make_split(given, np.arange(30), ids, 0), given) == ["c"]
+    counted = replace(given, weight=np.ones(30, np.float32))
+    assert classes_not_learnt(make_split(counted, np.arange(30), ids, 0), counted) == []
+    # One pair of the class counts: where no split is given, it is learnt from.
+    weight[0] = 1
+    for seed in range(8):
+        split = make_split(targets, np.arange(30), ids, seed)
+        assert 0 in split.train
+    nothing = replace(given, weight=np.repeat([0, 1], [20, 10]).astype(np.float32))
+    with pytest.raises(PairsError, match="all pairs of the training part have weight 0"):
+        make_split(nothing, np.arange(30), ids, 0)

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fusecli.errors import FeatureFileError
+from fusecli.errors import FeatureFileError, PairsError
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.open import open_pairs
 from fusecli.pairs.pair import PairOptions
-from fusecli.training.options import LabelOptions
+from fusecli.training import evaluate
+from fusecli.training.fit_progress import Quiet
+from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.pair_files import PairFiles
 from fusecli.training.source import Data, SourceOptions, open_data
+from fusecli.training.train import run_training
 
 RNG = np.random.default_rng(0)
 
@@ -132,3 +135,51 @@ def test_a_file_that_is_changed_between_two_readings_is_an_error() -> None:
     with pytest.raises(FeatureFileError, match=r"pair '0': .* changed while the run reads it"):
         files.read(0)
     files.read(1)
+
+
+def manifest_of_19(*columns: str) -> PairOptions:
+    """A manifest of 19 pairs, which are too few to be learnt from, with the columns."""
+    lines = [",".join(("image", "text", *columns))]
+    for index in range(19):
+        np.save(f"images/{index}.npy", noise(1, 4))
+        np.save(f"texts/{index}.npy", noise(1, 4))
+        values = {"label": "ab"[index % 2], "split": "train" if index < 12 else "test"}
+        row = [f"images/{index}.npy", f"texts/{index}.npy", *(values[name] for name in columns)]
+        lines.append(",".join(row))
+    Path("pairs.csv").write_text("\n".join(lines) + "\n")
+    return PairOptions(manifest="pairs.csv")
+
+
+class Silent(Quiet):
+    def reading(self, done: int, total: int) -> None: ...
+
+
+@pytest.mark.parametrize("columns", [("label", "split"), ("split",)], ids=["classes", "match"])
+@pytest.mark.parametrize("folds", [None, 3], ids=["one part", "folds"])
+def test_the_column_split_is_said_where_it_is_used(columns, folds) -> None:
+    pairs, said = manifest_of_19(*columns), list[str]()
+    options = TrainOptions(pairs, LabelOptions(), "run", folds=folds, device="cpu")
+    with pytest.raises(PairsError, match="at least 20 pairs with labels, found 19"):
+        run_training(options, said.append, Silent())
+    found = [line for line in said if "split" in line]
+    if folds:
+        assert found == ["note: the column split is not used: --folds holds out every pair once"]
+    else:
+        assert [line.split(": ", 2)[-1] for line in found] == ["column split: 12 train, 7 test"]
+
+
+@pytest.mark.parametrize("task", ["classify", "match"])
+def test_evaluate_says_of_the_column_split_only_what_it_uses(task, monkeypatch) -> None:
+    def stop(*_args: object) -> None:
+        raise FeatureFileError("stop")
+
+    columns = ("split",) if task == "match" else ("label", "split")
+    names = () if task == "match" else ("a", "b")
+    monkeypatch.setattr(evaluate, "open_run", lambda path: evaluate.LoadedRun(task, names, []))
+    monkeypatch.setattr(evaluate, "_learnt", lambda path: (set(), set()))
+    monkeypatch.setattr(evaluate, "refuse_other_widths", stop)
+    said: list[str] = []
+    options = evaluate.RunOptions("run", manifest_of_19(*columns))
+    with pytest.raises(FeatureFileError, match="stop"):
+        evaluate.evaluate_run(options, said.append, Silent())
+    assert [line for line in said if "split" in line] == []
