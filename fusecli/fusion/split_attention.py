@@ -7,7 +7,7 @@ BERT, ViT, CLIP, BLIP and diffusers store it so. fusecli reads the layout of
 from __future__ import annotations
 
 from fusecli.features.file import FeatureFile
-from fusecli.features.layers import PLAIN_NAME
+from fusecli.features.python_path import Path, indexed, is_plain, paths_in, program
 
 # Query, key, value, and the layers behind them, by the names that they have. (Of T5 and Llama
 # there is nothing: their scores are not those of nn.MultiheadAttention.)
@@ -60,33 +60,43 @@ def _output(file: FeatureFile, start: str, outs: tuple[str, ...], D: int) -> str
 
 def _remedy(file: FeatureFile, inputs: list[str], output: str | None, D: int) -> str:
     names = [*inputs, *([] if output is None else [output])]
-    biased = [name for name in names if f"{name}.bias" in file.tensors]
-    is_plain = PLAIN_NAME.fullmatch(file.name + "".join(names)) is not None
-    load = f"torch.load({file.name if is_plain else 'FILE'!r})"
-    if file.name.lower().endswith(".safetensors"):
-        load = load.replace("torch.load(", "load_file(")
-    lines = [
-        f"w = torch.cat([d[n + '.weight'] for n in {tuple(inputs)!r}])",
-        # A key without a bias, as some have it, is one whose bias is zero.
-        f"b = torch.cat([d.get(n + '.bias', torch.zeros({D})) for n in {tuple(inputs)!r}])",
-    ]
-    out = f"torch.eye({D})" if output is None else f"d[{output + '.weight'!r}]"
-    out_bias = f"d[{output + '.bias'!r}]" if output in biased else f"torch.zeros({D})"
-    made = (
-        "torch.save({'in_proj_weight': w, 'in_proj_bias': b, "
-        f"'out_proj.weight': {out}, 'out_proj.bias': {out_bias}}}, 'NEW.pt')"
+    paths = paths_in(file)
+    kinds = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    found = {key: paths[key] for key in kinds if key in paths}
+    plain = is_plain(file.name, found.values())
+    loader = "load_file" if file.name.lower().endswith(".safetensors") else "torch.load"
+    nest = _common_nest(list(found.values()))
+
+    def tensor(key: str, otherwise: str = "") -> str:
+        return f"d{indexed(found[key][len(nest) :])}" if key in found else otherwise
+
+    zeros = f"torch.zeros({D})"
+    weights = ", ".join(tensor(f"{name}.weight") for name in inputs)
+    # A key without a bias, as some have it, is one whose bias is zero.
+    biases = ", ".join(tensor(f"{name}.bias", zeros) for name in inputs)
+    made = {
+        "in_proj_weight": f"torch.cat([{weights}])",
+        "in_proj_bias": f"torch.cat([{biases}])",
+        "out_proj.weight": tensor(f"{output}.weight", f"torch.eye({D})"),
+        "out_proj.bias": tensor(f"{output}.bias", zeros),
+    }
+    state = ", ".join(f"{key!r}: {value}" for key, value in made.items())
+    command = program(
+        "import torch; from safetensors.torch import load_file; "
+        f"d = {loader}({file.name if plain else 'FILE'!r}){indexed(nest)}; "
+        f"torch.save({{{state}}}, 'NEW.pt')"
     )
-    imports = "import torch; from safetensors.torch import load_file"
-    program = "; ".join([imports, f"d = {_inside(file, load)}", *lines, made])
     behind = "no layer behind it" if output is None else output
     return (
         f"; to use the attention of {', '.join(inputs)} alone ({behind}), make an "
-        f'nn.MultiheadAttention of it: python -c "{program}", and say --weights NEW.pt and --heads'
+        f"nn.MultiheadAttention of it: {command}, and say --weights NEW.pt and --heads"
     )
 
 
-def _inside(file: FeatureFile, load: str) -> str:
-    """The state dict of a checkpoint may be in a dict, whose name the reader leaves out."""
-    if file.name.lower().endswith(".safetensors"):
-        return load
-    return f"(lambda d: d.get('state_dict', d.get('model_state_dict', d)))({load})"
+def _common_nest(paths: list[Path]) -> Path:
+    """The keys that all paths begin with, without the last of each."""
+    shortest = min(paths, key=len)
+    common = 0
+    while common < len(shortest) - 1 and len({path[: common + 1] for path in paths}) == 1:
+        common += 1
+    return shortest[:common]

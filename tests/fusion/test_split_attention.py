@@ -35,6 +35,24 @@ def attended(layers: list[nn.Linear | None], image: torch.Tensor, text: torch.Te
     return (context if out is None else out(context)).detach().numpy()
 
 
+def made_by_advice(
+    cli: Callable,
+    weights: str,
+    layers: list[nn.Linear | None],
+    pair: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Follow the advice of the refusal, and compare what the attention that it made gives."""
+    command = ("fuse", "image.npy", "text.npy", "-f", "-o", "out.npy", "--heads", str(H))
+    done = cli(*command, "--weights", weights)
+    assert done.code == 1
+    program = re.search(r'python -c "(.*?)", and say --weights NEW.pt and --heads', done.err)
+    assert program is not None, done.err
+    exec(program[1], {})
+    done = cli(*command, "--weights", "NEW.pt")
+    assert done.code == 0, done.err
+    np.testing.assert_allclose(np.load("out.npy"), attended(layers, *pair), atol=1e-5)
+
+
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
 @pytest.mark.parametrize(
     "names",
@@ -68,15 +86,51 @@ def test_the_advice_makes_an_attention_with_its_numbers(
         torch.save({"state_dict": state, "epoch": 3}, "w.pt")
     else:
         save_file(state, "w.safetensors")
-    command = ("fuse", "image.npy", "text.npy", "-f", "-o", "out.npy", "--heads", str(H))
-    done = cli(*command, "--weights", f"w.{ending}")
-    assert done.code == 1
-    program = re.search(r'python -c "(.*?)", and say --weights NEW.pt and --heads', done.err)
-    assert program is not None, done.err
-    exec(program[1], {})
-    done = cli(*command, "--weights", "NEW.pt")
-    assert done.code == 0, done.err
-    np.testing.assert_allclose(np.load("out.npy"), attended(layers, *pair), atol=1e-5)
+    made_by_advice(cli, f"w.{ending}", layers, pair)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        *(
+            lambda state, name=name: {name: state, "epoch": 3}
+            for name in ("model", "state_dict", "model_state_dict", "net", "module")
+        ),
+        lambda state: {"net": {"encoder": [{"norm.weight": torch.ones(D)}, state]}},
+        lambda state: ({0: state}, "vit"),
+        lambda state: {"model": {"vit": state}, "ema": {"vit": {"norm.weight": torch.ones(D)}}},
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "attention."])
+def test_the_advice_finds_a_state_dict_inside_of_others(
+    prefix: str,
+    wrap: Callable,
+    old: bool,
+    pair: tuple[torch.Tensor, torch.Tensor],
+    cli: Callable,
+) -> None:
+    names = ("query", "key", "value", "out_proj")
+    layers = [nn.Linear(D, D, bias=name != "key") for name in names]
+    state = {
+        f"{prefix}{name}.{kind}": value
+        for name, layer in zip(names, layers, strict=True)
+        for kind, value in layer.state_dict().items()
+    }
+    torch.save(wrap(state), "w.pt", _use_new_zipfile_serialization=not old)
+    made_by_advice(cli, "w.pt", layers, pair)
+
+
+def test_the_advice_finds_modules_of_dicts_of_their_own(
+    pair: tuple[torch.Tensor, torch.Tensor], cli: Callable
+) -> None:
+    layers = [nn.Linear(D, D) for _ in range(4)]
+    query, key, value, out = (layer.state_dict() for layer in layers)
+    torch.save(
+        {"block": {"self": {"query": query, "key": key, "value": value}, "out": out}}, "w.pt"
+    )
+    made_by_advice(cli, "w.pt", layers, pair)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ from fusecli.features.formats.torch_objects import (
     DescribedTensor,
     Mapping,
     NotAllowedError,
+    PlainKey,
     StorageRef,
+    python_path,
     tensors_in,
 )
 from fusecli.features.formats.torch_pickle import read_pickle
@@ -76,13 +78,10 @@ class TorchCheckpointFormat:
             raise _unreadable(file, "torch.save did not write it")
         try:
             source = FileBytes(handle)
-            if start == b"PK":
-                value, storages = _read_archive(handle, source, size, file)
-            else:
-                value, storages = _read_old(source, size, file)
+            value, storages = _read(handle, source, size, file)
             tensors = {
                 key: _stored(tensor, key, storages, source, size, file)
-                for key, tensor in _by_key(value).items()
+                for key, (_, tensor) in _by_key(value).items()
             }
         except NotAllowedError as error:
             raise FeatureFileError(
@@ -104,6 +103,19 @@ class TorchCheckpointFormat:
 
 
 FORMAT = TorchCheckpointFormat()
+
+
+def python_paths(handle: BufferedReader, file: str) -> dict[str, tuple[PlainKey, ...]]:
+    """How Python reaches each tensor in what torch.load gives, by its key.
+
+    Only advice needs this, of files that were opened before.
+
+    Args:
+        handle: the file, which `TorchCheckpointFormat.open` took.
+        file: its name.
+    """
+    value, _ = _read(handle, FileBytes(handle), os.fstat(handle.fileno()).st_size, file)
+    return {key: python_path(value, path) for key, (path, _) in _by_key(value).items()}
 
 
 @record
@@ -128,6 +140,13 @@ def _most_steps() -> int:
 
 
 # ------------------------------------------------------------------------ files of torch 1.6 on
+
+
+def _read(handle: BufferedReader, source: FileBytes, size: int, file: str) -> tuple[Any, _Storages]:
+    """The value of the whole file, and where its storages are."""
+    if source.read(0, 2) == b"PK":
+        return _read_archive(handle, source, size, file)
+    return _read_old(source, size, file)
 
 
 def _read_archive(
@@ -207,8 +226,11 @@ def _read_old(source: FileBytes, size: int, file: str) -> tuple[Any, _Storages]:
 # --------------------------------------------------------------------------------- tensors
 
 
-def _by_key(value: Any) -> dict[str, DescribedTensor]:
-    """All tensors by the keys that lead to them, joined by dots; "" for a bare tensor."""
+def _by_key(value: Any) -> dict[str, tuple[tuple[str, ...], DescribedTensor]]:
+    """All tensors by the keys that lead to them, joined by dots; "" for a bare tensor.
+
+    Each stands with the whole path to it, which may have one more name in front.
+    """
     found = dict(tensors_in(value))
 
     def inside(path: tuple[str, ...], name: str | None) -> bool:
@@ -217,10 +239,10 @@ def _by_key(value: Any) -> dict[str, DescribedTensor]:
     top = isinstance(value, Mapping)
     nests = [name for name in _NESTS if top and any(inside(path, name) for path in found)]
     nest = nests[0] if nests else None
-    named = {".".join(path[1:]): tensor for path, tensor in found.items() if inside(path, nest)}
+    named = {".".join(path[1:]): (path, found[path]) for path in found if inside(path, nest)}
     for path, tensor in found.items():
         if not inside(path, nest):
-            named.setdefault(".".join(path), tensor)
+            named.setdefault(".".join(path), (path, tensor))
     return named
 
 

@@ -86,18 +86,31 @@ class DescribedTensor:
     kind: TensorKind = "dense"
 
 
-class Mapping:
-    """A dict of the pickle; its keys are texts, other plain keys as text."""
+PlainKey = str | int | float | bytes | None
 
-    __slots__ = ("items",)
+
+class Mapping:
+    """A dict of the pickle.
+
+    Attributes:
+        items: by key; plain keys that are no text stand here as text.
+        other_keys: those keys as they are, by their text.
+    """
+
+    __slots__ = ("items", "other_keys")
 
     def __init__(self) -> None:
         self.items: dict[str, Any] = {}
+        self.other_keys: dict[str, PlainKey] = {}
 
     def add(self, key: Any, value: Any) -> None:
         # Only plain keys: the hash of nested tuples can take for ever.
-        if isinstance(key, str | int | float | bytes | None):
+        if isinstance(key, PlainKey):
             self.items[str(key)] = value
+            if not isinstance(key, str):
+                self.other_keys[str(key)] = key
+            elif self.other_keys:
+                self.other_keys.pop(key, None)
 
 
 @record
@@ -228,3 +241,21 @@ def tensors_in(value: Any, deepest: int = 32) -> Iterator[tuple[tuple[str, ...],
                     yield from search((*path, str(key)), item)
 
     return search((), value)
+
+
+def python_path(value: Any, path: tuple[str, ...]) -> tuple[PlainKey, ...]:
+    """The keys and indices, with their types, that lead to a tensor in what torch.load gives.
+
+    Args:
+        value: of the whole file.
+        path: as `tensors_in` gives it, all texts.
+    """
+    found: list[PlainKey] = []
+    for part in path:
+        if isinstance(value, Mapping):
+            found.append(value.other_keys.get(part, part))
+            value = value.items[part]
+        else:
+            found.append(int(part))
+            value = value[int(part)]
+    return tuple(found)
