@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
-from fusecli.features.layers import PLAIN_NAME
-
-_PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
+from fusecli.features.python_path import TORCH_ENDINGS, indexed, is_plain, paths_in, program
 
 
 def remedy_for_list(file: FeatureFile, side: Side) -> str:
@@ -16,31 +14,37 @@ def remedy_for_list(file: FeatureFile, side: Side) -> str:
         file: open; none of its tensors is known as features.
         side: whose features were looked for.
     """
+    if not file.name.lower().endswith(TORCH_ENDINGS):
+        return ""
     keys = [key for key in file.tensors if len(file.shape_of(key)) >= 2]
-    nests = {key.rpartition(".")[0] for key in keys}
-    if all(key.lower().endswith(_PHOTOS) for key in keys):
-        nests = {""}  # cat.jpg is one word in the file
-    if len(keys) < 2 or len(nests) != 1 or not file.name.lower().endswith((".pt", ".pth", ".ckpt")):
+    if len(keys) < 2:
+        return ""
+    paths = paths_in(file)
+    nests = {paths[key][:-1] for key in keys}
+    if len(nests) != 1:
         return ""
     (nest,) = nests
-    names = [key.removeprefix(f"{nest}.") for key in keys]
+    names = [str(paths[key][-1]) for key in keys]
     numbered = sorted(names, key=lambda name: (len(name), name)) == [
         str(number) for number in range(len(names))
     ]
-    start = f"{nest}." if nest else ""
-    if nest.endswith("hidden_states") and numbered:
-        return f" {start}{len(names) - 1} (of the hidden states of {len(names)} layers the last)"
+    if numbered and nest and str(nest[-1]).endswith("hidden_states"):
+        last = keys[names.index(str(len(names) - 1))]
+        return f" {last} (of the hidden states of {len(names)} layers the last)"
     widths = {file.shape_of(key)[-1] for key in keys}
-    if len(widths) != 1 or not (numbered or not nest):
+    joined = keys[0].removesuffix(names[0])  # with dots, without a name that the reader leaves out
+    if len(widths) != 1 or not (numbered or not joined):
         return ""
-    name = repr(file.name if PLAIN_NAME.fullmatch(file.name) else "FILE")
-    inside = "".join(f"[{part!r}]" for part in nest.split(".") if part)
-    program = (
+    plain = is_plain(file.name, [nest])
+    name, inside = (repr(file.name), indexed(nest)) if plain else ("'FILE'", "")
+    command = program(
         f"import torch; from safetensors.torch import save_file; d = torch.load({name}){inside}; "
-        f"d = d.items() if hasattr(d, 'items') else enumerate(d); "
-        "save_file({str(k): v.contiguous() for k, v in d}, 'NEW.safetensors')"
+        "d = d.items() if hasattr(d, 'items') else enumerate(d); "
+        # Tensors of a list may share memory, and strings may lie among them.
+        "save_file({str(k): v.contiguous().clone() for k, v in d if torch.is_tensor(v)}, "
+        "'NEW.safetensors')"
     )
     return (
-        f" {start}{names[0]} for one of them (if each is a sample, fusecli batch takes them from "
-        f'NEW.safetensors: python -c "{program}")'
+        f" {keys[0]} for one of them (if each is a sample, fusecli batch takes them from "
+        f"NEW.safetensors: {command})"
     )

@@ -8,6 +8,7 @@ Masks are in `pair_masks.py`, which jobs without a mask do not import.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fusecli.errors import ShapeError, UsageError, shortened
@@ -26,6 +27,8 @@ from fusecli.records import open_record, record
 
 if TYPE_CHECKING:
     from fusecli.features.pair_masks import UsedMask
+
+_ALL_LAYERS = "hidden_states"
 
 
 @record
@@ -80,6 +83,11 @@ class PairInputs:
 
     image: SideInput
     text: SideInput
+
+    @property
+    def sides(self) -> tuple[SideInput, SideInput]:
+        """Image and text."""
+        return self.image, self.text
 
     @property
     def two_tensors(self) -> bool:
@@ -158,7 +166,15 @@ def match_inputs(inputs: PairInputs, options: ReadOptions) -> MatchedInputs:
     """
     image, image_stack = _axes_of("image", inputs.image, options.image_axes)
     text, text_stack = _axes_of("text", inputs.text, options.text_axes)
+    notes: list[str] = []
+    if any(_ALL_LAYERS in (given.stored.key or given.stored.file) for given in inputs.sides):
+        from fusecli.features.layers import InputAxes, notes_on_layers
+
+        both = zip(inputs.sides, (image, text), strict=True)
+        notes = notes_on_layers([InputAxes(side.file, side.stored, axes) for side, axes in both])
     shapes = match_pair(image, text, inputs.image.where, inputs.text.where)
+    if notes:
+        shapes = replace(shapes, notes=(*shapes.notes, *notes))
     return MatchedInputs(shapes, image_stack, text_stack)
 
 
@@ -186,10 +202,10 @@ def check_widths(shapes: PairShapes, inputs: PairInputs, expected: ExpectedWidth
 def _axes_of(side: Side, given: SideInput, named: str | None) -> tuple[Axes, Axes | None]:
     """The axes of what is read, and those of the stack it is cut from."""
     stored = given.stored
-    if named is None and "hidden_states" in (stored.key or stored.file) and given.row is None:
+    if named is None and _ALL_LAYERS in (stored.key or stored.file) and given.row is None:
         from fusecli.features.layers import refuse_layers
 
-        refuse_layers(side, stored)
+        refuse_layers(side, given.file, stored)
     if given.row is None:
         return read_axes(side, stored.shape, named, stored.where), None
     if named is None and len(stored.shape) == 2:

@@ -46,8 +46,16 @@ def write(name: str, **tensors: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", ["text.npz", "text.safetensors", "text.pt"])
-@pytest.mark.parametrize("shape", [(13, 7, 32), (13, 1, 7, 32), (24, 7, 32)])
-@pytest.mark.parametrize("key", ["hidden_states", "text_hidden_states", "encoder_hidden_states"])
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        (key, shape)
+        for key in ("hidden_states", "text_hidden_states", "encoder_hidden_states")
+        for shape in ((13, 7, 32), (13, 1, 7, 32), (24, 7, 32))
+        # Of three axes, diffusers' encoder_hidden_states are one layer.
+        if key != "encoder_hidden_states" or len(shape) == 4
+    ],
+)
 def test_all_layers_are_no_samples(
     name: str, shape: tuple[int, ...], key: str, cli: Callable
 ) -> None:
@@ -81,9 +89,14 @@ def test_a_file_may_be_called_hidden_states(cli: Callable) -> None:
 
 
 @pytest.mark.parametrize("side", ["image", "text"])
-def test_samples_that_are_as_many_as_layers_are_taken_when_told(side: str, cli: Callable) -> None:
+@pytest.mark.parametrize("count", [7, 13, 25, 33, 37, 41, 49])
+def test_samples_that_are_as_many_as_layers_are_taken_when_told(
+    count: int, side: str, cli: Callable
+) -> None:
     files = {"image": "image.npy", "text": "text.npy"}
-    arrays = {"image": noise(13, 6, 48), "text": noise(13, 7, 32, seed=1)}
+    arrays = {"image": noise(count, 6, 48), "text": noise(count, 8, 32, seed=1)}
+    other = "text" if side == "image" else "image"
+    arrays[other] = arrays[other][:1]
     for name, array in arrays.items():
         np.save(files[name], array)
     right = fused(cli, *files.values())
@@ -91,14 +104,161 @@ def test_samples_that_are_as_many_as_layers_are_taken_when_told(side: str, cli: 
     np.savez("states.npz", hidden_states=arrays[side])
     done = cli("fuse", *files.values(), "-o", "out2.npy", *MODULE)
     axes = "NPD" if side == "image" else "NTD"
-    assert done.err.rstrip().endswith(f"if they are 13 samples say --{side}-axes {axes}")
-    told = fused(cli, *files.values(), f"--{side}-axes", axes)
-    np.testing.assert_array_equal(told, right)
-    # Fewer than any encoder has layers, and the last layer alone, are what they were.
+    told = f"{count} layers: if they are {count} samples say --{side}-axes {axes}; if they are"
+    assert (done.code, told in done.err) == (1, True)
+    np.testing.assert_array_equal(fused(cli, *files.values(), f"--{side}-axes", axes), right)
+    # Fewer than any encoder has layers are samples.
     np.savez("states.npz", hidden_states=arrays[side][:5])
-    other = "text" if side == "image" else "image"
-    np.save(files[other], arrays[other][:5])
-    assert fused(cli, *files.values()).shape == (5, 7, 16)
+    np.testing.assert_allclose(fused(cli, *files.values()), right[:5], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [12, 13, 16, 24, 25, 32, 40, 48])
+@pytest.mark.parametrize("name", ["text.npz", "text.pt"])
+def test_hidden_states_beside_a_mask_of_each_sample_are_samples(
+    name: str, count: int, cli: Callable
+) -> None:
+    text = noise(count, 9, 32)
+    words = np.ones((count, 9), int)
+    words[1, 5:] = 0
+    for key, marks in (
+        ("attention_mask", words),
+        ("attention_mask", np.where(words, 0, -1e4).astype("f4")[:, None, None]),
+        ("lengths", words.sum(1)),
+    ):
+        write(name, hidden_states=text, **{key: marks})
+        for image in (noise(count, 6, 48, seed=1), noise(1, 6, 48, seed=2)):
+            np.save("image.npy", image)
+            np.save("text.npy", text)
+            np.save("words.npy", words)
+            right = fused(cli, "image.npy", "text.npy", "--text-mask", "words.npy")
+            done = cli("fuse", "image.npy", name, "-f", "-o", "out.npy", *MODULE)
+            assert (done.code, "layers" in done.err) == (0, False), done.err
+            np.testing.assert_array_equal(np.load("out.npy"), right)
+
+
+def test_a_mask_of_equal_rows_does_not_tell_samples_from_layers(cli: Callable) -> None:
+    np.save("image.npy", noise(6, 48, seed=1))
+    np.savez(
+        "text.npz", hidden_states=noise(13, 9, 32), attention_mask=np.tile([1] * 8 + [0], (13, 1))
+    )
+    done = cli("fuse", "image.npy", "text.npz", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    assert "if they are 13 samples say --text-axes NTD; if they are layers" in done.err
+
+
+@pytest.mark.parametrize("count", [12, 13, 16, 24, 25, 32, 40, 48])
+@pytest.mark.parametrize(
+    ("image_key", "text_key", "told"),
+    [
+        ("image_hidden_states", "text", "image"),
+        ("image", "text_hidden_states", "text"),
+        ("image", "encoder_hidden_states", None),
+        ("image_hidden_states", "encoder_hidden_states", "image"),
+    ],
+)
+def test_as_many_samples_on_the_other_side_are_samples(
+    image_key: str, text_key: str, told: str | None, count: int, cli: Callable
+) -> None:
+    image, text = noise(count, 6, 48), noise(count, 9, 32, seed=1)
+    np.save("image.npy", image)
+    np.save("text.npy", text)
+    right = fused(cli, "image.npy", "text.npy")
+    np.savez("image.npz", **{image_key: image})
+    np.savez("text.npz", **{text_key: text})
+    done = cli("fuse", "image.npz", "text.npz", "-f", "-o", "out.npy", *MODULE)
+    assert done.code == 0, done.err
+    np.testing.assert_array_equal(np.load("out.npy"), right)
+    said = re.findall(r"note: (\w+)\.npz\S* .* is read as (\d+) samples; if", done.err)
+    # So many layers have encoders with their embeddings.
+    assert said == ([(told, str(count))] if told and count in (13, 25) else [])
+
+
+def test_encoder_hidden_states_of_many_samples_share_an_image(cli: Callable) -> None:
+    np.save("image.npy", noise(1, 6, 48))
+    np.save("text.npy", noise(13, 9, 32, seed=1))
+    right = fused(cli, "image.npy", "text.npy")
+    write("text.safetensors", encoder_hidden_states=np.load("text.npy"))
+    np.testing.assert_array_equal(fused(cli, "image.npy", "text.safetensors"), right)
+
+
+def test_what_may_be_layers_and_is_taken_for_samples_is_said(cli: Callable) -> None:
+    np.save("image.npy", noise(1, 6, 48))
+    np.save("my_hidden_states.npy", noise(32, 9, 32, seed=1))
+    done = cli("fuse", "image.npy", "my_hidden_states.npy", "-o", "out.npy", *MODULE)
+    assert (done.code, np.load("out.npy").shape) == (0, (32, 9, 16))
+    assert "is read as 32 samples; if these are the hidden states of 32 layers, save" in done.err
+    follow(done.err)
+    np.testing.assert_array_equal(np.load("NEW.npy"), np.load("my_hidden_states.npy")[-1])
+
+
+def test_all_layers_of_two_encoders_are_no_samples(cli: Callable) -> None:
+    np.savez("image.npz", hidden_states=noise(13, 6, 48))
+    np.savez("text.npz", hidden_states=noise(13, 9, 32, seed=1))
+    done = cli("fuse", "image.npz", "text.npz", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    assert "image.npz[hidden_states]: [13, 6, 48] looks like the hidden states of 13 layers" in (
+        done.err
+    )
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "ckpt"])
+@pytest.mark.parametrize("shape", [(13, 7, 32), (3, 13, 7, 32)])
+def test_one_tensor_of_all_layers_in_a_file_of_torch(
+    shape: tuple[int, ...], ending: str, cli: Callable
+) -> None:
+    layers = noise(*shape)
+    last = layers[-1] if len(shape) == 3 else layers[:, -1]
+    np.save("image.npy", noise(1, 6, 48, seed=1))
+    torch.save(torch.from_numpy(layers), f"hidden_states.{ending}")
+    done = cli("fuse", "image.npy", f"hidden_states.{ending}", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    follow(done.err)
+    np.save("last.npy", last)
+    right = fused(cli, "image.npy", "last.npy")
+    np.testing.assert_array_equal(fused(cli, "image.npy", "NEW.pt"), right)
+
+
+def inside_of_a_list(tensors: dict[str, object]) -> object:
+    return {"outputs": [tensors, {"name": "bert"}]}
+
+
+def by_number(tensors: dict[str, object]) -> object:
+    return {0: tensors, 1: "bert"}
+
+
+def by_number_inside_of_a_tuple(tensors: dict[str, object]) -> object:
+    return ({2: {"out": tensors}},)
+
+
+def in_a_dict_that_the_reader_leaves_out(tensors: dict[str, object]) -> object:
+    return {"model": {"text.0": tensors}, "epoch": 3}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "nest",
+    [
+        inside_of_a_list,
+        by_number,
+        by_number_inside_of_a_tuple,
+        in_a_dict_that_the_reader_leaves_out,
+    ],
+)
+def test_the_last_layer_is_saved_where_all_were(nest: Callable, old: bool, cli: Callable) -> None:
+    layers = noise(13, 7, 32)
+    tensors = {
+        "hidden_states": torch.from_numpy(layers),
+        "attention_mask": torch.from_numpy(WORDS),
+    }
+    torch.save(nest(tensors), "text.pt", _use_new_zipfile_serialization=not old)
+    np.save("image.npy", noise(6, 48, seed=1))
+    done = cli("fuse", "image.npy", "text.pt", "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    follow(done.err)
+    np.save("last.npy", layers[-1])
+    np.save("words.npy", WORDS[0])
+    right = fused(cli, "image.npy", "last.npy", "--text-mask", "words.npy")
+    np.testing.assert_array_equal(fused(cli, "image.npy", "NEW.pt"), right)
 
 
 def test_the_last_layer_beside_all_layers_is_taken(cli: Callable) -> None:
@@ -124,9 +284,18 @@ def test_of_a_tuple_of_layers_the_last_is_named(cli: Callable) -> None:
     np.testing.assert_array_equal(made, fused(cli, "image.npy", "last.npy"))
 
 
-@pytest.mark.parametrize("kind", ["list", "dict of a list", "dict", "nested dict"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("list", "dict of a list", "dict", "nested dict", "model", "dict with a text"),
+        *("list with a text", "one memory"),
+    ],
+)
 def test_samples_in_one_file_of_torch_become_one_for_a_batch(kind: str, cli: Callable) -> None:
-    samples = {f"{k}.jpg" if kind == "dict" else str(k): noise(6, 48, seed=k) for k in range(3)}
+    is_named = kind in ("dict", "model", "dict with a text")
+    samples = {f"{k}.jpg" if is_named else str(k): noise(6, 48, seed=k) for k in range(3)}
+    if kind == "one memory":
+        samples = dict.fromkeys(samples, samples["0"])
     tensors = {key: torch.from_numpy(value) for key, value in samples.items()}
     listed = list(tensors.values())
     torch.save(
@@ -134,6 +303,10 @@ def test_samples_in_one_file_of_torch_become_one_for_a_batch(kind: str, cli: Cal
             "list": listed,
             "dict of a list": {"image_features": listed, "names": ["a", "b", "c"]},
             "dict": tensors,
+            "model": {"model": tensors},
+            "dict with a text": tensors | {"model": "clip", "labels": torch.arange(3)},
+            "list with a text": [*listed, "clip"],
+            "one memory": [listed[0]] * 3,
             "nested dict": {"features": {int(key[0]): value for key, value in tensors.items()}},
         }[kind],
         "image.pt",
@@ -145,7 +318,7 @@ def test_samples_in_one_file_of_torch_become_one_for_a_batch(kind: str, cli: Cal
     assert one is not None
     follow(done.err)
     made = load_file("NEW.safetensors")
-    assert made.keys() == samples.keys()
+    assert made.keys() - {"labels"} == samples.keys()
     for key, value in samples.items():
         np.testing.assert_array_equal(made[key], value)
     save_file({key: noise(7, 32) for key in samples}, "text.safetensors")
