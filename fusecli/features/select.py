@@ -13,6 +13,7 @@ from fusecli.features.mask_names import (
     ends_in_word,
     is_called_features,
     is_known_mask,
+    nest_of,
     says_its_style,
     side_named,
 )
@@ -31,7 +32,6 @@ _NAMES: dict[Side, tuple[str, ...]] = {
     ),
 }
 _EITHER = ("last_hidden_state", "hidden_states", "features", "embeddings", "embeds")
-_LAST_LAYER = "last_hidden_state"
 _PIXELS = ("pixel_values", "pixels")
 _NO_FEATURES = ("scale", "scales", "zero_point", "zero_points", "labels", "label")
 
@@ -169,14 +169,12 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
         for name in names
         if not is_known_mask(name)
         and _side_of(name) in (side, None)
-        and side_named(_nest(name)) in (side, None)
+        and _side_of_nest(name) in (side, None)
     ]
     own = [name for name in left if _side_of(name) == side]
     theirs = set(own)
     either = [name for name in left if _base(name) in _EITHER and name not in theirs]
-    # Beside the last layer, all layers as a stack are not what is meant.
-    if any(name.endswith(_LAST_LAYER) for name in own + either):
-        own, either = ([n for n in names if not _is_layers(n)] for names in (own, either))
+    own, either = _without_layers(own), _without_layers(either)
     for several in (own, either):
         if len(several) > 1:
             tokens = _most_tokens(file, several)
@@ -198,7 +196,7 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     left = [name for name in left if file.tensors[name].source.problem is None] or left
     if len(left) == 1:
         return left[0]
-    inside = [name for name in left if side_named(_nest(name)) == side]
+    inside = [name for name in left if _side_of_nest(name) == side]
     if len(inside) == 1:  # image/x beside text/x
         return inside[0]
     raise FeatureFileError(
@@ -249,7 +247,16 @@ def _side_of(key: str) -> Side | None:
     for side, names in _NAMES.items():
         if base in names:
             return side
-    return side_named(key) if is_called_features(key) else None
+    if not is_called_features(key):
+        return None
+    return side_named(base) or side_named(key)  # object_labels.image_features are the image
+
+
+def _side_of_nest(key: str) -> Side | None:
+    """The side that what stands before a key's last part says; None where that part says one."""
+    base = _base(key)
+    says_a_side = any(base in names for names in _NAMES.values()) or side_named(base) is not None
+    return None if says_a_side else side_named(nest_of(key))
 
 
 def _most_tokens(file: FeatureFile, names: list[str]) -> str | None:
@@ -270,14 +277,30 @@ def _most_tokens(file: FeatureFile, names: list[str]) -> str | None:
     return most
 
 
-def _nest(key: str) -> str:
-    """A key without its last part."""
-    return key[: len(key) - len(_base(key))]
+def _without_layers(names: list[str]) -> list[str]:
+    """Without what an encoder gives of all its layers, where its last layer is there too.
+
+    `text_hidden_states` goes with `text_last_hidden_state`, and with a `last_hidden_state` in the
+    same nest if that is named after the same side. Beside a `last_hidden_state` of no side,
+    `image_hidden_states` is the image of a model of both (BLIP, Idefics, LLaVA).
+    """
+    lasts = {owner for name in names for is_last, owner in [_layers_of(name)] if is_last}
+    kept = []
+    for name in names:
+        is_last, owner = _layers_of(name)
+        nest = nest_of(name)
+        own_nest = nest if side_named(nest) == _side_of(name) is not None else owner
+        if is_last is not False or not lasts.intersection((owner, own_nest)):
+            kept.append(name)
+    return kept
 
 
-def _is_layers(key: str) -> bool:
-    """Whether a name is that of what an encoder gives of all its layers."""
-    return key.endswith("hidden_states")
+def _layers_of(name: str) -> tuple[bool | None, str]:
+    """Whether a name is that of the last layer or of all, and whose; None where it is neither."""
+    found = re.fullmatch(r"(.*?)(last_)?hidden_states?", name)
+    if found is None:
+        return None, ""
+    return found[2] is not None or not name.endswith("s"), found[1]
 
 
 def _base(key: str) -> str:
