@@ -15,7 +15,7 @@ from fusecli.pairs.fingerprints import content_of, source_of
 from fusecli.pairs.open import Pair
 from fusecli.pairs.stamps import FileStamps
 
-Exists = Callable[[Pair, int], bool]
+Exists = Callable[[Pair, PairState], bool]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def todo(
         pairs: all of them.
         history: what earlier runs did.
         reader: reads a pair whose content is compared.
-        exists: whether the file of a pair exists with this size.
+        exists: whether the file of a pair exists as an earlier run left it.
         found: receives the counts and the pairs that are fused again.
     """
     inputs = _Inputs(reader, options.verify)
@@ -61,7 +61,7 @@ def todo(
         same = state.known in ("done", "failed") and inputs.are_the_same(pair, state)
         if options.strict and state.diagnosed:
             same = False
-        if state.known == "done" and same and exists(pair, state.size):
+        if state.known == "done" and same and exists(pair, state):
             found.summary.skipped += 1
         elif state.known == "failed" and same and not options.retry_failed:
             found.summary.add_failed_before(pair.id)

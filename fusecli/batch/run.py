@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Protocol
 
 from fusecli.batch.attention import uniform_attention
@@ -19,7 +20,7 @@ from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import removed_entry
 from fusecli.batch.store.files import FileSink
 from fusecli.batch.store.folder import OutputFolder
-from fusecli.batch.store.history import PreviousResults, latest_entries
+from fusecli.batch.store.history import PairState, PreviousResults, latest_entries, path_told
 from fusecli.batch.store.journal import Entry, Journal
 from fusecli.batch.store.locks import check_platform
 from fusecli.batch.store.pack_index import write_index
@@ -51,7 +52,7 @@ class Sink(Protocol):
     def write(self, results: list[Result]) -> None: ...
     def is_valid(self, entry: Entry) -> bool: ...
     def unfinished(self, entry: Entry) -> bytes | None: ...
-    def exists(self, pair: Pair, size: int) -> bool: ...
+    def exists(self, pair: Pair, state: PairState) -> bool: ...
     def delete_result(self, pair: Pair) -> None: ...
     def delete_entry(self, entry: Entry) -> None: ...
     def commit(self) -> None: ...
@@ -350,10 +351,14 @@ def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, t
         tell(f"warning: {what} any more: {how} removes {'it' if count == 1 else 'them'}")
         return
     assert folder.journal is not None
+    entries = partial(latest_entries, folder.root, folder.own_journals, folder.spec)
+    # A manifest may have given the name of such a result to another pair.
+    used = {path_told(e.output) for e in entries() if e.done and not run.history.is_unseen(e.id)}
     removed = []
-    for entry in latest_entries(folder.root, folder.own_journals, folder.spec):
+    for entry in entries():
         if entry.done and run.history.is_unseen(entry.id):
-            sink.delete_entry(entry)
+            if path_told(entry.output) not in used:
+                sink.delete_entry(entry)
             removed.append(removed_entry(entry.id))
     sink.commit()
     folder.journal.append(removed)

@@ -19,6 +19,7 @@ from fusecli.batch.store.cleanup import delete_result, delete_staged
 from fusecli.batch.store.encode import Encoder
 from fusecli.batch.store.entries import done_entry, failed_entry
 from fusecli.batch.store.folder import OutputFolder
+from fusecli.batch.store.history import PairState, path_told
 from fusecli.batch.store.journal import Entry
 from fusecli.batch.store.layout import staging_name
 from fusecli.batch.store.result import Result
@@ -76,9 +77,13 @@ class FileSink:
         """Always None: a result that the journal names has its name."""
         return None
 
-    def exists(self, pair: Pair, size: int) -> bool:
-        """Whether a pair's file exists with the size that the journal says (0: any size)."""
-        return file_exists(self._folder, self.output_of(pair), size)
+    def exists(self, pair: Pair, state: PairState) -> bool:
+        """Whether a pair's file is the one that the journal names, and exists with the size that it
+        says (0: any size)."""
+        output = self.output_of(pair)
+        if path_told(output) != state.output:
+            return False  # a manifest names another one now
+        return file_exists(self._folder, output, state.size)
 
     def delete_result(self, pair: Pair) -> None:
         """Remove the file that an earlier run made of a pair which has no result any more.

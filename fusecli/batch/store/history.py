@@ -1,4 +1,4 @@
-"""What earlier runs did, read from their journals, in 42 bytes a pair."""
+"""What earlier runs did, read from their journals, in 50 bytes a pair."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class PairState:
         source: which files, keys and rows were read; 0 if the journal does not say it.
         content: of the features that were read; 0 if it is not known.
         size: of its file; 0 if it is not known.
+        output: tells the path of its file, or of its pack, in this process (see `path_told`).
         diagnosed: something may be wrong with its result.
     """
 
@@ -39,6 +40,7 @@ class PairState:
     source: int = 0
     content: int = 0
     size: int = 0
+    output: int = 0
     diagnosed: bool = False
 
 
@@ -77,6 +79,7 @@ class PreviousResults:
         foreign: dict[str, array[int]] = {}
         ids, versions, sources, contents = array("Q"), array("Q"), array("Q"), array("Q")
         states, sizes, runs = array("B"), array("Q"), array("Q")
+        outputs = array("q")
         for name in journals:
             damaged: list[int] = []
             for entry in read_entries(folder, name, damaged):
@@ -89,6 +92,7 @@ class PreviousResults:
                 contents.append(entry.content)
                 states.append(_state(entry, is_valid))
                 sizes.append(entry.size)
+                outputs.append(path_told(entry.output))
                 runs.append(entry.run)
             ends.append(len(ids))
             if damaged:
@@ -108,6 +112,7 @@ class PreviousResults:
         self._contents = np.array(contents, np.uint64)[kept]
         self._states = np.array(states, np.uint8)[kept]
         self._sizes = np.array(sizes, np.uint64)[kept]
+        self._outputs = np.array(outputs, np.int64)[kept]
         self._seen = np.zeros(len(kept), bool)
         usable = self._ids[self._states != _MISSING]
         lost = {name: ~np.isin(np.array(lines), usable) for name, lines in foreign.items()}
@@ -146,6 +151,7 @@ class PreviousResults:
             int(self._sources[index]),
             int(self._contents[index]),
             int(self._sizes[index]),
+            int(self._outputs[index]),
             bool(self._states[index] == _DIAGNOSED),
         )
 
@@ -186,6 +192,11 @@ class PreviousResults:
         if index == len(self._ids) or self._ids[index] != wanted:
             return False
         return bool(self._states[index] in _WITH_RESULT and not self._seen[index])
+
+
+def path_told(output: str | None) -> int:
+    """64 bits that tell the path of a result, the same only within this process."""
+    return hash(output)
 
 
 def _state(entry: Entry, is_valid: Callable[[Entry], bool]) -> int:

@@ -19,6 +19,7 @@ from fusecli.batch.store.cleanup import delete_staged
 from fusecli.batch.store.encode import bytes_of
 from fusecli.batch.store.entries import done_entry, failed_entry
 from fusecli.batch.store.folder import OutputFolder
+from fusecli.batch.store.history import PairState
 from fusecli.batch.store.journal import Entry, Shapes, of_spec, read_entries
 from fusecli.batch.store.layout import pack_name, pack_number, staging_name
 from fusecli.batch.store.open_pack import OpenPack
@@ -115,7 +116,7 @@ class PackSink:
             return None
         return pack.stored(entry)
 
-    def exists(self, pair: Pair, size: int) -> bool:
+    def exists(self, pair: Pair, state: PairState) -> bool:
         """Always true: which tensors exist is known from the journals."""
         return True
 
