@@ -115,6 +115,7 @@ def run_batch(
             sink.is_valid,
             folder.spec,
             written.are_as_written if options.verify else None,
+            (0, 1) if options.shard is None else (options.shard.index - 1, options.shard.of),
         )
         assert folder.journal is not None
         folder.journal.run = history.last_run + 1
@@ -342,7 +343,7 @@ def _working(
 def _prune(options: BatchOptions, folder: OutputFolder, sink: Sink, run: _Run, tell: Tell) -> None:
     """Report, or with --prune remove, results of pairs that are no longer among the inputs."""
     shard = options.shard
-    count = run.history.unseen() if shard is None else run.history.unseen(shard.index - 1, shard.of)
+    count = run.history.unseen
     if not count:
         return
     what = f"{count:,} {'result is' if count == 1 else 'results are'} of inputs that are not there"

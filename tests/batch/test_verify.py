@@ -237,6 +237,32 @@ def test_only_the_latest_result_of_a_pair_is_read(
     assert sorted(compared) == ["0/0000", "1/0001", "2/0002"]
 
 
+def test_shard_compares_its_own_pairs_and_says_nothing_of_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pairs(folder, 8)
+    args = (*BATCH, "--pack")
+    assert run(*args, "--shard", "1/2").code == 0
+
+    def stop(sink: PackSink) -> None:
+        sink.commit()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackSink, "finish", stop)
+        assert run(*args, "--shard", "2/2").code == 130
+    own, others = (len(journal(Path("out"), f"journal-{n}-of-2.jsonl")) for n in (1, 2))
+    assert own + others == 8
+    assert min(own, others) > 0
+    done = run(*args, "--shard", "1/2", "--verify")
+    assert f"0 done, {own} skipped" in done.err
+    assert SAID not in done.err, "of the pack that the other shard has not finished"
+    other_numbers(next(Path("out", ".fusecli").rglob("fused-*")))
+    done = run(*args, "--shard", "2/2", "--verify")
+    assert f"1 done, {others - 1} skipped" in done.err
+    assert f"{SAID} (1 of them)" in done.err
+
+
 @pytest.mark.parametrize("output", ["../x.npy", "a/../../x.npy", "link.npy", "to/x.npy", "-"])
 def test_nothing_outside_the_folder_is_read(folder: Path, output: str) -> None:
     """As journals may name it that somebody else has changed."""

@@ -55,6 +55,7 @@ class PreviousResults:
         spec: of the run; lines of other runs are not used. 0 uses all.
         are_as_written: whether a result holds the numbers that its line says were written; asked
             for the latest line of each pair. None: results that exist are believed.
+        part: which pairs are compared and counted: those of this part, from 0, of so many shards.
 
     Attributes:
         damaged: by journal, the numbers of its damaged lines. Journals without any are left out.
@@ -73,6 +74,7 @@ class PreviousResults:
         is_valid: Callable[[Entry], bool] = lambda entry: True,
         spec: int = 0,
         are_as_written: Callable[[Entry], bool] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.damaged: dict[str, list[int]] = {}
         ends: list[int] = []  # of the lines of each journal, among all
@@ -114,6 +116,7 @@ class PreviousResults:
         self._sizes = np.array(sizes, np.uint64)[kept]
         self._outputs = np.array(outputs, np.int64)[kept]
         self._seen = np.zeros(len(kept), bool)
+        self._in_part: NDArray[np.bool_] = self._ids % np.uint64(part[1]) == part[0]
         usable = self._ids[self._states != _MISSING]
         lost = {name: ~np.isin(np.array(lines), usable) for name, lines in foreign.items()}
         self.foreign = {name: int(each.sum()) for name, each in lost.items() if each.any()}
@@ -124,10 +127,12 @@ class PreviousResults:
                 # A shard that works now may have added lines.
                 entries = of_spec(read_entries(folder, name), spec)
                 for entry, place in zip(entries, places[begin:end], strict=False):
-                    if place >= 0 and self._states[place] in (_DONE, _DIAGNOSED):
+                    if place >= 0 and self._in_part[place]:
                         self._compare(int(place), entry, are_as_written)
 
     def _compare(self, place: int, entry: Entry, are_as_written: Callable[[Entry], bool]) -> None:
+        if self._states[place] not in (_DONE, _DIAGNOSED):
+            return
         if not entry.written:
             self._states[place] = _WRITTEN_UNKNOWN
         elif not are_as_written(entry):
@@ -158,32 +163,31 @@ class PreviousResults:
     @property
     def failed(self) -> int:
         """Pairs whose latest line says that they failed."""
-        return int((self._states == _FAILED).sum())
+        return self._count(_FAILED)
 
     @property
     def done(self) -> int:
         """Pairs whose latest line says that they are done, and whose result exists."""
-        return int(np.isin(self._states, (_DONE, _DIAGNOSED)).sum())
+        return self._count(_DONE, _DIAGNOSED)
 
     @property
     def missing(self) -> int:
         """Pairs whose latest line says that they are done, and whose result is missing or not as
         it was written."""
-        return int(np.isin(self._states, (_MISSING, _NOT_AS_WRITTEN)).sum())
+        return self._count(_MISSING, _NOT_AS_WRITTEN)
 
     @property
     def written_unknown(self) -> int:
         """Pairs that are done, and whose line should say what was written, and does not."""
-        return int((self._states == _WRITTEN_UNKNOWN).sum())
+        return self._count(_WRITTEN_UNKNOWN)
 
-    def unseen(self, part: int = 0, of: int = 1) -> int:
-        """Pairs that have a result and for which `state` was not called.
+    def _count(self, *states: int) -> int:
+        return int((np.isin(self._states, states) & self._in_part).sum())
 
-        Args:
-            part, of: only those of this part, from 0, of so many shards.
-        """
-        in_part = self._ids % np.uint64(of) == part
-        return int((np.isin(self._states, _WITH_RESULT) & ~self._seen & in_part).sum())
+    @property
+    def unseen(self) -> int:
+        """Pairs that have a result and for which `state` was not called."""
+        return int((np.isin(self._states, _WITH_RESULT) & ~self._seen & self._in_part).sum())
 
     def is_unseen(self, id: str) -> bool:
         """Whether a pair has a result, and `state` was not called for it."""
