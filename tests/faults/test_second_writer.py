@@ -302,6 +302,7 @@ def test_report_beside_weights_of_no_run_is_replaced_where_that_is_said(inputs: 
         Path(name).unlink()
 
 
+@pytest.mark.slow
 def test_records_of_a_run_are_never_replaced(folder_of_run: Path) -> None:
     before = contents(Path("run"))
     job = ("fuse", "image.npy", "text.npy", "-q", "--weights", "run")
