@@ -53,11 +53,17 @@ def refuse_layers(side: Side, file: FeatureFile, stored: StoredTensor) -> None:
         return
     first, second = shape[0] in _DOUBTFUL, shape[1] in _DOUBTFUL
     axis = 1 if second and not first else 0
-    maps = "" if side == "text" else "for feature maps say --image-axes NDHW or NHWD; otherwise "
+    samples = "" if side == "text" else "for feature maps say --image-axes NDHW or NHWD; "
+    looks = f"looks like the hidden states of {shape[axis]} layers"
+    if not first and not second:
+        looks = "has one axis more than samples have, as the hidden states of all layers"
+        joined = [shape[0] * shape[1], *shape[2:]]
+        samples += f"for {shape[1]} {side}s of each of {shape[0]} samples give them as {joined}; "
+    save = _save(side, file, stored, axis)
+    other = _other_axis(shape, first == second) if save.startswith("save") else ""
     raise ShapeError(
-        f"{stored.where}: {list(shape)} looks like the hidden states of {shape[axis]} layers, "
-        f"and the features are those of one: {maps}save the last with "
-        f"{_command(file, stored, axis)}{_other_axis(shape, first == second)}"
+        f"{stored.where}: {list(shape)} {looks}: {samples}for layers, of which the features are "
+        f"one, {save}{other}"
     )
 
 
@@ -86,7 +92,7 @@ def notes_on_layers(sides: Sequence[InputAxes]) -> list[str]:
         stored, L = each.stored, each.axes.shape[0]
         # Two encoders may well have as many layers, so one doubtful side says nothing of the other.
         agreed = not of_other and _may_be_samples(other.axes, L)
-        save = f"save the last with {_command(each.file, stored, 0)}"
+        save = _save(each.axes.side, each.file, stored, 0)
         if (L in _COUNTS and not agreed) or _one_row_beside(each):
             raise ShapeError(
                 f"{stored.where}: {list(stored.shape)} looks like the hidden states of {L} layers: "
@@ -153,9 +159,24 @@ def _marks_beside(given: InputAxes) -> Iterator[StoredTensor]:
 
 def _other_axis(shape: tuple[int, ...], unclear: bool) -> str:
     """Of four axes, two of which may be the layers, as the middle of a sentence."""
-    if len(shape) < 4 or not unclear:
+    if not unclear:
         return ""
     return f", with [:, -1] instead of [-1] if the second axis, of {shape[1]}, is the layers"
+
+
+def _save(side: Side, file: FeatureFile, stored: StoredTensor, axis: int) -> str:
+    """How to give the last layer: by its key, where it lies beside all layers, or saved.
+
+    Args:
+        side: of the features.
+        file: open.
+        stored: all layers.
+        axis: of the layers, the first or the second.
+    """
+    last = (stored.key or "").removesuffix(_ALL_LAYERS) + "last_hidden_state"
+    if stored.key and last in file.tensors:
+        return f"say --{side}-key {last}, which is the last"
+    return f"save the last with {_command(file, stored, axis)}"
 
 
 def _command(file: FeatureFile, stored: StoredTensor, axis: int) -> str:

@@ -181,6 +181,42 @@ def test_encoder_hidden_states_of_many_samples_share_an_image(cli: Callable) -> 
     np.testing.assert_array_equal(fused(cli, "image.npy", "text.safetensors"), right)
 
 
+@pytest.mark.parametrize("nest", ["", "text/", "out.text_"])
+@pytest.mark.parametrize("shape", [(13, 9, 32), (13, 1, 9, 32), (24, 9, 32)])
+def test_the_last_layer_beside_all_layers_is_named(
+    shape: tuple[int, ...], nest: str, cli: Callable
+) -> None:
+    last = noise(9, 32, seed=2)  # behind a layer norm, and so not the last of the others
+    np.save("image.npy", noise(1, 6, 48))
+    np.save("last.npy", last)
+    key = f"{nest}hidden_states"
+    np.savez("text.npz", **{key: noise(*shape, seed=1), f"{nest}last_hidden_state": last})
+    done = cli("fuse", "image.npy", "text.npz", "--text-key", key, "-o", "out.npy", *MODULE)
+    advised = re.search(r"--text-key (\S+), which is the last", done.err)
+    assert advised is not None, done.err
+    made = fused(cli, "image.npy", "text.npz", "--text-key", advised[1])
+    np.testing.assert_array_equal(made, fused(cli, "image.npy", "last.npy"))
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_of_several_for_each_sample_none_is_thrown_away(side: str, cli: Callable) -> None:
+    several = noise(3, 5, 9, 32)
+    files = {"image": "image.npy", "text": "text.npy"}
+    for number, name in enumerate(files.values()):
+        np.save(name, noise(15, 6, 48, seed=number))
+    files[side] = "several.npz"
+    np.savez("several.npz", hidden_states=several)
+    done = cli("fuse", *files.values(), "-o", "out.npy", *MODULE)
+    assert done.code == 1
+    # What is no layers stands before the layers.
+    samples, layers = done.err.split("; for layers, of which the features are one, save the last")
+    assert f"for 5 {side}s of each of 3 samples give them as [15, 9, 32]" in samples
+    assert "with [:, -1] instead of [-1] if the second axis, of 5, is the layers" in layers
+    np.savez("several.npz", hidden_states=several.reshape(15, 9, 32))
+    stack = fused(cli, *files.values())
+    assert stack.shape[0] == 15
+
+
 def test_what_may_be_layers_and_is_taken_for_samples_is_said(cli: Callable) -> None:
     np.save("image.npy", noise(1, 6, 48))
     np.save("my_hidden_states.npy", noise(32, 9, 32, seed=1))
