@@ -103,13 +103,33 @@ def meaning_of(key: str | None, file: str) -> MaskMeaning | None:
         file: its path.
     """
     if key in _NO_NAMES:
-        key = os.path.splitext(os.path.basename(file))[0]
+        key = _without_padded(os.path.splitext(os.path.basename(file))[0])
     return mask_meaning(key or "")
+
+
+def _without_padded(name: str) -> str:
+    """The last part of a file's name without the words for what was filled up to one length.
+
+    `attention_mask_padded.npy` and `captions_pad.npy` are what their other words say, of samples
+    that were padded. In `is_padded`, `pad_mask` and `key_padding_mask` the word says what 1 marks.
+    """
+    while name:
+        words = _words(base_name(name))
+        kept = []
+        for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+            filled_up = word == "padded" or (word == "pad" and after not in _MASKS)
+            if not filled_up or before == "is":
+                kept.append(word)
+        if any(kept):
+            return "_".join(kept)
+        name = nest_of(name)[:-1]  # padding_mask.padded.npy
+    return ""
 
 
 @lru_cache(_KEPT)
 def _mask_meaning(name: str) -> MaskMeaning | None:
     words = _words(name)
+    name = "_".join(words)  # key-padding-mask
     if name in NO_MASKS or name.endswith("attn_mask") or _UNCLEAR.intersection(words):
         return None  # torch's attn_mask has another meaning in each of two functions
     side: Side | None = None
@@ -120,12 +140,12 @@ def _mask_meaning(name: str) -> MaskMeaning | None:
         last = mask_meaning("_".join(words[:-1]))  # mask_text, attention_mask_image
         if last is not None and (last.style != "lengths" or words[0] in _LENGTHS):
             return MaskMeaning(side, last.style)
+    real = re.search(r"(^|_)(no|non|not|un)_?pad", name)  # as in non_pad_mask
     if words[-1] in _MASKS or re.search(r"pad(ding)?masks?$", name):
         padded = re.search(r"pad(ding|ded)?_?masks?$", name) or _LEFT_OUT.intersection(words)
-        real = re.search(r"(^|_)(no|non|not|un)_?pad", name)  # as in non_pad_mask
         return MaskMeaning(side, "padding" if padded and not real else "keep")
     if words[-1] in _PADDING and len(words) <= _LONGEST_PADDING:
-        return MaskMeaning(side, "padding")
+        return MaskMeaning(side, "keep" if real else "padding")
     if words[-2:-1] == ["per"]:  # num_regions_per_image
         words = words[:-2] or words
     counts = words[0] in ("num", "n", "nb", "number") and words[-1] in _COUNTED

@@ -1,5 +1,7 @@
 """Masks that do not fit what is stored in the features, and advice that is followed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,56 @@ def test_the_name_of_a_file_is_that_of_its_one_mask(name, mask):
         "cat.pad_mask.npy": [f"{name} is used as the image mask (1 is padding)"],
         "num_boxes.npy": [f"{name} is used as the image mask (counts of real tokens)"],
     }.get(name, [])
+
+
+KEEP_FILES = [
+    *("mask_padded", "captions_padded", "text_padded", "padded", "padded_mask", "mask_pad"),
+    *("attention_mask_padded", "image_pad", "captions.padded", "mask-padded", "no_padding"),
+    *("padded_attention_mask", "not_padded", "unpadded_mask", "non-pad-mask", "mask_padded_text"),
+]
+PADDING_FILES = [
+    *("pad_mask", "key_padding_mask", "is_pad", "is_padding", "is_padded", "padding"),
+    *("padding_mask_padded", "key-padding-mask", "padding_mask.padded", "pad_mask_text"),
+]
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize(
+    ("name", "is_padding"),
+    [(name, False) for name in KEEP_FILES] + [(name, True) for name in PADDING_FILES],
+)
+def test_a_file_of_padded_samples_is_no_padding_mask(name, is_padding, side):
+    module = trained(image_dim=48, text_dim=32)
+    image, text = noise(3, 5, 48), noise(3, 5, 32, seed=1)
+    np.save(f"{name}.npy", ~REAL if is_padding else REAL)
+    options = {f"{side}_mask": f"{name}.npy"}
+    fused, report = fuse(image, text, **options)
+    assert_close(fused, expected(module, image, text, **{f"{side}_mask": REAL}))
+    assert any("(1 is padding)" in note for note in report.notes) == is_padding
+
+
+@pytest.mark.parametrize(
+    ("name", "real"), [("captions_padded", 1), ("mask_pad", 1), ("pad_mask", 0), ("is_padded", 0)]
+)
+def test_the_masks_of_a_manifest_go_by_the_names_of_their_files_too(name, real, cli):
+    trained(image_dim=48, text_dim=32)
+    image, text = noise(5, 48), noise(5, 32, seed=1)
+    np.save(f"{name}.npy", REAL[1] == real)
+    fused, _ = fuse(image, text, text_mask=f"{name}.npy", mask_style=None if real else "padding")
+    with open("m.csv", "w") as file:
+        file.write(f"id,image,text,text_mask\na,image.npy,text.npy,{name}.npy\n")
+    done = cli("batch", "--manifest", "m.csv", "-o", "runs", "--weights", "w.safetensors")
+    assert done.code == 0, done.err
+    (result,) = Path("runs").rglob("a*.npy")
+    assert_close(np.load(result), fused)
+    assert fused.any(axis=1).tolist() == REAL[1].tolist()
+
+
+@pytest.mark.parametrize("name", ["no_padding", "non_pad", "not-padded", "non-padding-mask"])
+def test_a_tensor_that_is_called_no_padding_is_1_for_real_tokens(name):
+    image, text, right = padded()
+    np.savez("i.npz", image_features=image, **{name: REAL})
+    assert_close(fuse("i.npz", text)[0], right)
 
 
 def test_an_archive_of_a_nameless_mask_goes_by_its_name_too():
