@@ -113,6 +113,17 @@ def find_boxes(file: FeatureFile) -> StoredTensor | None:
     return None
 
 
+def boxes_beside(file: FeatureFile, tokens: int) -> StoredTensor | None:
+    """The boxes that a picture uses without `--boxes`; None where there are none.
+
+    Args:
+        file: the image features' file.
+        tokens: image tokens of a pair. Under a name that is no usual one of boxes, there has to be
+            a box for each of them.
+    """
+    return find_boxes(file) or _called_boxes(file, tokens)
+
+
 def _called_boxes(file: FeatureFile, tokens: int) -> StoredTensor | None:
     """The one tensor whose name ends as those of boxes do, with a box for each image token."""
     found = []
@@ -155,7 +166,7 @@ def boxes_of(
     if options.boxes == "none":
         return None
     if options.boxes is None:
-        beside = find_boxes(image) or _called_boxes(image, len(real))
+        beside = boxes_beside(image, len(real))
         return None if beside is None else _read(beside, image, options, sample, real, photo_size)
     path, key = file_and_key(options.boxes)
     with open_features(path) as file:

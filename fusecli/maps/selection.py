@@ -16,7 +16,7 @@ from fusecli.errors import ShapeError, UsageError, counted
 from fusecli.features.axes import Axes
 from fusecli.features.file import FeatureFile
 from fusecli.features.pair_shapes import PairShapes
-from fusecli.maps.boxes import Boxes, boxes_of, find_boxes
+from fusecli.maps.boxes import Boxes, boxes_beside, boxes_of
 from fusecli.maps.token_labels import read_labels
 from fusecli.maps.writer import MapOptions
 
@@ -147,7 +147,7 @@ def _has_boxes(options: MapOptions, shapes: PairShapes, image: FeatureFile) -> b
     if options.plot is None or options.grid is not None or options.boxes == "none":
         return False
     return options.boxes is not None or (
-        shapes.image.token_letters == "P" and find_boxes(image) is not None
+        shapes.image.token_letters == "P" and boxes_beside(image, shapes.P) is not None
     )
 
 

@@ -54,6 +54,20 @@ def test_other_names_are_those_of_boxes_if_there_is_one_for_each_token(folder, n
     assert read({name: PLACES, "gt_boxes": PLACES[::-1]}) is None  # which of the two?
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["boxes", "roi_boxes", "proposals", "pred_xyxy"])
+def test_a_picture_uses_the_boxes_beside_the_features_under_any_name(folder, cli, name):
+    np.savez("image.npz", features=np.ones((4, 8), np.float32), **{name: PLACES})
+    np.save("text.npy", np.ones((3, 8), np.float32))
+    base = ("fuse", "image.npz", "text.npy", "-o", "out.npy", "-f", "--heads", "2")
+    done = cli(*base, "--plot", "p.svg")
+    assert done.code == 0, done.err
+    assert f"{name} [4, 4] is the regions' boxes" in done.err
+    assert f"regions: image.npz[{name}], read as left, top, right, bottom" in done.err
+    done = cli(*base, "--plot", "p.svg", "--boxes", "none")
+    assert f"not used: {name} [4, 4]" in done.err
+
+
 def test_boxes_that_end_in_a_part_of_the_photo_say_so(folder):
     many = np.concatenate([PIXELS, PIXELS])
     many_real = np.ones(8, bool)
