@@ -39,7 +39,7 @@ from fusecli.training.run_files import (
 )
 from fusecli.training.run_folder import RunFolder
 from fusecli.training.score_part import Part, calibration_of, measured, retrieval_of
-from fusecli.training.side_by_side import choose_device
+from fusecli.training.side_by_side import choose_device, one_thread_a_model
 from fusecli.training.source import Data, SourceOptions, open_data, refuse_unlearnable_tags
 from fusecli.training.split import (
     Split,
@@ -115,7 +115,10 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
             if stored is not None and there and are_whole(options.output):
                 run.folder.finish()
                 return Outcome(options.output, stored, summary_lines(stored), True)
-        return run.folds() if options.folds else run.held_out()
+        # Not only while models are trained: with more threads the last digits are others, and a
+        # run that goes on in a process of fewer would end with other bytes.
+        with one_thread_a_model():
+            return run.folds() if options.folds else run.held_out()
 
 
 def _refuse_output_inside(options: TrainOptions) -> None:
