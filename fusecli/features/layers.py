@@ -10,14 +10,7 @@ from fusecli.errors import ShapeError
 from fusecli.features.axes import Axes, Side
 from fusecli.features.file import FeatureFile
 from fusecli.features.mask_names import is_known_mask, side_named
-from fusecli.features.python_path import (
-    TORCH_ENDINGS,
-    Path,
-    indexed,
-    is_plain,
-    paths_in,
-    program,
-)
+from fusecli.features.python_path import TORCH_ENDINGS, Path, in_python, indexed, is_plain
 from fusecli.features.tensor import StoredTensor
 
 _ALL_LAYERS = "hidden_states"
@@ -189,28 +182,29 @@ def _command(file: FeatureFile, stored: StoredTensor, axis: int) -> str:
     """
     last = "[-1]" if axis == 0 else "[:, -1]"
     ending = os.path.splitext(stored.file)[1].lower()
-    path = paths_in(file)[stored.key or ""]
+    known = in_python(file)
+    path = known.paths[stored.key or ""]
     plain = is_plain(stored.file, [path])
     name = repr(stored.file if plain else "FILE")
     if not path:
         if ending in TORCH_ENDINGS:
-            text = f"import torch; torch.save(torch.load({name}){last}.clone(), 'NEW.pt')"
+            text = f"import torch; torch.save({known.torch_load(name)}{last}.clone(), 'NEW.pt')"
         else:
             text = f"import numpy as n; n.save('NEW.npy', n.load({name}){last})"
-        return program(text)
+        return known.command(text)
     inside, old, new = ("", "KEY", "last_hidden_state") if not plain else _renamed(path)
     change = f"d{inside}[{new!r}] = d{inside}.pop({old!r}){last}"
     if ending == ".npz":
-        return program(
+        return known.command(
             f"import numpy as n; d = dict(n.load({name})); {change}; n.savez('NEW.npz', **d)"
         )
     if ending == ".safetensors":
-        return program(
+        return known.command(
             f"from safetensors.torch import load_file, save_file; d = load_file({name}); "
             f"{change}.clone(); save_file(d, 'NEW.safetensors')"
         )
-    return program(
-        f"import torch; d = torch.load({name}); {change}.clone(); torch.save(d, 'NEW.pt')"
+    return known.command(
+        f"import torch; d = {known.torch_load(name)}; {change}.clone(); torch.save(d, 'NEW.pt')"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
-from fusecli.features.python_path import TORCH_ENDINGS, indexed, is_plain, paths_in, program
+from fusecli.features.python_path import TORCH_ENDINGS, in_python, indexed, is_plain
 
 
 def remedy_for_list(file: FeatureFile, side: Side) -> str:
@@ -19,7 +19,8 @@ def remedy_for_list(file: FeatureFile, side: Side) -> str:
     keys = [key for key in file.tensors if len(file.shape_of(key)) >= 2]
     if len(keys) < 2:
         return ""
-    paths = paths_in(file)
+    known = in_python(file)
+    paths = known.paths
     nests = {paths[key][:-1] for key in keys}
     if len(nests) != 1:
         return ""
@@ -37,8 +38,9 @@ def remedy_for_list(file: FeatureFile, side: Side) -> str:
         return ""
     plain = is_plain(file.name, [nest])
     name, inside = (repr(file.name), indexed(nest)) if plain else ("'FILE'", "")
-    command = program(
-        f"import torch; from safetensors.torch import save_file; d = torch.load({name}){inside}; "
+    command = known.command(
+        "import torch; from safetensors.torch import save_file; "
+        f"d = {known.torch_load(name)}{inside}; "
         "d = d.items() if hasattr(d, 'items') else enumerate(d); "
         # Tensors of a list may share memory, and strings may lie among them.
         "save_file({str(k): v.contiguous().clone() for k, v in d if torch.is_tensor(v)}, "

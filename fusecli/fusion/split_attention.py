@@ -7,7 +7,7 @@ BERT, ViT, CLIP, BLIP and diffusers store it so. fusecli reads the layout of
 from __future__ import annotations
 
 from fusecli.features.file import FeatureFile
-from fusecli.features.python_path import Path, indexed, is_plain, paths_in, program
+from fusecli.features.python_path import Path, in_python, indexed, is_plain
 
 # Query, key, value, and the layers behind them, by the names that they have. (Of T5 and Llama
 # there is nothing: their scores are not those of nn.MultiheadAttention.)
@@ -60,11 +60,14 @@ def _output(file: FeatureFile, start: str, outs: tuple[str, ...], D: int) -> str
 
 def _remedy(file: FeatureFile, inputs: list[str], output: str | None, D: int) -> str:
     names = [*inputs, *([] if output is None else [output])]
-    paths = paths_in(file)
+    known = in_python(file)
+    paths = known.paths
     kinds = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
     found = {key: paths[key] for key in kinds if key in paths}
     plain = is_plain(file.name, found.values())
-    loader = "load_file" if file.name.lower().endswith(".safetensors") else "torch.load"
+    name = repr(file.name if plain else "FILE")
+    is_safe = file.name.lower().endswith(".safetensors")
+    load = f"load_file({name})" if is_safe else known.torch_load(name)
     nest = _common_nest(list(found.values()))
 
     def tensor(key: str, otherwise: str = "") -> str:
@@ -81,9 +84,9 @@ def _remedy(file: FeatureFile, inputs: list[str], output: str | None, D: int) ->
         "out_proj.bias": tensor(f"{output}.bias", zeros),
     }
     state = ", ".join(f"{key!r}: {value}" for key, value in made.items())
-    command = program(
+    command = known.command(
         "import torch; from safetensors.torch import load_file; "
-        f"d = {loader}({file.name if plain else 'FILE'!r}){indexed(nest)}; "
+        f"d = {load}{indexed(nest)}; "
         f"torch.save({{{state}}}, 'NEW.pt')"
     )
     behind = "no layer behind it" if output is None else output

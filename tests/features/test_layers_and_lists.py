@@ -2,6 +2,7 @@
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -270,6 +271,10 @@ def in_a_dict_that_the_reader_leaves_out(tensors: dict[str, object]) -> object:
     return {"model": {"text.0": tensors}, "epoch": 3}
 
 
+def beside_options(tensors: dict[str, object]) -> object:
+    return tensors | {"args": Namespace(model="bert"), "path": Path("dog.txt")}
+
+
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize(
     "nest",
@@ -278,6 +283,7 @@ def in_a_dict_that_the_reader_leaves_out(tensors: dict[str, object]) -> object:
         by_number,
         by_number_inside_of_a_tuple,
         in_a_dict_that_the_reader_leaves_out,
+        beside_options,
     ],
 )
 def test_the_last_layer_is_saved_where_all_were(nest: Callable, old: bool, cli: Callable) -> None:
@@ -324,11 +330,11 @@ def test_of_a_tuple_of_layers_the_last_is_named(cli: Callable) -> None:
     "kind",
     [
         *("list", "dict of a list", "dict", "nested dict", "model", "dict with a text"),
-        *("list with a text", "one memory"),
+        *("list with a text", "one memory", "dict with options"),
     ],
 )
 def test_samples_in_one_file_of_torch_become_one_for_a_batch(kind: str, cli: Callable) -> None:
-    is_named = kind in ("dict", "model", "dict with a text")
+    is_named = kind in ("dict", "model", "dict with a text", "dict with options")
     samples = {f"{k}.jpg" if is_named else str(k): noise(6, 48, seed=k) for k in range(3)}
     if kind == "one memory":
         samples = dict.fromkeys(samples, samples["0"])
@@ -341,6 +347,7 @@ def test_samples_in_one_file_of_torch_become_one_for_a_batch(kind: str, cli: Cal
             "dict": tensors,
             "model": {"model": tensors},
             "dict with a text": tensors | {"model": "clip", "labels": torch.arange(3)},
+            "dict with options": tensors | {"args": Namespace(model="clip")},
             "list with a text": [*listed, "clip"],
             "one memory": [listed[0]] * 3,
             "nested dict": {"features": {int(key[0]): value for key, value in tensors.items()}},

@@ -1,6 +1,7 @@
 """An attention of linear layers query, key and value: what the refusal advises is right."""
 
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def made_by_advice(
     command = ("fuse", "image.npy", "text.npy", "-f", "-o", "out.npy", "--heads", str(H))
     done = cli(*command, "--weights", weights)
     assert done.code == 1
-    program = re.search(r'python -c "(.*?)", and say --weights NEW.pt and --heads', done.err)
+    program = re.search(r'python -c "(.*?)".*, and say --weights NEW.pt and --heads', done.err)
     assert program is not None, done.err
     exec(program[1], {})
     done = cli(*command, "--weights", "NEW.pt")
@@ -120,6 +121,25 @@ def test_the_advice_finds_a_state_dict_inside_of_others(
     }
     torch.save(wrap(state), "w.pt", _use_new_zipfile_serialization=not old)
     made_by_advice(cli, "w.pt", layers, pair)
+
+
+def test_the_advice_loads_a_checkpoint_with_options_of_its_training(
+    pair: tuple[torch.Tensor, torch.Tensor], cli: Callable
+) -> None:
+    layers = [nn.Linear(D, D) for _ in range(3)]
+    state = {
+        f"{name}.{kind}": value
+        for name, layer in zip(("query", "key", "value"), layers, strict=True)
+        for kind, value in layer.state_dict().items()
+    }
+    torch.save({"model": state, "args": Namespace(lr=0.1), "loss": np.float64(3)}, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", "-o", "out.npy", "--weights", "w.pt")
+    assert "since it also holds argparse.Namespace, numpy" in done.err
+    assert "only if you trust the file)" in done.err
+    made_by_advice(cli, "w.pt", [*layers, None], pair)
+    torch.save({"model": state, "epoch": 3}, "w.pt")
+    done = cli("fuse", "image.npy", "text.npy", "-o", "out.npy", "--weights", "w.pt")
+    assert "weights_only" not in done.err
 
 
 def test_the_advice_finds_modules_of_dicts_of_their_own(

@@ -31,7 +31,7 @@ from fusecli.features.formats.torch_objects import (
     python_path,
     tensors_in,
 )
-from fusecli.features.formats.torch_pickle import read_pickle
+from fusecli.features.formats.torch_pickle import PickleContents, read_pickle
 from fusecli.features.tensor import (
     Buffer,
     FileBytes,
@@ -78,7 +78,8 @@ class TorchCheckpointFormat:
             raise _unreadable(file, "torch.save did not write it")
         try:
             source = FileBytes(handle)
-            value, storages = _read(handle, source, size, file)
+            contents, storages = _read(handle, source, size, file)
+            value = contents.value
             tensors = {
                 key: _stored(tensor, key, storages, source, size, file)
                 for key, (_, tensor) in _by_key(value).items()
@@ -105,17 +106,22 @@ class TorchCheckpointFormat:
 FORMAT = TorchCheckpointFormat()
 
 
-def python_paths(handle: BufferedReader, file: str) -> dict[str, tuple[PlainKey, ...]]:
-    """How Python reaches each tensor in what torch.load gives, by its key.
+def python_paths(
+    handle: BufferedReader, file: str
+) -> tuple[dict[str, tuple[PlainKey, ...]], set[str]]:
+    """How Python reaches each tensor in what torch.load gives, by its key, and what else there is.
 
-    Only advice needs this, of files that were opened before.
+    The second are the names of all functions and classes that the file names. Only advice needs
+    this, of files that were opened before.
 
     Args:
         handle: the file, which `TorchCheckpointFormat.open` took.
         file: its name.
     """
-    value, _ = _read(handle, FileBytes(handle), os.fstat(handle.fileno()).st_size, file)
-    return {key: python_path(value, path) for key, (path, _) in _by_key(value).items()}
+    contents, _ = _read(handle, FileBytes(handle), os.fstat(handle.fileno()).st_size, file)
+    found = _by_key(contents.value)
+    paths = {key: python_path(contents.value, path) for key, (path, _) in found.items()}
+    return paths, contents.names
 
 
 @record
@@ -142,8 +148,10 @@ def _most_steps() -> int:
 # ------------------------------------------------------------------------ files of torch 1.6 on
 
 
-def _read(handle: BufferedReader, source: FileBytes, size: int, file: str) -> tuple[Any, _Storages]:
-    """The value of the whole file, and where its storages are."""
+def _read(
+    handle: BufferedReader, source: FileBytes, size: int, file: str
+) -> tuple[PickleContents, _Storages]:
+    """What the file describes, and where its storages are."""
     if source.read(0, 2) == b"PK":
         return _read_archive(handle, source, size, file)
     return _read_old(source, size, file)
@@ -151,7 +159,7 @@ def _read(handle: BufferedReader, source: FileBytes, size: int, file: str) -> tu
 
 def _read_archive(
     handle: BufferedReader, source: FileBytes, size: int, file: str
-) -> tuple[Any, _Storages]:
+) -> tuple[PickleContents, _Storages]:
     try:
         archive = zipfile.ZipFile(handle)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -179,8 +187,7 @@ def _read_archive(
         for name, member in members.items()
         if name.startswith(f"{root}data/")
     }
-    value = read_pickle(io.BytesIO(pickled), _most_steps()).value
-    return value, _Storages(places, swapped)
+    return read_pickle(io.BytesIO(pickled), _most_steps()), _Storages(places, swapped)
 
 
 def _place(source: FileBytes, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
@@ -198,7 +205,7 @@ def _place(source: FileBytes, member: zipfile.ZipInfo, size: int) -> tuple[int, 
 # -------------------------------------------------------------------- files of older versions
 
 
-def _read_old(source: FileBytes, size: int, file: str) -> tuple[Any, _Storages]:
+def _read_old(source: FileBytes, size: int, file: str) -> tuple[PickleContents, _Storages]:
     """Five pickles (a magic number, a version, the machine, the value, the storages' keys), then
     each storage: eight bytes of length, and its numbers."""
     data = io.BytesIO(source.read(0, min(size, read_limit(_LARGEST_PICKLE))))
@@ -220,7 +227,7 @@ def _read_old(source: FileBytes, size: int, file: str) -> tuple[Any, _Storages]:
             raise _unreadable(file, "damaged or cut short")
         places[key] = start + 8, length
         start += 8 + length
-    return contents.value, _Storages(places)
+    return contents, _Storages(places)
 
 
 # --------------------------------------------------------------------------------- tensors

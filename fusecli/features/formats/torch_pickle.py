@@ -36,10 +36,12 @@ class PickleContents:
     Attributes:
         value: `DescribedTensor`, `Mapping`, list, tuple, a plain value, or `OtherObject`.
         storages: all storages it names, by key.
+        names: of all functions and classes it names, with their modules.
     """
 
     value: Any
     storages: dict[str, StorageRef]
+    names: set[str]
 
 
 def read_pickle(data: IO[bytes], most_steps: int) -> PickleContents:
@@ -62,7 +64,7 @@ def read_pickle(data: IO[bytes], most_steps: int) -> PickleContents:
         if step is None:
             raise ValueError(f"unknown step {opcode.name}")
         step(machine, argument)
-    return PickleContents(machine.stack[-1], machine.storages)
+    return PickleContents(machine.stack[-1], machine.storages, machine.names)
 
 
 class _Machine:
@@ -72,6 +74,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memory: dict[int, Any] = {}
         self.storages: dict[str, StorageRef] = {}
+        self.names: set[str] = set()
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -94,12 +97,18 @@ class _Machine:
 
 
 def _global(machine: _Machine, argument: str) -> None:
-    machine.push(named_object(*argument.split(" ", 1)))
+    _push_named(machine, *argument.split(" ", 1))
 
 
 def _stack_global(machine: _Machine, argument: None) -> None:
     name, module = machine.pop(), machine.pop()
-    machine.push(named_object(module, name))
+    _push_named(machine, module, name)
+
+
+def _push_named(machine: _Machine, module: Any, name: Any) -> None:
+    found = named_object(module, name)
+    machine.names.add(found.name)
+    machine.push(found)
 
 
 def _persistent(machine: _Machine, argument: None) -> None:
