@@ -117,8 +117,7 @@ class PairChecks:
             notes = [*notes, *read.notes]
         for side in (image, text):
             rows = side.rows
-            odd = rows.zero_rows or rows.inverted or rows.whole
-            if odd or rows.largest_norm > self._largest:
+            if rows.odd or rows.largest_norm > self._largest:
                 axes = read.shapes.image if side is image else read.shapes.text
                 used = None if side.mask is None or side.used_mask is None else side.used_mask
                 diagnoses += feature_diagnoses.of_rows(

@@ -65,6 +65,14 @@ class RowStatistics:
     inverted: int = 0
     whole: float = 0.0
 
+    @property
+    def odd(self) -> bool:
+        """Whether `feature_diagnoses.of_rows` may have something to say, apart from large rows.
+
+        It is asked for each pair of a batch, of which most are not odd.
+        """
+        return bool(self.zero_rows or self.inverted or self.whole)
+
     def add(self, norms: RowNorms) -> None:
         """Add the lengths of further rows, chunk after chunk in the order of the file."""
         real = norms.real

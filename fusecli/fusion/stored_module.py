@@ -14,6 +14,9 @@ from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.weights_file import WeightsFile
 from fusecli.records import record
 
+# Options that take the place of what a weights file says: they have no parameters of their own, or
+# switch some off. What any other option says has to agree with the file.
+_REPLACED = frozenset(("residual", "norm", "null_token", "gate", "alpha"))
 _SWITCHED_OFF = {"norm": ("norm.weight", "norm.bias"), "gate": ("gate",)}
 _IN_WORDS = {
     "residual": "a residual",
@@ -113,8 +116,8 @@ def module_of(
         config = FusionConfig(method=method.name, **fields)
         question, remedy = _open_question(recognised, method, options)
     given, own = options.given, config.to_dict()
-    for field in ("method", "embed_dim", "num_heads", "layers", "ffn_dim", "rank"):
-        if field in given and field in own and given[field] != own[field]:
+    for field in sorted(given, key=lambda field: field != "method"):
+        if field in own and field not in _REPLACED and given[field] != own[field]:
             raise UsageError(
                 f"{option_of(field)} {given[field]} contradicts {name}, which has {own[field]}"
             )
@@ -125,8 +128,7 @@ def module_of(
                 f"{name}: has no {parameter}: --{field} needs weights made with it "
                 f"(fusecli init --{field})"
             )
-    free = {"residual", "norm", "null_token", "gate", "alpha"} & given.keys()
-    config = replace(config, **{field: given[field] for field in free})
+    config = replace(config, **{field: given[field] for field in _REPLACED & given.keys()})
     sources = _checked_sources(weights, config)
     zero = tuple(parameter for parameter, stored in sources.items() if not stored)
     unused = _unused(weights, sources, options)
@@ -146,7 +148,7 @@ def _recognised(
             return found, method
     if named not in (None, "attention"):
         raise WeightsError(
-            f"{weights.name}: does not say what it is, and its tensors are not those of a "
+            f"{weights.name}: does not say what it is, and its tensors are not known as those of a "
             f"{named}: such a module is saved with save_module, or made by fusecli init"
         )
     if "projection.weight" in shapes and "text_proj.weight" not in shapes:

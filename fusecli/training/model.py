@@ -161,7 +161,7 @@ def attend(
 
     With few text tokens the keys and values are never formed: the query is taken through the
     key's weights, and the attention weights are applied to the projected image tokens before
-    the value's weights (facts 2 and 4 of the design). Padding rows of the text hold anything.
+    the value's weights. Padding rows of the text hold anything.
 
     Args:
         fusion: without null token and gate.

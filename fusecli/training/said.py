@@ -85,7 +85,7 @@ def _diagnoses(features: PairFeatures) -> list[Diagnosis]:
         *shape_diagnoses.transposed(shapes.text, shapes.image.width),
     ]
     for side in (features.image_side, features.text_side):
-        if side.rows.zero_rows or side.rows.inverted or side.rows.whole:
+        if side.rows.odd:
             found += _of_rows(side, "image" if side is features.image_side else "text")
     return found
 

@@ -88,7 +88,7 @@ def test_an_alpha_that_the_file_does_not_say_is_asked_for():
 
 
 def test_a_method_whose_parameters_are_not_there_is_refused():
-    with pytest.raises(WeightsError, match="its tensors are not those of a transformer"):
+    with pytest.raises(WeightsError, match="its tensors are not known as those of a transformer"):
         fuse(randomize(build_module(OTHERS["sum"][0])).state_dict(), method="transformer")
     torch.save(randomize(build_module(OTHERS["concat"][0])).state_dict(), "w.pt")
     with pytest.raises(WeightsError, match="does not say how wide the image and the text"):

@@ -1,5 +1,6 @@
 """What lies in a weights file is used, or named as not used, or refused."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,13 +18,15 @@ from fusecli import (
     build_module,
     fuse_files,
     load_module,
+    save_module,
 )
 from fusecli.cli.main import main as run_main
-from fusecli.errors import OutputError, WeightsError
+from fusecli.errors import OutputError, UsageError, WeightsError
 from fusecli.features.file import sha256_of
 from fusecli.fusion.options import ModuleOptions
 from fusecli.fusion.stored_module import module_of
 from fusecli.fusion.weights_file import open_weights
+from tests.fusion.configs import CONFIGS
 from tests.fusion.states import as_numpy, plain_state, randomize
 
 IMAGE = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
@@ -258,3 +261,39 @@ def test_what_is_hashed_is_the_open_file(folder):
         safetensors.torch.save_file(plain_state(8, 2, seed=1), "new.safetensors")
         os.replace("new.safetensors", path)
         assert sha256_of(weights.file) == expected
+
+
+OTHER = {
+    "dim": 24,
+    "heads": 6,
+    "layers": 4,
+    "ffn_dim": 9,
+    "rank": 4,
+    "alpha": 0.25,
+    "method": "concat",
+}
+
+
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if config.has_weights])
+@pytest.mark.parametrize(
+    "option", [f.name for f in dataclasses.fields(ModuleOptions) if f.name != "weights_prefix"]
+)
+def test_no_option_beside_a_weights_file_is_left_out(tmp_path, option, name):
+    """It takes the place of what the file says, or is an error."""
+    config = CONFIGS[name]
+    field = {"dim": "embed_dim", "heads": "num_heads"}.get(option, option)
+    value = OTHER.get(option, not getattr(config, field))
+    if option == "method" and config.method == value:
+        value = "sum"
+    assert value != getattr(config, field)
+    file = str(tmp_path / "w.safetensors")
+    save_module(build_module(config), file)
+    weights = open_weights(file)
+    said = ""
+    try:
+        stored = module_of(weights, ModuleOptions(**{option: value}))
+    except (UsageError, WeightsError) as error:
+        said = str(error)
+    finally:
+        weights.file.close()
+    assert f"--{option.replace('_', '-')}" in said or getattr(stored.config, field) == value
