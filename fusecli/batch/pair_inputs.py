@@ -205,7 +205,12 @@ class PairChecks:
     def _check_widths(self, shapes: PairShapes, inputs: PairInputs) -> None:
         config = self._spec.config
         remedy = "pairs of other widths need a run of their own"
-        expected = ExpectedWidths(config.image_dim, config.text_dim, self._spec.module, remedy)
+        exchanged = (
+            "give the two folders or files in the order IMAGES TEXTS, or exchange the columns "
+            "image and text of the manifest"
+        )
+        module = self._spec.module
+        expected = ExpectedWidths(config.image_dim, config.text_dim, module, remedy, exchanged)
         check_widths(shapes, inputs, expected)
 
 

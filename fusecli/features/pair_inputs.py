@@ -123,12 +123,15 @@ class ExpectedWidths:
         module: what fixed them, for errors.
         remedy: what to do about others, for errors, with `{image_dim}` and `{text_dim}` for the
             widths that were found.
+        exchanged: what to do where the image is as wide as the text should be, and the text as
+            wide as the image should be.
     """
 
     image_dim: int
     text_dim: int
     module: str
     remedy: str
+    exchanged: str
 
 
 def choose_input(
@@ -187,6 +190,11 @@ def check_widths(shapes: PairShapes, inputs: PairInputs, expected: ExpectedWidth
     if not wrong:
         return
     remedy = expected.remedy.format(image_dim=shapes.image.width, text_dim=shapes.text.width)
+    if (shapes.image.width, shapes.text.width) == (expected.text_dim, expected.image_dim):
+        remedy = f"the two widths are exchanged: {expected.exchanged}"
+        if inputs.two_tensors:
+            keys = f"--image-key {inputs.text.stored.key} --text-key {inputs.image.stored.key}"
+            remedy = f"the two widths are exchanged: say {keys}"
     for axes, wanted in wrong:
         before = axes.letters[-2:-1]
         if axes.letters.endswith("D") and before and axes.size(before) == wanted:

@@ -282,7 +282,9 @@ def _expected_widths(options: FuseOptions, config: FusionConfig) -> ExpectedWidt
         "give weights of these widths (initial ones: fusecli init --image-dim {image_dim} "
         "--text-dim {text_dim}) or leave --weights out"
     )
-    return ExpectedWidths(config.image_dim, config.text_dim, str(options.weights), remedy)
+    exchanged = "give the two files in the order IMAGE TEXT"
+    weights = str(options.weights)
+    return ExpectedWidths(config.image_dim, config.text_dim, weights, remedy, exchanged)
 
 
 def _find_mask(
