@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusecli.errors import PairsError, counted, shortened
-from fusecli.training.label_checks import listed, refuse_unreadable, refuse_unusable_numbers
+from fusecli.training.label_checks import (
+    listed,
+    refuse_unreadable,
+    refuse_unusable_numbers,
+    without_label,
+)
 from fusecli.training.label_columns import Raw, is_missing, number_of
 from fusecli.training.labels import Labels
 from fusecli.training.targets import IGNORED, Targets, Task
@@ -133,7 +138,8 @@ def _refuse_one_weighted_class(labels: Labels, names: Sequence[str], values: Any
     if (values == values[0]).all():
         raise PairsError(
             f"{labels.source}: all labels with a weight above 0 are "
-            f"{shortened(names[int(values[0])])!r}: there is nothing to learn"
+            f"{shortened(names[int(values[0])])!r}{without_label(labels)}: there is nothing to "
+            "learn"
         )
 
 
@@ -167,8 +173,8 @@ def _refuse_unlearnable(labels: Labels, written: list[str]) -> None:
     where = f"{labels.source}: column {labels.column}"
     if len(counts) == 1:
         raise PairsError(
-            f"{where}: all {len(written):,} labels are {shortened(written[0])!r}: there is nothing "
-            "to learn"
+            f"{where}: all {len(written):,} labels are {shortened(written[0])!r}"
+            f"{without_label(labels)}: there is nothing to learn"
         )
     if len(counts) == len(written) or tuple(written) == labels.ids:
         raise PairsError(
@@ -218,8 +224,8 @@ def _several(
         values[row, [number[name] for name in names]] = 1
     if len(held) > 1 and (values == values[0]).all():
         raise PairsError(
-            f"{labels.source}: column {labels.column}: all labels are the same: there is nothing "
-            "to learn"
+            f"{labels.source}: column {labels.column}: all labels are the same"
+            f"{without_label(labels)}: there is nothing to learn"
         )
     return known, values
 
@@ -282,7 +288,8 @@ def _tags(
         if len(known) < 2:
             raise PairsError(
                 f"{labels.source}: column {labels.column}: all tags are "
-                f"{shortened(known[0]) if known else 'empty'!r}: there is nothing to learn"
+                f"{shortened(known[0]) if known else 'empty'!r}{without_label(labels)}: there is "
+                "nothing to learn"
             )
     number = {name: place for place, name in enumerate(known)}
     _refuse_unknown(labels, [[tag for tag in found if tag is not None] for found in tags], number)

@@ -185,7 +185,8 @@ def refuse_unusable_numbers(labels: Labels, values: NDArray[np.float64], name: s
     single = values.astype(np.float32)
     if (single == single[0]).all():
         raise PairsError(
-            f"{name}: all {len(values):,} labels are {values[0]:g}: there is nothing to learn"
+            f"{name}: all {len(values):,} labels are {values[0]:g}{without_label(labels)}: there "
+            "is nothing to learn"
         )
     steps = np.diff(values)
     if _are_ids(labels, values) or ((steps == 1).all() and values[0] in (0, 1)):
@@ -193,6 +194,16 @@ def refuse_unusable_numbers(labels: Labels, values: NDArray[np.float64], name: s
             f"{name}: counts the pairs: this is an id and no label "
             "(--label-column names another column)"
         )
+
+
+def without_label(labels: Labels) -> str:
+    """How many pairs have no label: where all labels are equal, blank cells may have been meant
+    as the other class."""
+    if not labels.without:
+        return ""
+    verb = "has" if labels.without == 1 else "have"
+    pairs = counted(labels.without, "pair")
+    return f" and {pairs} {verb} no label (a missing label is no class: write one)"
 
 
 def _are_ids(labels: Labels, values: NDArray[np.float64]) -> bool:

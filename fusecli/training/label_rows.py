@@ -67,7 +67,8 @@ def _jsonl(file: str) -> Iterator[dict[str, Any]]:
             raise PairsError(f"{file}: line {number}: expected an object such as " + _EXAMPLE)
         if ID not in record:
             raise PairsError(
-                f"{file}: line {number}: has no {ID}: expected an object such as {_EXAMPLE}"
+                f"{file}: line {number}: has no {ID}: expected an object such as {_EXAMPLE}; call "
+                f"the pair's id {ID}"
             )
         yield record
 
@@ -135,7 +136,7 @@ def _check_columns(names: list[str], file: str) -> None:
                 "id,label"
             )
         alike = next((name for name in names if name.lower() == ID), "")
-        remedy = f": rename {alike} to {ID}" if alike else ""
+        remedy = f": rename {alike} to {ID}" if alike else f"; call the column of pair ids {ID}"
         raise PairsError(
             f"{file}: has no column {ID}: columns are {shortened(', '.join(names), 200)}{remedy}"
         )

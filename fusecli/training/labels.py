@@ -40,6 +40,7 @@ class Labels:
         split: "train", "validation" or "test" a pair, or None.
         weight: a number a pair, or None.
         group_column: the column of the groups.
+        without: how many pairs have no label, and so are left out.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Labels:
     split: tuple[str, ...] | None
     weight: tuple[float, ...] | None
     group_column: str = GROUP
+    without: int = 0
 
     def own_group(self, id: str) -> str:
         """The group of a pair that the table gives none."""
@@ -229,6 +231,7 @@ def _matched(options: LabelOptions, table: _Table, pair_ids: Sequence[str], tell
         splits_of([row.split for row in rows], ids, table.source),
         weights_of([row.weight for row in rows], ids, table.source),
         group_column,
+        len(missing),
     )
 
 

@@ -1,6 +1,7 @@
 """Labels: what is read, which task they tell, and every kind of bad input in one line."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -300,3 +301,31 @@ def test_labels_of_another_encoding_are_refused_with_what_to_do(tmp_path, encodi
     line = 2 if encoding == "cp1252" else 1
     with pytest.raises(PairsError, match=f"line {line}: is not UTF-8 text: save the file as UTF-8"):
         read(str(path), PAIRS[:2])
+
+
+EQUAL = {
+    "classes": ("no", None, "all 20 labels are 'no'"),
+    "numbers": ("1.5", None, "all 20 labels are 1.5"),
+    "several": ("a|b", None, "all labels are the same"),
+}
+
+
+@pytest.mark.parametrize(("value", "task", "message"), EQUAL.values(), ids=EQUAL)
+def test_equal_labels_beside_missing_ones_name_both(value, task, message, table):
+    rows = [f"{pair},{value}" for pair in PAIRS[:20]]
+    if value != "a|b":  # an empty cell among several classes is a label: none of them
+        rows += [f"{pair}," for pair in PAIRS[20:]]
+    labels, _ = read(table(["id,label", *rows]))
+    expected = f"{message} and 10 pairs have no label (a missing label is no class: write one): "
+    with pytest.raises(PairsError, match=re.escape(expected)):
+        make_targets(labels, task)
+    whole, _ = read(table(["id,label", *rows[:20]]), PAIRS[:20])
+    with pytest.raises(PairsError, match=re.escape(f"{message}: there is nothing to learn")):
+        make_targets(whole, task)
+
+
+def test_a_table_without_ids_says_what_to_call_them(table):
+    with pytest.raises(PairsError, match="columns are name, label; call the column of pair ids id"):
+        read(table(["name,label", "p0,1"]))
+    with pytest.raises(PairsError, match=r"columns are Id, label: rename Id to id$"):
+        read(table(["Id,label", "p0,1"]))
