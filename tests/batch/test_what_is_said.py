@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fusecli.batch import BatchOptions, run_batch
+from fusecli.cli.commands.batch import _tells_how_to_go_on
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.pairs.pair import PairOptions
 from tests.batches import journal
@@ -143,3 +144,19 @@ def test_of_a_file_by_pair_id_the_tensors_of_other_pairs_are_not_listed() -> Non
     save_file({"a": features(5, 16), "b": features(5, 16)}, "t.safetensors")
     summary = run_batch(BatchOptions(PairOptions("i.safetensors", "t.safetensors"), "out"))
     assert summary.notes == {"dequantized": 1}
+
+
+@pytest.mark.parametrize(
+    ("reached", "told"),
+    [
+        ([0, 0], "stopped; the same command goes on from there"),
+        ([299, 1300], "stopped after 299 of 1,300 pairs; the same command goes on from there"),
+        ([1300, 1300], "stopped after all 1,300 pairs; the same command finishes what is left"),
+    ],
+)
+def test_a_stopped_run_says_what_is_left(
+    reached: list[int], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), _tells_how_to_go_on(reached, quiet=False):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == f"{told}\n"

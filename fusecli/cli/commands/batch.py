@@ -269,10 +269,13 @@ def _tells_how_to_go_on(reached: list[int], quiet: bool) -> Iterator[None]:
         raise
     except BaseException:
         done, total = reached
-        far = f" after {done:,} of {total:,} pairs" if total else ""
+        line = f"stopped after {done:,} of {total:,} pairs; the same command goes on from there"
+        if not total:
+            line = "stopped; the same command goes on from there"
+        elif done == total:
+            line = f"stopped after all {total:,} pairs; the same command finishes what is left"
         if not quiet:
             with contextlib.suppress(OSError):  # the terminal may be what has gone
-                line = f"stopped{far}; the same command goes on from there"
                 print(line, file=sys.stderr, flush=True)
         raise
 
