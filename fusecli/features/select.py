@@ -140,6 +140,12 @@ def _looks(stored: StoredTensor) -> str:
 
 
 def _refused_integers(stored: StoredTensor, side: Side) -> str:
+    if _are_token_numbers(stored):
+        return (
+            f"{stored.where}: holds whole numbers ({stored.dtype} {list(stored.shape)}), which "
+            f"are token numbers by their name and no {side} features: give the encoder's "
+            "last_hidden_state"
+        )
     bits = (
         "; bits of bfloat16 are saved as .safetensors with .view(torch.bfloat16)"
         if stored.dtype in ("uint16", "int16")
@@ -156,6 +162,16 @@ def _refused_integers(stored: StoredTensor, side: Side) -> str:
         f"usually token numbers or pixels and no {side} features: give the encoder's "
         f"last_hidden_state{bits}{scale}; say --allow-integers if they are features"
     )
+
+
+def _are_token_numbers(stored: StoredTensor) -> bool:
+    """Whether a key says that whole numbers are those that a tokenizer gives.
+
+    `tokens` of 8 or 16 bits may be features that were quantized.
+    """
+    name = _base(stored.key or "").lower()
+    wide = stored.dtype in ("int32", "int64", "uint32", "uint64")
+    return name == "ids" or name.endswith("_ids") or (wide and name == "tokens")
 
 
 def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:

@@ -74,3 +74,26 @@ def test_large_features_are_not_whole_numbers(cli: Callable) -> None:
     np.save("text.npy", TEXT)
     done = cli("fuse", "image.npy", "text.npy")
     assert (done.code, "whole numbers" in done.err) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype", "offered"),
+    [
+        ("input_ids", "int64", False),
+        ("ids", "int32", False),
+        ("batch.token_type_ids", "int64", False),
+        ("tokens", "int64", False),
+        ("tokens", "int8", True),  # may be quantized features
+        ("feats", "int64", True),
+    ],
+)
+def test_integers_named_as_token_numbers_are_not_offered_as_features(
+    key: str, dtype: str, offered: bool, cli: Callable
+) -> None:
+    np.save("image.npy", IMAGE)
+    np.savez("text.npz", **{key: np.arange(40).reshape(5, 8).astype(dtype)})
+    done = cli("fuse", "image.npy", "text.npz")
+    assert done.code == 1
+    assert "give the encoder's last_hidden_state" in done.err
+    assert ("--allow-integers" in done.err) is offered
+    assert cli("fuse", "image.npy", "text.npz", "--allow-integers").code == 0
