@@ -20,9 +20,13 @@ def known_diagnoses(job: Job, gate: float | None) -> list[Diagnosis]:
     """
     sides = query_sides(job.options.direction)
     masks = job.image.reader.mask, job.text.reader.mask
+    of_shapes = shape_diagnoses.of_pair(job.shapes, job.config, sides, *masks)
+    if job.image.reader.stored.where == job.text.reader.stored.where:
+        # A tensor has as many rows as itself, and a note says that it is given twice.
+        of_shapes = [found for found in of_shapes if found.code != "rows-are-samples"]
     return [
         *_other_sides(job),
-        *shape_diagnoses.of_pair(job.shapes, job.config, sides, *masks),
+        *of_shapes,
         *(found for side in job.choices for found in shape_diagnoses.few_choices(side, job.config)),
         *(found for side in sides for found in result_diagnoses.closed_gate(gate, side)),
         *result_diagnoses.assumed_of_weights(job.stored, job.options.weights),

@@ -161,10 +161,19 @@ def other_side_named(side: Side, key: str | None, where: str) -> list[Diagnosis]
 def swapped_names(image: str, text: str) -> list[Diagnosis]:
     """Both files or folders are named after the other side.
 
+    Of a file whose own name says nothing the name of its folder counts, unless the other file
+    lies in the same folder.
+
     Args:
         image, text: paths.
     """
-    names = [os.path.basename(os.path.normpath(path)) for path in (image, text)]
+    paths = [os.path.normpath(path) for path in (image, text)]
+    folders = [os.path.dirname(path) for path in paths]
+    names = [os.path.basename(path) for path in paths]
+    if folders[0] != folders[1]:
+        for i, path in enumerate(paths):
+            if side_named(names[i]) is None and not os.path.isdir(path):
+                names[i] = os.path.join(os.path.basename(folders[i]), names[i])
     if (side_named(names[0]), side_named(names[1])) != ("text", "image"):
         return []
     return [

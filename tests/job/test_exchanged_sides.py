@@ -57,3 +57,40 @@ def test_a_batch_tells_the_order_of_its_folders_and_columns(cli: Callable) -> No
     done = cli("batch", *source, "-o", "rows", "--weights", "w.safetensors")
     assert done.code == 3
     assert "exchange the columns image and text of the manifest" in done.err
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "warned"),
+    [
+        ("texts/p000.npy", "images/p000.npy", True),
+        ("./texts/p000.npy", "x/../images/p000.npy", True),
+        ("texts/p000.npy", "image.npy", True),
+        ("images/p000.npy", "texts/p000.npy", False),
+        ("texts/p000.npy", "texts/p001.npy", False),
+        ("texts/p000.npy", "./texts/image.npy", False),  # one folder
+        ("texts/p000.npy", "other/p000.npy", False),
+        ("texts/val/p000.npy", "images/val/p000.npy", False),  # folders far above
+        ("texts/image.npy", "images/text.npy", False),  # the files' own names say it
+    ],
+)
+def test_files_in_folders_of_the_other_side_are_diagnosed(
+    image: str, text: str, warned: bool, cli: Callable
+) -> None:
+    Path("x").mkdir()
+    for name, array in ((image, noise(7, 16)), (text, noise(5, 8))):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(name, array)
+    done = cli("fuse", image, text)
+    assert done.code == 0, done.err
+    assert ("sounds like the other way round" in done.err) is warned, done.err
+    assert ("give them in the order IMAGE TEXT" in done.err) is warned
+
+
+def test_one_tensor_given_twice_is_not_said_to_be_samples(cli: Callable) -> None:
+    np.save("photo.npy", noise(7, 16))
+    done = cli("fuse", "photo.npy", "photo.npy")
+    assert done.code == 0, done.err
+    assert "tokens attend to themselves" in done.err
+    assert "probably samples" not in done.err
+    np.save("other.npy", noise(7, 16, seed=1))
+    assert "probably samples" in cli("fuse", "photo.npy", "other.npy").err
