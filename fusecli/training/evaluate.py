@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,18 +19,16 @@ from fusecli.errors import (
     counted,
     shortened,
 )
-from fusecli.features.file import open_regular
-from fusecli.features.formats.base import one_line
 from fusecli.features.pair_inputs import ReadOptions
 from fusecli.fusion.backend.device import check_device_name
 from fusecli.fusion.options import check_choice
-from fusecli.fusion.run_sums import check_sum, file_sum, sums_of_run
 from fusecli.pairs.pair import PairOptions
 from fusecli.training.calibration import Calibration
 from fusecli.training.examples import Examples, Side
 from fusecli.training.fitted import Fitted
 from fusecli.training.groups import join_groups
 from fusecli.training.interaction import Interaction, take_apart
+from fusecli.training.learnt import Learnt, read_learnt
 from fusecli.training.literals import ScoredPart
 from fusecli.training.metrics import require_sklearn
 from fusecli.training.options import LARGEST_NUMBER, LabelOptions
@@ -53,10 +49,10 @@ from fusecli.training.stored import StoredModel
 from fusecli.training.stored_run import load_run
 from fusecli.training.tables import ModelLogits, PairInfo, answers_csv
 from fusecli.training.targets import TASKS, Targets, Task
+from fusecli.training.threshold_notes import accuracy_said, labels_said
 
 Rows = NDArray[np.int64]
 Tell = Callable[[str], None]
-Learnt = tuple[set[tuple[str, str]], set[str]]  # id and image of pairs, and their images
 
 GIVEN: ScoredPart = "given"
 
@@ -156,7 +152,7 @@ def evaluate_run(
     require_sklearn()
     with reading_run(options.run):  # models and pairs of one run: another may be trained after it
         run = open_run(options.run)
-        learnt = _learnt(os.path.join(options.run, SPLIT))
+        learnt = read_learnt(os.path.join(options.run, SPLIT))
     labels = _labels_for(options, run.task)
     source = SourceOptions(options.pairs, labels, options.reading, options.max_memory, split=False)
     data = open_data(source, tell, progress.reading, run.names, said=False)
@@ -179,6 +175,8 @@ def evaluate_run(
         interaction = take_apart(fusion, data.examples, data.targets, rows, groups, options.seed)
     facts = Facts("Evaluation", run.names, {GIVEN: len(rows)})
     metrics = metrics_json(result, facts, interaction)
+    if said := accuracy_said(metrics):
+        tell(f"note: {said}")
     return metrics, summary_lines(metrics)
 
 
@@ -239,6 +237,14 @@ def refuse_other_widths(path: str, models: list[StoredModel], examples: Examples
     """
     spec = next(model for model in models if model.members).members[0].spec
     sides: tuple[tuple[Side, int], ...] = (("image", spec.image_dim), ("text", spec.text_dim))
+    found = examples.width("image"), examples.width("text")
+    if found == (spec.text_dim, spec.image_dim) != (spec.image_dim, spec.text_dim):
+        raise ShapeError(
+            f"the image features are {found[0]} wide and the text features {found[1]}, and {path} "
+            f"has learnt from images of {spec.image_dim} and texts of {spec.text_dim}: the two "
+            "widths are exchanged: give the two folders in the order IMAGES TEXTS, or exchange "
+            "the columns image and text of the manifest"
+        )
     for side, width in sides:
         if examples.width(side) != width:
             raise ShapeError(
@@ -256,10 +262,7 @@ def _rows(learnt: Learnt, examples: Examples, targets: Targets, tell: Tell) -> R
             tell(f"note: only the test part of the column split: {counted(len(rows), 'pair')}")
     elif targets.split is not None:
         tell("note: the column split is not used: it has no test part")
-    pairs, images = learnt
-    known = np.array(
-        [(examples.ids[row], examples.image_key[row]) in pairs for row in rows.tolist()], bool
-    )
+    known = learnt.known(examples, rows)
     if known.all() and len(known):
         tell(
             f"warning: all {counted(len(rows), 'pair')} stood in training or validation of this "
@@ -272,38 +275,13 @@ def _rows(learnt: Learnt, examples: Examples, targets: Targets, tell: Tell) -> R
             f"run: left out, {len(rows) - int(known.sum()):,} remain"
         )
         rows = rows[~known]
-    seen = sum(examples.image_key[row] in images for row in rows.tolist())
+    seen = sum(examples.image_key[row] in learnt.images for row in rows.tolist())
     if seen:
         tell(
             f"warning: {counted(seen, 'pair')} of {len(rows):,} with an image that the run has "
             "learnt from: these numbers may be too good"
         )
     return rows
-
-
-def _learnt(path: str) -> Learnt:
-    """Id and image of the pairs that weights were fitted or chosen on, and their images.
-
-    Raises:
-        FeatureFileError: the list is not there, or damaged.
-    """
-    with open_regular(path) as file:
-        try:
-            rows = list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
-        except (ValueError, csv.Error) as error:
-            raise FeatureFileError(
-                f"{path}: is damaged, {one_line(error)}: without it pairs that the run has learnt "
-                "from cannot be left out; copy the run's folder again"
-            ) from None
-    if any(row.get(name) is None for row in rows for name in ("id", "image", "split")):
-        raise FeatureFileError(
-            f"{path}: is damaged, a row has not the columns id, image and split: without them "
-            "pairs that the run has learnt from cannot be left out; copy the run's folder again"
-        )
-    folder, name = os.path.split(path)
-    check_sum(sums_of_run(folder), folder, name, file_sum(path))
-    learnt = [row for row in rows if row.get("split") != "test" and row.get("image")]
-    return {(row["id"], row["image"]) for row in learnt}, {row["image"] for row in learnt}
 
 
 def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> str:
@@ -328,7 +306,9 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     folder = os.path.dirname(os.path.realpath(options.output))
     if not os.path.isdir(folder):  # before everything is read
         raise OutputError(f"{options.output}: its folder {folder} does not exist: make it first")
-    run = open_run(options.run)
+    with reading_run(options.run):
+        run = open_run(options.run)
+        learnt = _learnt_if_known(options.run, tell)
     source = SourceOptions(options.pairs, None, options.reading, options.max_memory)
     data = open_data(source, tell, progress.reading)
     data.inputs.check(options.output)
@@ -340,5 +320,21 @@ def predict_run(options: RunOptions, tell: Tell, progress: ReadingProgress) -> s
     refuse_nonfinite(options.run, FUSION, data.examples.ids, logits)
     info = PairInfo(data.examples.ids, text_mask=data.examples.text_mask)
     said = ModelLogits(FUSION, logits, calibration_of(stored))
+    for note in (
+        labels_said(run.task, run.names, said.calibration.thresholds),
+        learnt.of_predictions(data.examples) if learnt is not None else "",
+    ):
+        if note:
+            tell(f"note: {note}")
     write_bytes(options.output, answers_csv(run.task, run.names, info, said), options.force)
     return options.output
+
+
+def _learnt_if_known(path: str, tell: Tell) -> Learnt | None:
+    """The pairs that a run has learnt from; None, and a warning, where its list is not whole: the
+    predictions do not need it."""
+    try:
+        return read_learnt(os.path.join(path, SPLIT))
+    except FeatureFileError as error:
+        tell(f"warning: {error}: it is not known which of these pairs the run has learnt from")
+        return None

@@ -14,6 +14,7 @@ from fusecli.training.bootstrap import DRAWS, Interval
 from fusecli.training.interaction import Interaction
 from fusecli.training.results import ModelResult, PartResult
 from fusecli.training.shuffle import Shuffled
+from fusecli.training.threshold_notes import accuracy_said
 from fusecli.training.verdict import interaction_sentences, plain, signed, verdict
 
 FORMAT = 1  # of metrics.json; a key that is renamed or dropped makes it 2
@@ -249,6 +250,8 @@ def report_md(result: PartResult, facts: Facts, interaction: Interaction | None 
     lines += ["", "## Verdict", ""]
     lines += [f"- {sentence}" for sentence in sentences(result, interaction)]
     lines += ["", "## Models", "", *_markdown(table_rows(result))]
+    if said := accuracy_said(metrics_json(result, facts)):
+        lines += ["", f"{said[0].upper()}{said[1:]}."]
     lines += ["", *_differences(result), *_classes(result), *_confusion(result)]
     if facts.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in facts.notes), ""]

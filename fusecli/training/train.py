@@ -51,6 +51,7 @@ from fusecli.training.split import (
 )
 from fusecli.training.tables import ModelLogits, PairInfo, predictions_csv, split_csv
 from fusecli.training.targets import Targets
+from fusecli.training.threshold_notes import accuracy_said
 from fusecli.training.train_notes import NotedProgress, Notes, TrainProgress
 
 Rows = NDArray[np.int64]
@@ -114,7 +115,7 @@ def run_training(options: TrainOptions, tell: Tell, progress: TrainProgress) -> 
             there = (run.folder.path / RUN_WEIGHTS).exists()
             if stored is not None and there and are_whole(options.output):
                 run.folder.finish()
-                return Outcome(options.output, stored, summary_lines(stored), True)
+                return Outcome(options.output, stored, _lines(stored), True)
         # Not only while models are trained: with more threads the last digits are others, and a
         # run that goes on in a process of fewer would end with other bytes.
         with one_thread_a_model():
@@ -309,7 +310,13 @@ class _Run:
         metrics[SUMS_KEY] = self.folder.sums((SPLIT,))
         self.folder.write(METRICS, [as_json(metrics)])
         self.folder.finish()
-        return Outcome(output, metrics, summary_lines(metrics), False)
+        return Outcome(output, metrics, _lines(metrics), False)
+
+
+def _lines(metrics: dict[str, Any]) -> list[str]:
+    """What is printed at the end."""
+    said = accuracy_said(metrics)
+    return [*summary_lines(metrics), *([f"note: {said}"] if said else [])]
 
 
 def _widened(logits: NDArray[np.floating], like: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -16,7 +16,8 @@ from fusecli.errors import FeatureFileError, OutputError, UsageError
 from fusecli.features.folder_lock import folder_lock
 from fusecli.fusion.run_sums import are_whole
 from fusecli.training import evaluate
-from fusecli.training.evaluate import LoadedRun, _learnt, open_run
+from fusecli.training.evaluate import LoadedRun, open_run
+from fusecli.training.learnt import read_learnt
 from fusecli.training.run_folder import RunFolder
 from fusecli.training.source import Data, open_data
 from tests.faults.running import contents, run
@@ -47,7 +48,7 @@ def test_file_of_another_run_is_refused(folder_of_run: Path, name: str) -> None:
     assert are_whole("run")
     make_other(name)
     with pytest.raises(FeatureFileError, match=f"run/{name}: is not the file that this run has w"):
-        _learnt("run/split.csv") if name == "split.csv" else open_run("run")
+        read_learnt("run/split.csv") if name == "split.csv" else open_run("run")
     assert not are_whole("run")
     if name == "weights.safetensors":
         done = run(*PREDICT)

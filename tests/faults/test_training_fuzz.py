@@ -18,9 +18,9 @@ import pytest
 from fusecli.errors import FuseError
 from fusecli.training.checkpoint import Checkpoints, EpochRecord, JobState
 from fusecli.training.encode import Tokens, make_targets, may_be_tags
-from fusecli.training.evaluate import _learnt
 from fusecli.training.label_checks import doubts, refuse_unreadable
 from fusecli.training.labels import labels_of_file
+from fusecli.training.learnt import read_learnt
 from fusecli.training.options import LabelOptions
 from fusecli.training.report import summary_lines
 from fusecli.training.run_files import read_metrics
@@ -81,7 +81,7 @@ def test_list_of_pairs_that_a_run_has_learnt_from(folder_of_run: Path) -> None:
         record.write_bytes(mutated(data, chance))
         with bounds():
             try:
-                _learnt(str(record))
+                read_learnt(str(record))
             except FuseError as error:
                 said.append(str(error))
     assert said
