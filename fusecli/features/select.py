@@ -46,6 +46,14 @@ _OTHER_THINGS = frozenset(
 )
 
 
+# The last parts of the names that torch gives to the parameters and buffers of a module.
+_PARAMETERS = (
+    *("weight", "bias", "in_proj_weight", "in_proj_bias"),
+    *("running_mean", "running_var", "num_batches_tracked"),
+)
+_OF_A_WHOLE_MODEL = 10
+
+
 def choose_tensor(
     file: FeatureFile, side: Side, key: str | None, allow_integers: bool = False
 ) -> StoredTensor:
@@ -180,6 +188,11 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
     names = list(file.tensors)
     if len(names) == 1:
         return _only_key(file, side, names[0])
+    of_model = sum(_base(name) in _PARAMETERS for name in names)
+    mostly = 2 * of_model > len(names)
+    # A whole model has a few others too, such as CLIP's positional_embedding.
+    if names and (of_model == len(names) or (mostly and of_model >= _OF_A_WHOLE_MODEL)):
+        raise FeatureFileError(_refused_parameters(file, side))
     left = [
         name
         for name in names
@@ -210,14 +223,22 @@ def _chosen_key(file: FeatureFile, side: Side, key: str | None) -> str:
         return either[0]
     left = [name for name in left if not _base(name).endswith(_NO_FEATURES)]
     left = [name for name in left if file.tensors[name].source.problem is None] or left
-    if len(left) == 1:
-        return left[0]
     inside = [name for name in left if _side_of_nest(name) == side]
-    if len(inside) == 1:  # image/x beside text/x
-        return inside[0]
+    for only in (left, inside):  # the second: image/x beside text/x
+        if len(only) == 1 and not (mostly and _base(only[0]) in _PARAMETERS):
+            return only[0]
+    if mostly:
+        raise FeatureFileError(_refused_parameters(file, side))
     raise FeatureFileError(
         f"{file.where}: none of its tensors is known as {side} features, "
         f"say --{side}-key{_of_a_list(file, side)}: {file.listed}"
+    )
+
+
+def _refused_parameters(file: FeatureFile, side: Side) -> str:
+    return (
+        f"{file.where}: its tensors look like the parameters of a model: give the {side} features "
+        f"that the model makes, or say --{side}-key if one of them is features: {file.listed}"
     )
 
 

@@ -287,3 +287,38 @@ def test_string_array_beside_the_features_does_no_harm(folder: Path, cli: Callab
     refused = cli("fuse", "image.npy", "text.npz", "--text-key", "words", "-o", "b.npy")
     assert refused.code == 1
     assert refused.err.startswith("error: text.npz[words]: holds strings")
+
+
+# ------------------------------------------------------------------- parameters of a model
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["weight", "bias"],
+        ["text.proj.weight", "image.proj.weight"],  # else each is the only one of its side
+        ["bn.running_mean", "bn.running_var", "bn.num_batches_tracked", "bn.weight", "bn.bias"],
+        ["attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight"],
+        ["a.weight", "a.bias", "b.weight", "cls_token", "gamma"],  # most of them are
+        ["text.proj.weight", "image.proj.weight", "logit_scale"],
+        ["weight", "bias", "x"],
+        [
+            *(f"visual.blocks.{i}.{name}" for i in range(6) for name in ("weight", "bias")),
+            *("visual.positional_embedding", "positional_embedding", "text_embedding"),
+        ],
+    ],
+)
+def test_parameters_of_a_model_are_refused_as_such(side: str, keys: list[str]) -> None:
+    with pytest.raises(FeatureFileError) as caught:
+        chosen(side, *keys)
+    said = str(caught.value)
+    assert said.startswith("a.npz: its tensors look like the parameters of a model: give the ")
+    assert f"{side} features that the model makes, or say --{side}-key if" in said
+    assert choose_tensor(holding(*keys), side, keys[0]).key == keys[0]
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_features_beside_parameters_are_found(side: str) -> None:
+    assert chosen(side, "weight", "bias", "last_hidden_state") == "last_hidden_state"
+    assert chosen(side, "weight") == "weight"  # the only tensor needs no name
