@@ -17,6 +17,7 @@ from fusecli.pairs.open import open_pairs
 from fusecli.pairs.pair import PairOptions
 from fusecli.training import evaluate
 from fusecli.training.fit_progress import Quiet
+from fusecli.training.learnt import Learnt
 from fusecli.training.options import LabelOptions, TrainOptions
 from fusecli.training.pair_files import PairFiles
 from fusecli.training.source import Data, SourceOptions, open_data
@@ -176,7 +177,7 @@ def test_evaluate_says_of_the_column_split_only_what_it_uses(task, monkeypatch) 
     columns = ("split",) if task == "match" else ("label", "split")
     names = () if task == "match" else ("a", "b")
     monkeypatch.setattr(evaluate, "open_run", lambda path: evaluate.LoadedRun(task, names, []))
-    monkeypatch.setattr(evaluate, "_learnt", lambda path: (set(), set()))
+    monkeypatch.setattr(evaluate, "read_learnt", lambda path: Learnt(frozenset(), frozenset()))
     monkeypatch.setattr(evaluate, "refuse_other_widths", stop)
     said: list[str] = []
     options = evaluate.RunOptions("run", manifest_of_19(*columns))
