@@ -9,8 +9,9 @@ from typing import NamedTuple
 from fusecli.errors import ShapeError
 from fusecli.features.axes import Axes, Side
 from fusecli.features.file import FeatureFile
+from fusecli.features.formats.table import TORCH_ENDINGS
 from fusecli.features.mask_names import is_known_mask, side_named
-from fusecli.features.python_path import TORCH_ENDINGS, Path, in_python, indexed, is_plain
+from fusecli.features.python_path import Path, in_python, indexed, is_plain
 from fusecli.features.tensor import StoredTensor
 
 _ALL_LAYERS = "hidden_states"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fusecli.features.axes import Side
 from fusecli.features.file import FeatureFile
-from fusecli.features.python_path import TORCH_ENDINGS, in_python, indexed, is_plain
+from fusecli.features.formats.table import TORCH_ENDINGS
+from fusecli.features.python_path import in_python, indexed, is_plain
 
 
 def remedy_for_list(file: FeatureFile, side: Side) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 from fusecli.errors import FeatureFileError
 from fusecli.features.file import FeatureFile, open_regular
+from fusecli.features.formats.table import TORCH_ENDINGS
 from fusecli.records import record
 
 PLAIN_NAME = re.compile(r"[\w./\-]+", re.ASCII)  # that needs no quotes in a shell or in Python
-TORCH_ENDINGS = (".pt", ".pth", ".ckpt")
 # What torch.load takes with its weights_only besides torch's own.
 _TAKEN = frozenset(
     (

@@ -46,9 +46,7 @@ class InspectedTensor(Part):
     problem: str | None
     stats: TensorStats | None
 
-    def entries(self) -> Iterator[tuple[str, Any]]:
-        """As of every part, without `stats` where there are none."""
-        return (item for item in super().entries() if item != ("stats", None))
+    left_out_if_none = frozenset(("stats",))
 
 
 @keyword_dataclass

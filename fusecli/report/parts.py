@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fusecli.features.literals import MaskStyle
 from fusecli.fusion.literals import (
@@ -27,12 +27,20 @@ Setting = bool | int | float | None
 
 
 class Part(Values, Mapping[str, Any]):
-    """Named values, which can also be read as a mapping."""
+    """Named values, which can also be read as a mapping.
+
+    Attributes:
+        left_out_if_none: names of fields that the JSON has only where they are not None.
+    """
+
+    left_out_if_none: ClassVar[frozenset[str]] = frozenset()
 
     def entries(self) -> Iterator[tuple[str, Any]]:
         """Keys and values as the JSON has them, in its order."""
         for field in fields(self):  # type: ignore[arg-type] # every subclass is a dataclass
-            yield field.name, getattr(self, field.name)
+            value = getattr(self, field.name)
+            if value is not None or field.name not in self.left_out_if_none:
+                yield field.name, value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -262,9 +270,7 @@ class MapsPart(Part):
     bytes: int
     layer: int | None
 
-    def entries(self) -> Iterator[tuple[str, Any]]:
-        """As of every part, without `layer` where there is none."""
-        return (item for item in super().entries() if item != ("layer", None))
+    left_out_if_none = frozenset(("layer",))
 
 
 @keyword_dataclass

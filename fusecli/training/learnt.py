@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from fusecli.errors import FeatureFileError, counted
 from fusecli.features.file import open_regular
 from fusecli.features.formats.base import one_line
-from fusecli.fusion.run_sums import check_sum, file_sum, sums_of_run
+from fusecli.fusion.run_sums import check_sum, sums_of_run
 from fusecli.training.examples import Examples
 
 Rows = NDArray[np.int64]
@@ -59,14 +60,15 @@ def read_learnt(path: str) -> Learnt:
         FeatureFileError: the list is not there, or damaged.
     """
     with open_regular(path) as file:
-        try:
-            reader = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
-            rows = list(reader)
-        except (ValueError, csv.Error) as error:
-            raise FeatureFileError(
-                f"{path}: is damaged, {one_line(error)}: without it pairs that the run has learnt "
-                "from cannot be left out; copy the run's folder again"
-            ) from None
+        content = file.read()
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode(), newline=""))
+        rows = list(reader)
+    except (ValueError, csv.Error) as error:
+        raise FeatureFileError(
+            f"{path}: is damaged, {one_line(error)}: without it pairs that the run has learnt "
+            "from cannot be left out; copy the run's folder again"
+        ) from None
     part = "fold" if "fold" in (reader.fieldnames or ()) else "split"
     if any(row.get(name) is None for row in rows for name in ("id", "image", part)):
         raise FeatureFileError(
@@ -74,7 +76,7 @@ def read_learnt(path: str) -> Learnt:
             "pairs that the run has learnt from cannot be left out; copy the run's folder again"
         )
     folder, name = os.path.split(path)
-    check_sum(sums_of_run(folder), folder, name, file_sum(path))
+    check_sum(sums_of_run(folder), folder, name, hashlib.sha256(content).hexdigest())
     learnt = [row for row in rows if row.get("split") != "test" and row["image"]]
     return Learnt(
         frozenset((row["id"], row["image"]) for row in learnt),

@@ -42,3 +42,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder_of_run(trained: Path, folder: Path) -> Path:
     shutil.copytree(trained, folder, dirs_exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def inputs(folder: Path) -> Path:
+    """One pair of files, `image.npy` and `text.npy`."""
+    rng = np.random.default_rng(0)
+    np.save("image.npy", rng.standard_normal((3, 16)).astype(np.float32))
+    np.save("text.npy", rng.standard_normal((5, 16)).astype(np.float32))
+    return folder

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fusecli.features import atomic
@@ -21,14 +20,6 @@ JOB = (
     *("-o", "out.npy", "--attention", "maps.npy"),
     *("--report", "one.json", "--report", "two.json"),
 )
-
-
-@pytest.fixture
-def inputs(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-    np.save("image.npy", rng.standard_normal((3, 16)).astype(np.float32))
-    np.save("text.npy", rng.standard_normal((5, 16)).astype(np.float32))
-    return folder
 
 
 def contents() -> dict[str, bytes]:

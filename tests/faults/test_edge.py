@@ -16,15 +16,6 @@ import torch
 from fusecli.errors import out_of_memory
 from fusecli.job import run as job_run
 
-
-@pytest.fixture
-def inputs(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-    np.save("image.npy", rng.standard_normal((3, 16)).astype(np.float32))
-    np.save("text.npy", rng.standard_normal((5, 16)).astype(np.float32))
-    return folder
-
-
 JOB = ("fuse", "image.npy", "text.npy", "-o", "out.npy", "--quiet")
 
 

@@ -39,14 +39,6 @@ KINDS: dict[str, Callable[[str], None]] = {
 }
 
 
-@pytest.fixture
-def inputs(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-    np.save("image.npy", rng.standard_normal((4, 16)).astype(np.float32))
-    np.save("text.npy", rng.standard_normal((5, 16)).astype(np.float32))
-    return folder
-
-
 def appears(
     patch: pytest.MonkeyPatch, where: Any, name: str, make: Callable[[str], None], at: str = ""
 ) -> None:

@@ -8,17 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-D, H = 48, 4
+from tests.fusion.attention_alone import D, H, save_pair
 
 
 @pytest.fixture(autouse=True)
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    image, text = torch.randn(6, D), torch.randn(7, D)
-    for folder, name, tensor in (("images", "image", image), ("texts", "text", text)):
+    image, text = save_pair()
+    for folder, tensor in (("images", image), ("texts", text)):
         Path(folder).mkdir()
-        np.save(f"{name}.npy", tensor.numpy())
         np.save(f"{folder}/0.npy", tensor.numpy())
     return image, text
 

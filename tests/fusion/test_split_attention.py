@@ -12,17 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-D, H = 48, 4
+from tests.fusion.attention_alone import D, H, save_pair
 
 
 @pytest.fixture(autouse=True)
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    image, text = torch.randn(6, D), torch.randn(7, D)
-    np.save("image.npy", image.numpy())
-    np.save("text.npy", text.numpy())
-    return image, text
+    return save_pair()
 
 
 def attended(layers: list[nn.Linear | None], image: torch.Tensor, text: torch.Tensor) -> np.ndarray:

@@ -10,12 +10,12 @@ import os
 import re
 from io import BufferedReader
 
-from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, load_format
+from fusecli.features.formats.table import FORMATS, READABLE_ENDINGS, TORCH_ENDINGS, load_format
 
 _LOOKED_AT = 512  # bytes
 _TAR_MARK = 257  # where "ustar" stands in a tar archive
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_OWN_WORDS = (".npz", ".pt", ".pth", ".ckpt")
+_OWN_WORDS = (".npz", *TORCH_ENDINGS)
 _DOWNLOAD = "download the file again, and log in where the server asks for it"
 _ENCODE = "give what an encoder makes of it"
 

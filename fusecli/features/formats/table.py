@@ -28,11 +28,13 @@ class Entry(NamedTuple):
     writable: bool
 
 
+TORCH_ENDINGS = (".pt", ".pth", ".ckpt")
+
 FORMATS = (
     Entry("npy", (".npy",), writable=True),
     Entry("npz", (".npz",), writable=True),
     Entry("safetensors", (".safetensors",), writable=True),
-    Entry("torch_checkpoint", (".pt", ".pth", ".ckpt"), writable=False),
+    Entry("torch_checkpoint", TORCH_ENDINGS, writable=False),
 )
 
 _BY_ENDING = {ending: entry for entry in FORMATS for ending in entry.endings}
